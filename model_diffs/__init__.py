@@ -1,0 +1,1 @@
+"""What an intervention did to a language model, measured in weights and activations."""

@@ -1,0 +1,66 @@
+"""Bootstrap intervals over documents.
+
+The document is what was sampled; its tokens are not independent. So documents are resampled with
+replacement, all their tokens with them, and the statistic is computed again on each resample
+(Efron & Tibshirani 1993, percentile interval). Two sides of a comparison use the same resamples.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its 95 % interval; scalars or arrays of one shape."""
+
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def document_weights(documents: int, seed: int, resamples: int = RESAMPLES) -> NDArray[np.float64]:
+    """How often each document is drawn in each resample: `[resamples, documents]`, rows sum to it.
+
+    The same seed and number of documents give the same draws, which is what pairs intervals.
+    """
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(documents, size=(resamples, documents))
+    rows = np.arange(resamples)[:, None] * documents
+    counts = np.bincount((draws + rows).ravel(), minlength=resamples * documents)
+    return counts.reshape(resamples, documents).astype(np.float64)
+
+
+def percentile_interval(estimate: ArrayLike, resampled: ArrayLike) -> Interval:
+    """Percentile interval from the statistic on each resample (first axis)."""
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(np.asarray(resampled), [tail, 100 - tail], axis=0)
+    return Interval(np.asarray(estimate, dtype=np.float64), low, high)
+
+
+def ratio_interval(sums: ArrayLike, counts: ArrayLike, seed: int) -> Interval:
+    """Mean over tokens, Σ sums / Σ counts, with documents resampled.
+
+    `sums`: `[documents, …]` per-document sums; `counts`: `[documents]` tokens of each. Means over
+    tokens are ratios of two document totals, so both are drawn anew together.
+    """
+    sums = np.asarray(sums, dtype=np.float64)
+    counts = np.asarray(counts, dtype=np.float64)
+    if len(sums) != len(counts) or len(sums) == 0:
+        raise ValueError(f"{len(sums)} sums for {len(counts)} documents")
+    flat = sums.reshape(len(sums), -1)
+    weights = document_weights(len(sums), seed)
+    totals = weights @ counts
+    if not (totals > 0).all():
+        raise ValueError("a resample has no tokens: documents without tokens must be left out")
+    resampled = ((weights @ flat) / totals[:, None]).reshape(-1, *sums.shape[1:])
+    return percentile_interval(sums.sum(0) / counts.sum(), resampled)
+
+
+def mean_interval(values: ArrayLike, seed: int) -> Interval:
+    """Mean of per-document values `[documents, …]`, each document weighing the same."""
+    values = np.asarray(values, dtype=np.float64)
+    return ratio_interval(values, np.ones(len(values)), seed)
