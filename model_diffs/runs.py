@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 RECORD = "run.json"
 PARTIAL = ".partial"
 # Packages whose version can change a number; recorded when the process imported them.
-PACKAGES = (
-    "accelerate datasets matplotlib numpy pandas peft safetensors scipy tokenizers torch transformers"
-).split()
+PACKAGES = [
+    *("accelerate", "datasets", "matplotlib", "numpy", "pandas", "peft", "safetensors", "scipy"),
+    *("scikit-learn", "tokenizers", "torch", "transformers"),
+]
+IMPORTED_AS = {"scikit-learn": "sklearn"}
 
 
 # ── names ─────────────────────────────────────────────────────────────────────────────────────────
@@ -229,7 +231,9 @@ class Run:
                 for column, value in values.items():
                     if isinstance(value, float) and math.isnan(value):
                         raise ValueError(f"NaN in {name}.csv, column {column}: {values}")
-            frame = pd.DataFrame(rows, columns=columns)
+            frame = (
+                pd.DataFrame(rows) if columns is None else pd.DataFrame(rows, columns=[*columns])
+            )
         frame.to_csv(self.path / f"{name}.csv", index=False, lineterminator="\n")
         return frame
 
@@ -282,7 +286,9 @@ def _process_facts() -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "python": platform.python_version(),
-        "packages": {n: metadata.version(n) for n in PACKAGES if n in sys.modules},
+        "packages": {
+            n: metadata.version(n) for n in PACKAGES if IMPORTED_AS.get(n, n) in sys.modules
+        },
         "git_commit": _git_commit(),
     }
     torch = sys.modules.get("torch")

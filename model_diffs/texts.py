@@ -49,7 +49,7 @@ def read_split(path: str | Path, name: str, max_samples: int = 0) -> Split:
 
 
 def check_disjoint(forget: Split, retain: Split) -> None:
-    """Raise BadInput where the two splits share a line: the contrast between them would be false."""
+    """Raise BadInput where the splits share a line: the contrast between them would be false."""
     shared = set(forget.texts) & set(retain.texts)
     if shared:
         example = min(shared)[:60]

@@ -1,0 +1,182 @@
+"""One look for all figures: panels of lines over layers, and grouped bars.
+
+Base grey, filtered blue, each unlearning method a colour of its own; forget solid, retain dashed;
+an interval is a band, zero or chance a thin line.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed, and none is touched
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+BASE = "#6f6f6f"
+FILTERED = "#1f6fb4"
+ATTENTION = "#b4591f"
+MLP = "#2f7d5b"
+# Chosen to stay apart from one another, from grey and from blue, also in greyscale print.
+METHODS = {
+    "ga_simple": "#8c564b",
+    "ga": "#d62728",
+    "grad_diff": "#e377c2",
+    "dpo": "#bcbd22",
+    "npo": "#e07b00",
+    "simnpo": "#c9a227",
+    "rmu": "#7b3fa0",
+    "cb": "#2a9d5c",
+    "lat": "#17a2a8",
+    "cb_lat": "#c2185b",
+}
+OTHERS = ["#9c4f96", "#5b8c2a", "#b8860b", "#a0522d", "#008080", "#cd5c5c"]
+STYLES = {"forget": "-", "retain": "--"}
+WIDTH_INCHES = 12.0
+DPI = 100  # 12 inches make the 1200 pixels that figures are read at
+
+plt.rcParams.update(
+    {
+        "figure.dpi": DPI,
+        "savefig.dpi": DPI,
+        "font.size": 11,
+        "axes.titlesize": 12,
+        "axes.labelsize": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "legend.fontsize": 10,
+        "svg.hashsalt": "model-diffs",  # the same figure gives the same bytes
+    }
+)
+
+
+class Line(NamedTuple):
+    """One line of a panel, with its interval where there is one."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    style: str = "-"
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+class Panel(NamedTuple):
+    """One set of axes over layers."""
+
+    title: str
+    ylabel: str
+    lines: Sequence[Line]
+    reference: float | None = None
+    """Zero or chance: drawn as a thin line and named."""
+    reference_label: str = ""
+    log: bool = False
+    from_zero: bool = False
+    """Magnitudes start at zero, so that heights can be compared."""
+    xlabel: str = "block"
+
+
+def method_of(label: str) -> str:
+    """Unlearning method that a model's label names (`base__npo__seed1` → `npo`), else empty."""
+    parts = label.replace("-", "_").split("__")
+    for part in parts[1:]:
+        if part in METHODS:
+            return part
+    # Published names end in the method: …-unfiltered-cb-lat.
+    tail = label.replace("-", "_")
+    named = [m for m in METHODS if tail.endswith("_" + m)]
+    return max(named, key=len, default="")
+
+
+def model_colour(label: str, others: Sequence[str] = ()) -> str:
+    """Colour of a changed model; `others` are the labels of one figure, to keep unknown ones apart.
+
+    Filtered models are known by `filter` in their name, unlearned ones by their method.
+    """
+    method = method_of(label)
+    if method:
+        return METHODS[method]
+    if "filter" in label and "unfilter" not in label:
+        return FILTERED
+    position = sorted(others).index(label) if label in others else 0
+    return OTHERS[position % len(OTHERS)]
+
+
+def short_name(label: str, base: str = "") -> str:
+    """A model's name as a legend has room for it: what sets it apart from the base."""
+    if base and label.startswith(base + "__"):
+        return label[len(base) + 2 :]
+    return label.rsplit("/", 1)[-1]
+
+
+def draw_line(axes: Axes, line: Line) -> None:
+    """Draw one line and its band."""
+    marker = "o" if len(line.x) <= 40 else None
+    axes.plot(
+        line.x, line.y, line.style, color=line.colour, label=line.label, marker=marker, ms=4, lw=1.8
+    )
+    if line.low is not None and line.high is not None:
+        axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.18, lw=0)
+
+
+def _draw_panel(axes: Axes, panel: Panel, legend: bool) -> None:
+    if panel.reference is not None:
+        axes.axhline(panel.reference, color="#999999", lw=0.9, zorder=0)
+        if panel.reference_label:
+            axes.annotate(
+                panel.reference_label,
+                (0.995, panel.reference),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=9,
+                color="#777777",
+            )
+    for line in panel.lines:
+        draw_line(axes, line)
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.xlabel)
+    axes.set_ylabel(panel.ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if panel.log:
+        axes.set_yscale("log")
+    elif panel.from_zero:
+        axes.set_ylim(bottom=0)
+    if legend and panel.lines:
+        axes.legend(loc="best")
+
+
+def layer_figure(
+    title: str, panels: Sequence[Panel], columns: int = 2, legend: str = "each"
+) -> Figure:
+    """Panels of lines over layers under one title; those without a line are left out.
+
+    `legend`: `each` panel its own, or `first` only where all panels show the same lines. Raises
+    ValueError where no panel has a line.
+    """
+    panels = [panel for panel in panels if panel.lines]
+    if not panels:
+        raise ValueError(f"nothing to draw in {title!r}")
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(WIDTH_INCHES if columns > 1 else 9.0, 4.2 * rows + 0.6),
+        squeeze=False,
+        layout="constrained",
+    )
+    axes = [cell for row in grid for cell in row]
+    for position, (cell, panel) in enumerate(zip(axes, panels, strict=False)):
+        _draw_panel(cell, panel, legend == "each" or position == 0)
+    for cell in axes[len(panels) :]:
+        cell.remove()
+    figure.suptitle(title, fontsize=13)
+    return figure
