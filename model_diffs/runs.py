@@ -8,21 +8,18 @@ import errno
 import json
 import math
 import os
-import platform
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_diffs.errors import BadInput
+from model_diffs.provenance import process_facts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,13 +27,6 @@ if TYPE_CHECKING:
 
 RECORD = "run.json"
 PARTIAL = ".partial"
-# Packages whose version can change a number; recorded when the process imported them.
-PACKAGES = [
-    *("accelerate", "datasets", "matplotlib", "numpy", "pandas", "peft", "safetensors", "scipy"),
-    *("scikit-learn", "tokenizers", "torch", "transformers"),
-]
-IMPORTED_AS = {"scikit-learn": "sklearn"}
-
 
 # ── names ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -266,7 +256,7 @@ class Run:
             "command": " ".join(sys.argv),
             "arguments": _jsonable(self.planned.arguments),
             **_jsonable(self.facts),
-            **_process_facts(),
+            **process_facts(),
             "seconds": round(time.perf_counter() - self.started, 3),
             "outputs": outputs,
             "inputs": inputs,
@@ -277,36 +267,6 @@ class Run:
             os.fsync(handle.fileno())
         _replace(self.path, self.planned.folder)
         return record
-
-
-def _process_facts() -> dict[str, Any]:
-    # ru_maxrss is in KiB on Linux and in bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    facts: dict[str, Any] = {
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "python": platform.python_version(),
-        "packages": {
-            n: metadata.version(n) for n in PACKAGES if IMPORTED_AS.get(n, n) in sys.modules
-        },
-        "git_commit": _git_commit(),
-    }
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        facts["device_name"] = torch.cuda.get_device_name()
-        facts["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
-    return facts
-
-
-def _git_commit() -> str | None:
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        return None
-    return found.stdout.strip() or None
 
 
 def _replace(new: Path, final: Path) -> None:

@@ -1,0 +1,48 @@
+"""What produced a result: versions, memory, device, commit."""
+
+import platform
+import resource
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# Packages whose version can change a number; recorded when the process imported them.
+PACKAGES = [
+    *("accelerate", "datasets", "matplotlib", "numpy", "pandas", "peft", "safetensors", "scipy"),
+    *("scikit-learn", "tokenizers", "torch", "transformers"),
+]
+IMPORTED_AS = {"scikit-learn": "sklearn"}
+
+
+def process_facts() -> dict[str, Any]:
+    """Time, peak memory, versions, device and commit of this process. No host name, no secret."""
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    facts: dict[str, Any] = {
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "python": platform.python_version(),
+        "packages": {
+            n: metadata.version(n) for n in PACKAGES if IMPORTED_AS.get(n, n) in sys.modules
+        },
+        "git_commit": _git_commit(),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        facts["device_name"] = torch.cuda.get_device_name()
+        facts["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return facts
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None
