@@ -7,7 +7,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -107,6 +107,17 @@ def add_texts(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--skip-first", type=natural, default=0, help="leave out the first N positions of a sample"
     )
+    group.add_argument(
+        "--side-by-side",
+        choices=["auto", "yes", "no"],
+        default="auto",
+        help="run all models together, or each alone against a disk cache of the base's states",
+    )
+    group.add_argument(
+        "--cache-fp16",
+        action="store_true",
+        help="halve that cache; its rounding shows in small differences",
+    )
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +185,36 @@ def model_runs(options: argparse.Namespace, folder: str) -> list[PlannedRun]:
         place = Path(options.outdir) if options.outdir else Path(options.outroot) / label / folder
         planned.append(PlannedRun(place, label, {**recorded(options), "model": model}, model))
     return _one_folder_each(planned)
+
+
+def plot_runs(
+    options: argparse.Namespace, folder: str, tables: Sequence[str | None]
+) -> list[PlannedRun]:
+    """Planned runs of a plotting step: of its comparisons, or of tables that were named instead."""
+    if any(tables):
+        if not options.outdir:
+            raise BadInput("a table given by itself needs --outdir for its figures")
+        return [PlannedRun(Path(options.outdir), options.title or "", recorded(options))]
+    if not (options.model_a and options.model_b):
+        raise BadInput("name --model-a and --model-b, or a table to draw and --outdir")
+    return comparison_runs(options, folder)
+
+
+def title_of(planned: PlannedRun) -> str:
+    """Title of a comparison's figures: --title, or the two models."""
+    title = planned.arguments.get("title")
+    if title or not planned.model_b:
+        return str(title or planned.label)
+    base = runs.model_label(planned.model_a)
+    return f"{base} → {runs.short_label(planned.model_b, base)}"
+
+
+def names_of(planned: PlannedRun) -> tuple[str, str]:
+    """Short names of base and changed model, for legends."""
+    if not planned.model_b:
+        return "model A", "model B"
+    base = runs.model_label(planned.model_a)
+    return base, runs.short_label(planned.model_b, base)
 
 
 # ── start and end of a script ─────────────────────────────────────────────────────────────────────

@@ -5,7 +5,7 @@ an interval is a band, zero or chance a thin line.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
 
@@ -14,6 +14,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BASE = "#6f6f6f"
 FILTERED = "#1f6fb4"
@@ -109,11 +112,16 @@ def model_colour(label: str, others: Sequence[str] = ()) -> str:
     return OTHERS[position % len(OTHERS)]
 
 
-def short_name(label: str, base: str = "") -> str:
-    """A model's name as a legend has room for it: what sets it apart from the base."""
-    if base and label.startswith(base + "__"):
-        return label[len(base) + 2 :]
-    return label.rsplit("/", 1)[-1]
+def column_line(
+    table: "pd.DataFrame", column: str, label: str, colour: str, style: str = "-", x: str = "layer"
+) -> Line:
+    """The line of a table's column over its layers, with `_low` and `_high` where they stand."""
+    rows = table[table[column].notna()]
+    low, high = (
+        rows[f"{column}_{end}"].tolist() if f"{column}_{end}" in rows else None
+        for end in ("low", "high")
+    )
+    return Line(label, rows[x].tolist(), rows[column].tolist(), colour, style, low, high)
 
 
 def draw_line(axes: Axes, line: Line) -> None:

@@ -57,6 +57,12 @@ def comparison_label(model_a: str, model_b: str) -> str:
     return f"{model_label(model_a)}__to__{model_label(model_b)}"
 
 
+def short_label(model: str, base: str) -> str:
+    """A model's name as a legend has room for it: without the base's, where it begins with that."""
+    label = model_label(model)
+    return label.removeprefix(base + "__") or label
+
+
 # ── planned runs and their state ──────────────────────────────────────────────────────────────────
 
 
@@ -166,6 +172,21 @@ def pending(planned_runs: Iterable[PlannedRun], force: bool = False) -> list[Pla
             print(f"{planned.folder}: stale, {found.reason}")
         todo.append(planned)
     return todo
+
+
+def read_table(path: Path, hint: str) -> "pd.DataFrame":
+    """A CSV as a DataFrame. Raises BadInput, with `hint`, where it is missing or has no row."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError as error:
+        raise BadInput(f"{path}: no such table; {hint}") from error
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a table; {hint}") from error
+    if table.empty:
+        raise BadInput(f"{path}: no row in it; {hint}")
+    return table
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────
