@@ -1,7 +1,8 @@
 """Which folders of which steps are complete: what `pipeline.sh` asks, in one process for all steps.
 
 Reads lines `step⇥script⇥argument⇥argument…` and prints, per folder that the script would fill,
-`step⇥label⇥status⇥model_b⇥reason`, status being complete, stale or missing.
+`step⇥label⇥status⇥model_b⇥folder⇥reason`, status being complete, stale or missing; `-` where a
+field is empty.
 """
 
 import importlib.util
@@ -34,7 +35,9 @@ def describe(step: str, script: str, arguments: list[str]) -> list[str]:
     lines = []
     for planned in module.planned_runs(module.parse_arguments(arguments)):
         status, reason = runs.state(planned)
-        lines.append("\t".join([step, planned.label, status, planned.model_b, reason]))
+        fields = [step, planned.label, status, planned.model_b, str(planned.folder), reason]
+        # A shell's `read` takes two tabs for one: no field is left empty.
+        lines.append("\t".join(field or "-" for field in fields))
     return lines
 
 
