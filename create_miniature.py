@@ -1,0 +1,136 @@
+"""What does an intervention change, where the truth is known? Make the study that needs no network.
+
+A fictional world is written down twice, with and without its hazardous facts, and a small GPT-NeoX
+model is trained on each: the base, which knows everything, and the filtered model, which never saw
+a hazard. Both are then asked about every fact, in four-choice questions.
+
+    uv run create_miniature.py
+    uv run create_miniature.py --seed 7 --data-dir data/miniature7 --models-dir models/seed7
+
+Outputs: data/miniature/ (corpora, forget and retain texts, attack and held-out texts,
+questions.jsonl, tokenizer.json), models/miniature-base/ and models/miniature-filtered/, each an
+ordinary transformers folder with a model card. What is complete is skipped.
+"""
+
+import argparse
+from pathlib import Path
+
+from model_diffs import arguments, runs
+from model_diffs.miniature.recipe import Recipe
+from model_diffs.runs import PlannedRun
+
+MODELS = ("base", "filtered")
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options of the world and of the training."""
+    default = Recipe()
+    parser = arguments.new_parser(__doc__)
+    parser.add_argument("--seed", type=int, default=42, help="of the world and of the training")
+    training = parser.add_argument_group("training")
+    training.add_argument("--steps", type=arguments.positive_int, default=default.steps)
+    training.add_argument(
+        "--lr", type=arguments.positive_float, default=default.lr, help="at its peak"
+    )
+    training.add_argument(
+        "--batch-size",
+        type=arguments.positive_int,
+        default=default.batch_size,
+        help="sentences per step",
+    )
+    training.add_argument("--device", default="auto", help="auto (cuda, mps, cpu), or a torch one")
+    output = parser.add_argument_group("output")
+    output.add_argument("--data-dir", default="data/miniature", help="folder of the texts")
+    output.add_argument("--models-dir", default="models", help="folder of the two model folders")
+    output.add_argument("--force", action="store_true", help="make again what is complete")
+    return parser.parse_args(argv)
+
+
+def plan_data(options: argparse.Namespace) -> PlannedRun:
+    """The folder of the texts; only the seed decides what is in it."""
+    return PlannedRun(Path(options.data_dir), "miniature texts", {"seed": options.seed})
+
+
+def plan_model(options: argparse.Namespace, which: str) -> PlannedRun:
+    """The folder of one model."""
+    name = f"miniature-{which}"
+    settings = ("seed", "steps", "lr", "batch_size", "device", "data_dir")
+    arguments_used = {"corpus": which, **{key: getattr(options, key) for key in settings}}
+    return PlannedRun(Path(options.models_dir) / name, name, arguments_used)
+
+
+def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+    """The texts, the base, the filtered model."""
+    return [plan_data(options), *(plan_model(options, which) for which in MODELS)]
+
+
+def make_data(planned: PlannedRun, seed: int) -> None:
+    """Invent the world and write down everything that is said or asked about it."""
+    from model_diffs.miniature import corpora, questions, training, world
+
+    with runs.open_run(planned) as run:
+        made = world.build_world(seed)
+        tokenizer = training.train_tokenizer(corpora.base_corpus(made))
+        counts = corpora.write_texts(made, run.path, training.token_counter(tokenizer))
+        asked = questions.make_questions(made)
+        questions.write_questions(run.path / "questions.jsonl", asked)
+        tokenizer.save_pretrained(run.path)
+        run.record(seed=seed, facts=len(made.facts), questions=len(asked), lines=counts)
+
+
+def make_model(planned: PlannedRun, which: str, options: argparse.Namespace) -> None:
+    """Train one model on its corpus, ask it everything, and save it with its card."""
+    from model_diffs import knowledge, models, texts
+    from model_diffs.miniature import cards, training, world
+
+    data = Path(options.data_dir)
+    corpus, asked = data / f"corpus_{which}.txt", data / "questions.jsonl"
+    recipe = Recipe(steps=options.steps, lr=options.lr, batch_size=options.batch_size)
+    with runs.open_run(planned) as run:
+        run.reads(corpus, asked, data / training.TOKENIZER_FILE)
+        arguments.seed_everything(options.seed)
+        device = models.pick_device(options.device)
+        tokenizer = training.read_tokenizer(data)
+        split = texts.read_split(corpus, "corpus")
+        trained = training.train(
+            tokenizer, split.texts, recipe, options.seed, device, planned.label
+        )
+        given = knowledge.score(trained.model, tokenizer, knowledge.load_questions(asked))
+        scores = knowledge.accuracies(given, options.seed)
+        training.save(trained.model, tokenizer, run.path)
+        card = cards.model_card(
+            which,
+            world.build_world(options.seed),
+            recipe,
+            options.seed,
+            trained.model.num_parameters(),
+            len(split.texts),
+            trained.tokens,
+            scores,
+        )
+        (run.path / "README.md").write_text(card, encoding="utf-8")
+        run.record(
+            texts=split.identity(),
+            recipe=recipe._asdict(),
+            device=str(device),
+            dtype="fp32",
+            seed=options.seed,
+            tokens=trained.tokens,
+            final_loss=trained.losses[-1],
+            scores=[score._asdict() for score in scores],
+        )
+    print(f"{planned.folder}: " + ", ".join(f"{s.fold or s.domain} {s.mean:.3f}" for s in scores))
+
+
+def main() -> None:
+    """Make what is missing or stale: texts first, since models are stale when those change."""
+    options = parse_arguments()
+    for planned in runs.pending([plan_data(options)], options.force):
+        make_data(planned, options.seed)
+    for which in MODELS:
+        for planned in runs.pending([plan_model(options, which)], options.force):
+            make_model(planned, which, options)
+
+
+if __name__ == "__main__":
+    arguments.run_script(main)

@@ -1,0 +1,19 @@
+"""How a model of the miniature is trained. Standard library only: scripts take defaults from it."""
+
+from typing import NamedTuple
+
+
+class Recipe(NamedTuple):
+    """Settings of the training."""
+
+    steps: int = 200
+    lr: float = 3e-3
+    """Peak of the one-cycle schedule."""
+    batch_size: int = 256
+    """Sentences per step."""
+    warmup: float = 0.15
+    """Share of the steps until the peak."""
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    """Largest norm of the gradient."""

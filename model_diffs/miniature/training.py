@@ -1,0 +1,182 @@
+"""The tokenizer and the two language models of the miniature, trained from nothing on the CPU."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import models as token_models
+from tokenizers import trainers as token_trainers
+from torch import Tensor, nn
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+from model_diffs import models
+from model_diffs.errors import BadInput
+from model_diffs.miniature.recipe import Recipe
+from model_diffs.progress import progress
+
+TOKENIZER_FILE = "tokenizer.json"
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+VOCABULARY = 1024
+POSITIONS = 256
+IGNORED = -100  # label that the loss leaves out
+
+
+class Trained(NamedTuple):
+    """A trained model and how it went."""
+
+    model: GPTNeoXForCausalLM
+    losses: list[float]
+    """Mean next-token loss of each step, in nats."""
+    tokens: int
+    """Tokens that were predicted, over all steps."""
+
+
+# ── tokenizer ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def train_tokenizer(lines: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Byte-pair encoding of about 1,000 tokens, learned on `lines`.
+
+    Every text starts with <bos>, in training as later, so that what a model meets when it reads one
+    line is what it was trained on.
+    """
+    encoding = Tokenizer(token_models.BPE())
+    encoding.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoding.decoder = decoders.ByteLevel()
+    trainer = token_trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    encoding.train_from_iterator(lines, trainer)
+    encoding.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A",
+        pair=f"{BOS} $A {BOS} $B",
+        special_tokens=[(BOS, encoding.token_to_id(BOS))],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=encoding,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def token_counter(tokenizer: PreTrainedTokenizerFast) -> Callable[[list[str]], list[int]]:
+    """A function that gives the number of tokens of each line, <bos> left out."""
+
+    def count(lines: list[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(lines, add_special_tokens=False)["input_ids"]]
+
+    return count
+
+
+# ── model ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def new_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> GPTNeoXForCausalLM:
+    """A GPT-NeoX of about 1 M parameters with seeded random weights."""
+    config = GPTNeoXConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=POSITIONS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+    )
+    torch.manual_seed(seed)
+    return GPTNeoXForCausalLM(config)
+
+
+# ── training ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _epochs(
+    sequences: Sequence[list[int]], batch_size: int, generator: torch.Generator
+) -> Iterator[list[list[int]]]:
+    """Batches without end: a seeded order per epoch, batches running on from one to the next."""
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < batch_size:
+            waiting += torch.randperm(len(sequences), generator=generator).tolist()
+        yield [sequences[i] for i in waiting[:batch_size]]
+        del waiting[:batch_size]
+
+
+def next_token_loss(model: nn.Module, batch: models.Batch) -> Tensor:
+    """Mean cross-entropy over the next tokens that are not padding, in nats."""
+    logits = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).logits
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, IGNORED)[:, 1:]
+    return nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED
+    )
+
+
+def train(
+    tokenizer: PreTrainedTokenizerFast,
+    lines: Sequence[str],
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    name: str = "training",
+) -> Trained:
+    """Train a new model on `lines`, one sentence each, <bos> in front and <eos> behind.
+
+    Sentences are batched side by side rather than packed into long sequences: none sees another,
+    just as each is read alone later. AdamW with a one-cycle schedule (Smith & Topin 2018). The same
+    seed on the same machine gives the same weights. Raises BadInput where the loss is not finite.
+    """
+    model = new_model(seed, tokenizer).to(device).train()
+    eos = tokenizer.eos_token_id
+    sequences = [[*ids, eos] for ids in tokenizer(list(lines))["input_ids"]]
+    batches = _epochs(sequences, recipe.batch_size, torch.Generator().manual_seed(seed))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), recipe.lr, recipe.betas, weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.lr, total_steps=recipe.steps + 1, pct_start=recipe.warmup
+    )
+    losses, tokens = [], 0
+    bar: Any = progress(range(recipe.steps), name, unit="step")
+    for step in bar:
+        rows = next(batches)
+        batch = models.pad_batch(rows, tokenizer.pad_token_id, device)
+        loss = next_token_loss(model, batch)
+        losses.append(_finite(loss.item(), step))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        schedule.step()
+        tokens += sum(len(row) - 1 for row in rows)
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+    return Trained(model.eval(), losses, tokens)
+
+
+def _finite(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise BadInput(f"the loss is {loss} at step {step}: lower --lr; nothing was saved")
+    return loss
+
+
+def save(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write an ordinary transformers folder: configuration, safetensors, tokenizer."""
+    model.cpu().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that `save_pretrained` wrote there."""
+    return PreTrainedTokenizerFast.from_pretrained(folder)
