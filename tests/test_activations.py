@@ -1,0 +1,237 @@
+"""Activation statistics against a loop over single texts and tokens, in fp64."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from model_diffs import activation_cache, models
+from model_diffs.errors import BadInput
+
+FORGET = [
+    "The river at Ava is wide.",
+    "No.",
+    "Seven weavers kept a very long ledger of their looms.",
+]
+RETAIN = ["Birds sing at dawn in the old mill yard.", "A ferry.", "Bread, salt and slow water."]
+FAMILIES = ["gpt_neox", "llama", "qwen2", "gemma2", "mixtral", "gpt2", "opt", "phi", "gemma3"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """Two random models of each family."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        family: tuple(
+            str(tiny_models.save(family, root / f"{family}-{side}", seed=seed))
+            for seed, side in enumerate("ab")
+        )
+        for family in FAMILIES
+    }
+
+
+def options(tmp_path: Path, **changed: object) -> argparse.Namespace:
+    (tmp_path / "forget.txt").write_text("\n".join(FORGET) + "\n\n")
+    (tmp_path / "retain.txt").write_text("\n".join(RETAIN))
+    values = {
+        "forget_text": str(tmp_path / "forget.txt"),
+        "retain_text": str(tmp_path / "retain.txt"),
+        "outroot": str(tmp_path / "outputs"),
+        "max_samples": 0,
+        "max_length": 40,
+        "batch_size": 2,
+        "keep_bos": False,
+        "skip_first": 0,
+        "device": "cpu",
+        "dtype": "fp32",
+        "side_by_side": "auto",
+        "cache_fp16": False,
+        "trust_remote_code": False,
+    }
+    return argparse.Namespace(**{**values, **changed})
+
+
+def states_of(folder: str, text: str, max_length: int) -> tuple[list[int], np.ndarray]:
+    """Token ids and transformers' own hidden states `[S, positions, d]` of one unpadded text."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+    with torch.no_grad():
+        output = model(torch.tensor([ids]), output_hidden_states=True)
+    return ids, torch.stack(output.hidden_states)[:, 0].double().numpy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_statistics_equal_a_loop_over_tokens(
+    family: str, folders: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    a, b = folders[family]
+    found = activation_cache.statistics(options(tmp_path), [a, b], [(a, b)])
+    bos = AutoTokenizer.from_pretrained(a).bos_token_id
+    counted = []
+    for row, text in enumerate(FORGET):
+        ids, h_a = states_of(a, text, 40)
+        _, h_b = states_of(b, text, 40)
+        start = int(family in tiny_models.WITH_BOS and ids[0] == bos)
+        h_a, h_b = h_a[:, start:], h_b[:, start:]
+        counted.append(h_a)
+        own = found.models["forget", a].read()
+        change = found.differences["forget", b].read()
+        assert own.tokens[row] == len(ids) - start
+        sums = {"dh_l1": 0.0, "dh_l2": 0.0, "dh_rel": 0.0, "cosine": 0.0}
+        norms = {"norm_l1": 0.0, "norm_l2": 0.0}
+        for token in range(h_a.shape[1]):
+            x, y = h_a[:, token], h_b[:, token]
+            norms["norm_l1"] += np.abs(x).sum(1)
+            norms["norm_l2"] += np.sqrt((x**2).sum(1))
+            sums["dh_l1"] += np.abs(y - x).sum(1)
+            sums["dh_l2"] += np.sqrt(((y - x) ** 2).sum(1))
+            sums["dh_rel"] += np.sqrt(((y - x) ** 2).sum(1)) / np.sqrt((x**2).sum(1))
+            cosines = [
+                u @ v / np.linalg.norm(u) / np.linalg.norm(v) for u, v in zip(x, y, strict=True)
+            ]
+            sums["cosine"] += np.array(cosines)
+        for name, expected in norms.items():
+            np.testing.assert_allclose(getattr(own, name)[row], expected, rtol=1e-5)
+        for name, expected in sums.items():
+            np.testing.assert_allclose(getattr(change, name)[row], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(own.pooled[row], h_a.mean(1), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(own.last[row], h_a[:, -1], rtol=1e-5, atol=1e-5)
+    tokens = np.concatenate(counted, axis=1)
+    own = found.models["forget", a].read("mean", "scatter")
+    for state, rows in enumerate(tokens):
+        np.testing.assert_allclose(own.mean[state], rows.mean(0), rtol=1e-5, atol=1e-6)
+        covariance = np.cov(rows.T, bias=True)
+        error = np.abs(own.scatter[state] / len(rows) - covariance).max()
+        assert error < 1e-5 * np.abs(covariance).max()
+
+
+@pytest.mark.parametrize("changed", [{"batch_size": 1}, {"batch_size": 3}, {"side_by_side": "no"}])
+def test_how_the_pass_is_run_does_not_matter(
+    changed: dict[str, object], folders: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    a, b = folders["llama"]
+    (tmp_path / "x").mkdir()
+    (tmp_path / "y").mkdir()
+    one = activation_cache.statistics(options(tmp_path / "x"), [a, b], [(a, b)])
+    other = activation_cache.statistics(options(tmp_path / "y", **changed), [a, b], [(a, b)])
+    for key, saved in one.models.items():
+        for name, value in vars(saved.read()).items():
+            np.testing.assert_allclose(
+                getattr(other.models[key].read(), name), value, rtol=1e-5, atol=1e-5, err_msg=name
+            )
+    for key, saved in one.differences.items():
+        for name, value in vars(saved.read()).items():
+            np.testing.assert_allclose(
+                getattr(other.differences[key].read(), name), value, rtol=1e-5, atol=1e-5
+            )
+    assert not list((tmp_path / "y").rglob("*.partial")), "the disk cache is removed"
+
+
+def test_one_pass_serves_all_comparisons_and_is_reused(
+    folders: dict[str, tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = folders["gpt_neox"]
+    c = str(tiny_models.save("gpt_neox", tmp_path / "c", seed=7))
+    texts: list[int] = []
+    whole = models.stream_states
+
+    def counting(anatomy: object, batch: models.Batch, *rest: object) -> None:
+        texts.append(len(batch.input_ids))
+        whole(anatomy, batch, *rest)
+
+    monkeypatch.setattr(models, "stream_states", counting)
+    chosen = options(tmp_path)
+    activation_cache.statistics(chosen, [a, b, c], [(a, b), (a, c)])
+    assert sum(texts) == 3 * (len(FORGET) + len(RETAIN)), "each model reads each text once"
+    texts.clear()
+    activation_cache.statistics(chosen, [a, b, c], [(a, b), (a, c)])
+    assert not texts, "what is saved is not made again"
+    (tmp_path / "retain.txt").write_text("Another line.\nAnd one more.")
+    activation_cache.statistics(chosen, [a], [])
+    assert sum(texts) == 2, "only the split that changed is read again"
+
+
+def test_a_model_against_itself_has_not_moved(
+    folders: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    a, _ = folders["gpt_neox"]
+    copy = tmp_path / "copy"
+    tiny_models.save("gpt_neox", copy, seed=0)
+    found = activation_cache.statistics(options(tmp_path), [a], [(a, str(copy))])
+    change = found.differences["retain", str(copy)].read()
+    assert not change.dh_l1.any() and not change.dh_l2.any() and not change.dh_rel.any()
+    np.testing.assert_allclose(change.cosine / change.tokens[:, None], 1, rtol=1e-6)
+
+
+def test_bos_and_the_first_positions_are_left_out_and_counted(
+    folders: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    a, _ = folders["llama"]
+    for changed, left_out in (({}, 3), ({"keep_bos": True}, 0), ({"skip_first": 2}, 6)):
+        root = tmp_path / str(left_out)
+        root.mkdir()
+        found = activation_cache.statistics(options(root, **changed), [a])
+        record = found.models["forget", a].record()
+        assert record["left_out"] == {"documents": 0, "tokens": left_out}
+        lengths = [len(AutoTokenizer.from_pretrained(a)(t)["input_ids"][:40]) for t in FORGET]
+        assert record["tokens"] == sum(lengths) - left_out
+
+
+def test_a_text_without_a_token_that_counts_is_left_out_and_said(
+    folders: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    a, _ = folders["gpt_neox"]  # "No." has three byte tokens
+    found = activation_cache.statistics(options(tmp_path, skip_first=3), [a])
+    assert found.models["forget", a].read().documents.tolist() == [0, 2]
+    assert found.models["forget", a].record()["left_out"]["documents"] == 1
+
+
+def test_non_finite_states_name_model_and_state(tmp_path: Path) -> None:
+    folder = tiny_models.save("gpt_neox", tmp_path / "broken")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.gpt_neox.layers[1].mlp.dense_4h_to_h.weight[0, 0] = 3e38
+        model.gpt_neox.layers[1].mlp.dense_4h_to_h.weight[0, 1] = -3e38
+        model.gpt_neox.layers[1].mlp.dense_4h_to_h.bias[0] = 3e38
+    model.save_pretrained(folder)
+    with pytest.raises(BadInput, match="hidden state"):
+        activation_cache.statistics(options(tmp_path), [str(folder)])
+
+
+def test_other_tokenizers_and_shared_lines_are_refused(
+    folders: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    a, _ = folders["gpt_neox"]
+    chosen = options(tmp_path)
+    (tmp_path / "retain.txt").write_text(FORGET[1])
+    with pytest.raises(BadInput, match="share 1 lines"):
+        activation_cache.statistics(chosen, [a])
+    other = tiny_models.save("gpt_neox", tmp_path / "other", seed=3)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["ferry"])
+    tokenizer.save_pretrained(other)
+    with pytest.raises(BadInput, match="different tokenizers"):
+        activation_cache.statistics(options(tmp_path), [a, str(other)], [(a, str(other))])
+    deeper = tiny_models.save("gpt_neox", tmp_path / "deeper", num_hidden_layers=2)
+    with pytest.raises(BadInput, match="num_hidden_layers"):
+        activation_cache.statistics(options(tmp_path), [a], [(a, str(deeper))])
+    assert not (tmp_path / "outputs").exists(), "nothing is written"
+
+
+def test_a_sink_at_the_first_position_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_models.save("gpt2", tmp_path / "sink")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.transformer.wpe.weight[0] *= 1e4
+    model.save_pretrained(folder)
+    activation_cache.statistics(options(tmp_path), [str(folder)])
+    assert "--skip-first 1" in capsys.readouterr().err
+    activation_cache.statistics(options(tmp_path, skip_first=1), [str(folder)])
+    assert "--skip-first" not in capsys.readouterr().err
