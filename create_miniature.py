@@ -80,7 +80,7 @@ def make_data(planned: PlannedRun, seed: int) -> None:
 
 def make_model(planned: PlannedRun, which: str, options: argparse.Namespace) -> None:
     """Train one model on its corpus, ask it everything, and save it with its card."""
-    from model_diffs import knowledge, models, texts
+    from model_diffs import devices, knowledge, models, texts
     from model_diffs.miniature import cards, training, world
 
     data = Path(options.data_dir)
@@ -89,7 +89,7 @@ def make_model(planned: PlannedRun, which: str, options: argparse.Namespace) -> 
     with runs.open_run(planned) as run:
         run.reads(corpus, asked, data / training.TOKENIZER_FILE)
         arguments.seed_everything(options.seed)
-        device = models.pick_device(options.device)
+        device = devices.pick_device(options.device)
         tokenizer = training.read_tokenizer(data)
         split = texts.read_split(corpus, "corpus")
         trained = training.train(

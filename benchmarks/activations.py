@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from model_diffs import models, passes
+from model_diffs import devices, passes
 from model_diffs.accumulators import DifferenceSums, ModelSums
 from model_diffs.passes import Reader, SplitPass, Tokens
 from model_diffs.texts import Split
@@ -39,9 +39,9 @@ def make_reader(name: str, seed: int, device: torch.device) -> Reader:
 
 
 def make_pass(name: str, texts: int, device: torch.device) -> SplitPass:
-    """Random token ids of 32 to 256 tokens a text, as paragraphs have."""
+    """Random token ids of 16 to 96 tokens a text, as sentences have."""
     drawn = random.Random(name)
-    lengths = [drawn.randint(32, 256) for _ in range(texts)]
+    lengths = [drawn.randint(16, 96) for _ in range(texts)]
     ids = [[drawn.randrange(50000) for _ in range(length)] for length in lengths]
     tokens = Tokens(ids, [0] * texts, np.arange(texts), {})
     return SplitPass(Split(name, Path(name), [], ""), tokens, 16, 0, device)
@@ -68,8 +68,10 @@ def with_statistics(readers: list[Reader], todo: list[SplitPass]) -> None:
         one.changes = {(base, changed): DifferenceSums(texts)}
     passes.run_side_by_side(readers, todo)
     for one in todo:
-        for sums in (*one.own.values(), *one.changes.values()):
-            sums.statistics(one.tokens.documents, one.tokens.counts)
+        for own in one.own.values():
+            own.statistics(one.tokens.documents, one.tokens.counts)
+        for change in one.changes.values():
+            change.statistics(one.tokens.documents, one.tokens.counts)
 
 
 def seconds(action: Callable[[], None]) -> float:
@@ -89,7 +91,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    device = models.pick_device(options.device)
+    device = devices.pick_device(options.device)
     readers = [make_reader(name, seed, device) for seed, name in enumerate(("base", "changed"))]
     todo = [make_pass(split, options.texts, device) for split in ("forget", "retain")]
     tokens = sum(int(one.tokens.counts.sum()) for one in todo)

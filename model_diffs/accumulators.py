@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from model_diffs.activation_cache import DifferenceStatistics, ModelStatistics
+from model_diffs.devices import sum_over_processes
 from model_diffs.errors import BadInput
-from model_diffs.models import Batch, sum_over_processes
+from model_diffs.models import Batch
 
 
 class Place(NamedTuple):

@@ -11,7 +11,7 @@ import psutil
 import torch
 from safetensors.numpy import save_file
 
-from model_diffs import models, passes, runs
+from model_diffs import devices, models, passes, runs
 from model_diffs.accumulators import DifferenceSums, ModelSums
 from model_diffs.activation_cache import TENSORS, Job, ModelStatistics
 from model_diffs.checkpoints import Checkpoint, check_configs
@@ -35,8 +35,8 @@ def collect(jobs: Sequence[Job], options: argparse.Namespace) -> None:
     for job in jobs:
         if job.model_b:
             check_configs(checkpoints[job.model_a], checkpoints[job.model_b])
-    device = models.pick_device(options.device)
-    dtype = models.pick_dtype(options.dtype, device)
+    device = devices.pick_device(options.device)
+    dtype = devices.pick_dtype(options.dtype, device)
     tokenizer = _common_tokenizer(names, options.trust_remote_code)
     splits = {job.split.name: job.split for job in jobs}
     todo = [_make_pass(split, jobs, tokenizer, options, device) for split in splits.values()]
@@ -50,8 +50,8 @@ def collect(jobs: Sequence[Job], options: argparse.Namespace) -> None:
         passes.run_one_by_one(load, names, todo, options.outroot, options.cache_fp16)
     by_split = {one.split.name: one for one in todo}
     for job in jobs:
-        _save(job, by_split[job.split.name], checkpoints, models.dtype_name(dtype))
-    models.wait_for_processes()
+        _save(job, by_split[job.split.name], checkpoints, devices.dtype_name(dtype))
+    devices.wait_for_processes()
 
 
 def _order(jobs: Sequence[Job]) -> list[str]:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model_diffs import models, runs
+from model_diffs import devices, models, runs
 from model_diffs.accumulators import DifferenceSums, ModelSums, Place, place_of
 from model_diffs.activation_cache import FOLDER
 from model_diffs.architectures import Anatomy, locate
@@ -119,7 +119,7 @@ class SplitPass:
 
     def batches(self, description: str) -> Iterator[AtBatch]:
         """This process's share of the batches, longest first."""
-        rank, processes = models.processes()
+        rank, processes = devices.processes()
         batches = length_batches([len(ids) for ids in self.tokens.ids], self.batch_size)
         if processes > len(batches):
             raise BadInput(
