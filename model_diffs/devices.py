@@ -1,4 +1,4 @@
-"""Device, dtype and processes of a computation: torch alone, no model library."""
+"""Device and dtype of a computation, apart from models: weight steps need no transformers."""
 
 import os
 
