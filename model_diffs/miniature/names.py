@@ -2,9 +2,11 @@
 
 import random
 
-_ONSETS = "b br d dr f g gl h j k kl l m n p pl r s sk st t th tr v vr w y z".split()  # noqa: SIM905
-_VOWELS = ["a", "e", "i", "o", "u", "ae", "ei", "ou"]
-_CODAS = ["l", "m", "n", "r", "s", "th", "x", "k"]
+# Few letters and one length: a small vocabulary then has every name as a single token, and the
+# length of a sentence says nothing about who is in it.
+_CONSONANTS = "bdfgklmnprstvz"
+_VOWELS = "aeiou"
+_CODAS = "klmnrsx"
 # Two names differ in their first letters, so that no name opens like another and a question is
 # never decided by half a word.
 _OPENING = 4
@@ -18,12 +20,11 @@ class NameGenerator:
         self._openings: set[str] = set()
 
     def _candidate(self) -> str:
-        choice = self._random.choice
-        first = choice(_ONSETS) + choice(_VOWELS)
-        return (first + choice(_ONSETS) + choice(_VOWELS) + choice(_CODAS)).capitalize()
+        pattern = (_CONSONANTS, _VOWELS, _CONSONANTS, _VOWELS, _CODAS)
+        return "".join(self._random.choice(letters) for letters in pattern).capitalize()
 
     def draw(self, count: int) -> list[str]:
-        """The next `count` names, five to eight letters each.
+        """The next `count` names of five letters.
 
         Raises ValueError where the syllables do not give that many distinct openings.
         """
@@ -32,8 +33,7 @@ class NameGenerator:
             if len(names) == count:
                 return names
             name = self._candidate()
-            if name[:_OPENING] in self._openings or not 5 <= len(name) <= 8:
-                continue
-            self._openings.add(name[:_OPENING])
-            names.append(name)
+            if name[:_OPENING] not in self._openings:
+                self._openings.add(name[:_OPENING])
+                names.append(name)
         raise ValueError(f"the syllables do not give {count} more names")

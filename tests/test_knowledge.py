@@ -1,0 +1,213 @@
+"""Four-choice questions: read, scored, averaged."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+from model_diffs import knowledge, models
+from model_diffs.errors import BadInput
+from model_diffs.knowledge import Question
+
+CPU = torch.device("cpu")
+WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "damson",
+    "elder",
+    "fennel",
+    "ginger",
+    "hazel",
+    "iris",
+    "juniper",
+    "kale",
+    "lavender",
+]
+
+
+def make_questions(count: int = 14) -> list[Question]:
+    """Prompts and choices of very unequal lengths."""
+    made = []
+    for i in range(count):
+        prompt = " ".join(["What grows", *WORDS[: i % 7]]) + "?"
+        choices = tuple(" ".join(WORDS[(i + j) % 11 : (i + j) % 11 + 1 + j % 3]) for j in range(4))
+        domain, fold = ("hazard", ("attack", "heldout")[i // 2 % 2]) if i % 2 else ("general", None)
+        made.append(Question(f"q{i}", domain, "garden", "plant", fold, prompt, choices, i % 4))
+    return made
+
+
+@pytest.fixture(scope="module", params=["gpt_neox", "llama"])
+def setup(request):
+    """A model without BOS and one with it."""
+    return tiny_models.build(request.param, seed=3), tiny_models.tokenizer(request.param)
+
+
+def one_by_one(model, tokenizer, sentence: str) -> float:
+    """Log-probability of a sentence, alone and token by token, in fp64."""
+    ids = tokenizer(sentence)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].double()
+    return sum(
+        logits[i, token].item() - torch.logsumexp(logits[i], -1).item()
+        for i, token in enumerate(ids[1:])
+    )
+
+
+def test_scores_equal_a_loop_over_single_sentences(setup):
+    model, tokenizer = setup
+    questions = make_questions()
+    answers = knowledge.score(model, tokenizer, questions, batch_size=5)
+    assert [a.id for a in answers] == [q.id for q in questions]
+    for question, answer in zip(questions, answers, strict=True):
+        scores = [one_by_one(model, tokenizer, s) for s in question.sentences()]
+        right = scores.pop(question.answer)
+        assert answer.margin == pytest.approx(right - max(scores), rel=1e-5, abs=1e-4)
+        assert answer.correct == (right > max(scores))
+        scores.insert(question.answer, right)
+        assert answer.chosen == int(np.argmax(scores))
+
+
+def test_batch_size_and_order_do_not_matter(setup):
+    model, tokenizer = setup
+    questions = make_questions()
+    whole = knowledge.score(model, tokenizer, questions, batch_size=64)
+    single = knowledge.score(model, tokenizer, questions, batch_size=1)
+    backwards = knowledge.score(model, tokenizer, questions[::-1], batch_size=7)[::-1]
+    for one, two, three in zip(whole, single, backwards, strict=True):
+        assert one.margin == pytest.approx(two.margin, abs=1e-4)
+        assert one.margin == pytest.approx(three.margin, abs=1e-4)
+        assert one.chosen == two.chosen == three.chosen
+
+
+def test_what_stands_in_the_padding_has_no_effect():
+    batch = models.pad_batch([[5, 6, 7, 8], [5, 9]], 0, CPU)
+    other = models.Batch(batch.input_ids.clone(), batch.attention_mask)
+    other.input_ids[1, 2:] = 3
+    logits = torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(0))
+    expected = knowledge.sentence_log_probabilities(logits, batch)
+    logits[1, 1:] = 1e4 * torch.randn(3, 12)
+    assert torch.equal(expected, knowledge.sentence_log_probabilities(logits, other))
+
+
+def test_a_worked_example():
+    """Two equally likely tokens, then one of four."""
+    logits = torch.tensor([[[0.0, 0.0, -math.inf, -math.inf], [1.0, 1.0, 1.0, 1.0], [0.0] * 4]])
+    batch = models.Batch(torch.tensor([[3, 1, 2]]), torch.ones(1, 3, dtype=torch.long))
+    score = knowledge.sentence_log_probabilities(logits, batch)
+    assert score.item() == pytest.approx(math.log(1 / 2 * 1 / 4))
+
+
+def test_each_different_sentence_is_encoded_once():
+    questions = make_questions(4)
+    twice = [*questions, *(q._replace(id=q.id + "again") for q in questions)]
+    sequences, index = knowledge.encode_sentences(tiny_models.tokenizer(), twice, None)
+    assert len(sequences) == 16
+    assert (index[:4] == index[4:]).all()
+
+
+def test_a_tie_is_not_knowledge_and_a_broken_score_is_no_answer():
+    questions = make_questions(2)
+    tie, ahead = knowledge.answers(questions, np.array([[-1.0, -1, -2, -3], [-9.0, -1, -2, -2]]))
+    assert (tie.correct, tie.chosen, tie.margin) == (False, 0, 0.0)
+    assert (ahead.correct, ahead.chosen, ahead.margin) == (True, 1, 1.0)
+    with pytest.raises(BadInput, match="q1"):
+        knowledge.answers(questions, np.array([[-1.0, -2, -3, -4], [-1.0, np.nan, -3, -4]]))
+
+
+def test_scoring_leaves_the_model_in_its_mode(setup):
+    model, tokenizer = setup
+    model.train()
+    knowledge.score(model, tokenizer, make_questions(2))
+    assert model.training
+    model.eval()
+
+
+def test_a_question_longer_than_the_model_is_refused(setup):
+    model, tokenizer = setup
+    long = make_questions(1)[0]._replace(prompt="word " * 300)
+    with pytest.raises(BadInput, match="shorten it"):
+        knowledge.score(model, tokenizer, [long])
+
+
+def test_a_space_joins_prompt_and_choice_unless_there_is_one():
+    question = make_questions(1)[0]
+    joined = question._replace(prompt="A:", choices=("a", "b", "c", "d")).sentences()
+    assert joined == ("A: a", "A: b", "A: c", "A: d")
+    assert question._replace(prompt="A: ", choices=("a", "b", "c", "d")).sentences() == joined
+
+
+# ── accuracy ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_accuracy_counts_by_domain_and_fold_and_lies_in_its_interval():
+    questions = make_questions(12)
+    right = np.where(np.arange(4) == np.array([[q.answer] for q in questions]), 0.0, -5.0)
+    right[1::4] *= -1  # every hazard question of fold attack is answered wrongly
+    answers = knowledge.answers(questions, right)
+    found = {(a.domain, a.fold): a for a in knowledge.accuracies(answers)}
+    assert {key: a.mean for key, a in found.items()} == {
+        ("general", None): 1.0,
+        ("hazard", None): 0.5,
+        ("hazard", "attack"): 0.0,
+        ("hazard", "heldout"): 1.0,
+    }
+    assert [found["hazard", fold].questions for fold in (None, "attack", "heldout")] == [6, 3, 3]
+    hazard = found["hazard", None]
+    assert hazard.low < hazard.mean < hazard.high
+    assert knowledge.accuracy(answers, "hazard") == hazard
+    with pytest.raises(ValueError, match="no question"):
+        knowledge.accuracy(answers, "weather")
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def write(path, *rows) -> None:
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
+
+
+def test_what_is_written_is_read(tmp_path):
+    questions = make_questions()
+    write(tmp_path / "q.jsonl", *(q._asdict() for q in questions), "", "")
+    assert knowledge.load_questions(tmp_path / "q.jsonl") == questions
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"choices": ["a", "b", "c"]}, "choices"),
+        ({"choices": ["a", "b", "c", "a"]}, "choices"),
+        ({"choices": ["a", "b", "c", ""]}, "choices"),
+        ({"answer": 4}, "answer"),
+        ({"answer": True}, "answer"),
+        ({"answer": "1"}, "answer"),
+        ({"prompt": " "}, "prompt"),
+        ({"domain": None}, "domain"),
+        ({"fold": 3}, "fold"),
+        ({"id": "q0"}, "id"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_line(tmp_path, change, named):
+    good, bad = (q._asdict() for q in make_questions(2))
+    write(tmp_path / "q.jsonl", good, {**bad, **change})
+    with pytest.raises(BadInput, match=f"line 2: field '{named}'"):
+        knowledge.load_questions(tmp_path / "q.jsonl")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "{", "[1]"])
+def test_a_file_that_holds_no_questions_is_refused(tmp_path, content):
+    (tmp_path / "q.jsonl").write_text(content)
+    with pytest.raises(BadInput, match=r"q\.jsonl"):
+        knowledge.load_questions(tmp_path / "q.jsonl")
+
+
+def test_a_file_that_is_missing_or_not_text_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="no such file"):
+        knowledge.load_questions(tmp_path / "none.jsonl")
+    (tmp_path / "q.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(BadInput, match="UTF-8"):
+        knowledge.load_questions(tmp_path / "q.jsonl")
