@@ -1,0 +1,59 @@
+"""Losses under a latent adversary: lat, cb_lat."""
+
+import torch
+
+from model_diffs.unlearning.data import Pair, SplitBatch
+from model_diffs.unlearning.losses import Terms, nll
+from model_diffs.unlearning.network import Network, Perturbation
+from model_diffs.unlearning.reference import Reference
+from model_diffs.unlearning.representation import keeping, rerouting
+from model_diffs.unlearning.settings import Settings
+
+
+def attack(network: Network, batch: SplitBatch, settings: Settings) -> Perturbation:
+    """The δ within ±ε at `lat_layer` under which the texts are likeliest, of those the search met.
+
+    `lat_steps` times δ ← clip(δ − s·sign ∇_δ NLL(δ), ±ε) from δ = 0 (signed gradient descent, as in
+    latent adversarial training, Casper et al. 2024). The best iterate is kept text by text, so the
+    other texts of a batch have no say in it and none is ever worse than δ = 0. The result is
+    detached and zero at padding; gradients are taken with respect to δ alone.
+    """
+    mask = batch.attention_mask.unsqueeze(-1)
+    with torch.no_grad():
+        shape = network.states(batch, [settings.lat_layer])[settings.lat_layer]
+    delta = torch.zeros_like(shape, dtype=torch.promote_types(shape.dtype, torch.float32))
+    best, best_log_probs = delta, torch.full(delta.shape[:1], -torch.inf).to(delta)
+    for step in range(settings.lat_steps + 1):
+        last = step == settings.lat_steps
+        with torch.set_grad_enabled(not last):
+            candidate = delta.clone().requires_grad_(not last)
+            log_probs = network.log_probs(batch, Perturbation(settings.lat_layer, candidate)).sums
+        better = log_probs.detach() > best_log_probs
+        best = torch.where(better[:, None, None], delta, best)
+        best_log_probs = torch.where(better, log_probs.detach(), best_log_probs)
+        if not last:
+            (gradient,) = torch.autograd.grad(-log_probs.sum(), candidate)
+            delta = (delta - settings.lat_step_size * gradient.sign() * mask).clamp(
+                -settings.lat_eps, settings.lat_eps
+            )
+    return Perturbation(settings.lat_layer, best.detach())
+
+
+def lat(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
+    """−NLL(forget; δ*) + w·NLL(retain), δ* from `attack`."""
+    assert pair.retain is not None
+    found = attack(network, pair.forget, settings)
+    return Terms.of(
+        -nll(network, pair.forget, found), settings.retain_weight * nll(network, pair.retain)
+    )
+
+
+def cb_lat(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
+    """The cb loss with its forget states under δ*."""
+    assert pair.retain is not None
+    found = attack(network, pair.forget, settings)
+    states = network.states(pair.forget, settings.layers, found)
+    return Terms.of(
+        rerouting(states, pair.forget, reference, settings),
+        settings.alpha * keeping(network, pair.retain, reference, settings),
+    )

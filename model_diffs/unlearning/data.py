@@ -1,0 +1,153 @@
+"""Which texts a step sees: seeded, bucketed by length, the same for any number of processes."""
+
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from model_diffs.errors import BadInput
+from model_diffs.models import pad_batch
+from model_diffs.texts import Split, encode
+
+# Batches per window within which texts are sorted by length: wide enough that little is padding,
+# narrow enough that a window is still a random sample.
+WINDOW = 16
+
+
+class Totals(NamedTuple):
+    """What a whole optimiser step holds of a split, all processes and accumulated batches."""
+
+    texts: int
+    tokens: int
+    predictions: int
+
+
+class SplitBatch(NamedTuple):
+    """One process's padded texts of a split."""
+
+    indices: tuple[int, ...]
+    """Positions in the split: the key of reference values."""
+    input_ids: Tensor
+    """`[texts, positions]`"""
+    attention_mask: Tensor
+    """`[texts, positions]`, 0 at padding"""
+    totals: Totals
+
+
+class Pair(NamedTuple):
+    """What a loss is called on; `retain` is None for methods without it."""
+
+    forget: SplitBatch
+    retain: SplitBatch | None
+
+
+class Step(NamedTuple):
+    """Indices of the texts of one optimiser step, all processes together."""
+
+    forget: list[int]
+    retain: list[int]
+
+
+class Tokens(NamedTuple):
+    """A tokenised split, divided into what is trained on and what is only measured."""
+
+    train: list[list[int]]
+    held_out: list[list[int]]
+    facts: dict[str, Any]
+    """Counts for the records."""
+
+
+def tokenise(tokenizer: Any, split: Split, max_length: int, share: float, seed: int) -> Tokens:
+    """Encode a split and hold out a seeded `share` of it.
+
+    Texts of a single token predict nothing: left out and counted. Raises BadInput where nothing is
+    left to train on.
+    """
+    encoded = encode(tokenizer, split.texts, max_length)
+    usable = [ids for ids in encoded if len(ids) > 1]
+    held = max(1, round(share * len(usable))) if share else 0
+    if len(usable) - held < 1:
+        raise BadInput(
+            f"{split.path}: {len(usable)} usable texts leave none to train on beside {held} "
+            "held out; give more texts or --eval-split 0"
+        )
+    chosen = set(random.Random(f"{seed} {split.name} held out").sample(range(len(usable)), held))
+    train = [ids for i, ids in enumerate(usable) if i not in chosen]
+    facts = {
+        **split.identity(),
+        "trained_on": len(train),
+        "held_out": held,
+        "left_out_single_token": len(encoded) - len(usable),
+        "at_max_length": sum(len(ids) >= max_length for ids in encoded),
+        "tokens": sum(map(len, train)),
+    }
+    return Tokens(train, [usable[i] for i in sorted(chosen)], facts)
+
+
+def _cycled(size: int, count: int, rng: random.Random) -> list[int]:
+    """`count` indices below `size`: whole permutations, one after the other."""
+    order: list[int] = []
+    while len(order) < count:
+        order.extend(rng.sample(range(size), size))
+    return order[:count]
+
+
+def _bucketed(order: list[Any], length: Any, batch: int, rng: random.Random) -> list[list[Any]]:
+    """Cut `order` into batches, sorted by length within windows of it, batches shuffled."""
+    batches: list[list[Any]] = []
+    for start in range(0, len(order), batch * WINDOW):
+        window = sorted(order[start : start + batch * WINDOW], key=length)
+        cut = [window[i : i + batch] for i in range(0, len(window), batch)]
+        rng.shuffle(cut)
+        batches.extend(cut)
+    return batches
+
+
+def plan_epoch(
+    forget: Sequence[int],
+    retain: Sequence[int],
+    batch: int,
+    seed: int,
+    epoch: int,
+    paired: bool = False,
+) -> list[Step]:
+    """The steps of one epoch over texts of these lengths (`retain` empty: forget alone).
+
+    Every text of the longer split is seen; the shorter is cycled, and the last step is filled up by
+    cycling too. `batch` counts texts per split and step over all processes. `paired` keeps the k-th
+    of both (modulo their sizes) together.
+    """
+    rng = random.Random(f"{seed} epoch {epoch}")
+    longest = max(len(forget), len(retain))
+    count = -(-longest // batch) * batch
+    if paired:
+        pairs = [(k % len(forget), k % len(retain)) for k in _cycled(longest, count, rng)]
+        cut = _bucketed(pairs, lambda p: forget[p[0]] + retain[p[1]], batch, rng)
+        return [Step([f for f, _ in pairs], [r for _, r in pairs]) for pairs in cut]
+    forget_cut = _bucketed(_cycled(len(forget), count, rng), lambda i: forget[i], batch, rng)
+    if not retain:
+        return [Step(indices, []) for indices in forget_cut]
+    retain_cut = _bucketed(_cycled(len(retain), count, rng), lambda i: retain[i], batch, rng)
+    return [Step(f, r) for f, r in zip(forget_cut, retain_cut, strict=True)]
+
+
+def share_of(indices: list[int], batch: int, rank: int, processes: int) -> list[list[int]]:
+    """The batches of `batch` texts that process `rank` makes of a step, in order."""
+    cut = [indices[i : i + batch] for i in range(0, len(indices), batch)]
+    return cut[rank::processes]
+
+
+def split_batch(
+    texts: Sequence[Sequence[int]],
+    indices: Sequence[int],
+    pad_id: int,
+    device: torch.device,
+    step_indices: Sequence[int] | None = None,
+) -> SplitBatch:
+    """Pad the texts `indices`; totals count `step_indices`, by default these texts alone."""
+    padded = pad_batch([texts[i] for i in indices], pad_id, device)
+    whole = [len(texts[i]) for i in (indices if step_indices is None else step_indices)]
+    totals = Totals(len(whole), sum(whole), sum(whole) - len(whole))
+    return SplitBatch(tuple(indices), padded.input_ids, padded.attention_mask, totals)
