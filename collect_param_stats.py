@@ -103,7 +103,6 @@ def main() -> None:
     from model_diffs.checkpoints import Checkpoint
     from model_diffs.param_stats import compare
 
-    arguments.seed_everything(options.seed)
     settings = settings_of(options)
     base = Checkpoint.open(options.model_a)
     changed = [Checkpoint.open(planned.model_b) for planned in todo]

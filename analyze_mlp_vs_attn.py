@@ -1,0 +1,154 @@
+"""Step 6. Did the intervention change what is stored (MLP) or how it is routed (attention)?
+
+Gathers step 1's matrices by block: the Frobenius norm of the change in the MLP and in attention,
+their ratio, the same relative to the base's weights, and the mean stable ranks.
+
+    uv run analyze_mlp_vs_attn.py --model-a ./models/miniature-base \\
+        --model-b ./models/miniature-filtered
+    uv run analyze_mlp_vs_attn.py --per-matrix-csv per_matrix.csv --outdir mlp_vs_attn \\
+        --title "Base → RMU"
+
+Writes <outroot>/<A>__to__<B>/mlp_attn_analysis/mlp_attn_summary.csv, mlp_vs_attn_magnitude.png and
+mlp_vs_attn_detailed.png. Ratio 0: only attention changed; inf: only the MLP; empty: neither.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from model_diffs import arguments, runs
+from model_diffs.errors import BadInput
+from model_diffs.runs import PlannedRun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOLDER = "mlp_attn_analysis"
+NEEDED = ("layer", "group", "dW_fro", "W_fro", "dW_stable_rank")
+
+
+class Summary(NamedTuple):
+    """One block."""
+
+    layer: int
+    mlp_fro: float
+    attn_fro: float
+    ratio_mlp_attn: float | None
+    mlp_fro_rel: float | None
+    attn_fro_rel: float | None
+    ratio_rel: float | None
+    mlp_stable_rank: float | None
+    """Mean over changed matrices; None where none changed."""
+    attn_stable_rank: float | None
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = arguments.new_parser(__doc__)
+    arguments.add_comparison(parser, required=False)
+    arguments.add_figures(parser)
+    parser.add_argument("--per-matrix-csv", default=None, help="a per_matrix.csv to use by itself")
+    return parser.parse_args(argv)
+
+
+def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+    """One folder per comparison, or the one of --per-matrix-csv."""
+    return arguments.plot_runs(options, FOLDER, [options.per_matrix_csv])
+
+
+def table_of(planned: PlannedRun) -> Path:
+    """The per_matrix.csv that a planned run reads."""
+    csv = planned.arguments["per_matrix_csv"]
+    return Path(csv) if csv else planned.folder.parent / "param_stats/per_matrix.csv"
+
+
+def ratio(mlp: float | None, attn: float | None) -> float | None:
+    """MLP over attention: 0 where only attention changed, inf where only the MLP did, else None."""
+    if mlp is None or attn is None or (mlp == 0 and attn == 0):
+        return None
+    return mlp / attn if attn else math.inf
+
+
+def summarise(table: "pd.DataFrame") -> list[Summary]:
+    """A line per block, in order; matrices outside blocks are left out."""
+    found = []
+    for layer, rows in table[table["layer"] >= 0].groupby("layer"):
+        size, relative, rank = {}, {}, {}
+        for group in ("mlp", "attn"):
+            part = rows[rows["group"] == group]
+            size[group] = math.hypot(*part["dW_fro"])
+            whole = math.hypot(*part["W_fro"])
+            relative[group] = size[group] / whole if whole else None
+            ranks = part["dW_stable_rank"].dropna()
+            rank[group] = float(ranks.mean()) if len(ranks) else None
+        found.append(
+            Summary(
+                int(str(layer)),
+                size["mlp"],
+                size["attn"],
+                ratio(size["mlp"], size["attn"]),
+                relative["mlp"],
+                relative["attn"],
+                ratio(relative["mlp"], relative["attn"]),
+                rank["mlp"],
+                rank["attn"],
+            )
+        )
+    return found
+
+
+def draw(run: runs.Run, table: "pd.DataFrame", title: str) -> None:
+    """Size per block and the ratio; then relative size, its ratio, stable ranks and totals."""
+    from model_diffs.figures import ATTENTION, MLP, Line, Panel, column_line, layer_figure
+
+    def both(heading: str, ylabel: str, column: str) -> Panel:
+        lines = [
+            column_line(table, f"mlp_{column}", "MLP", MLP),
+            column_line(table, f"attn_{column}", "attention", ATTENTION),
+        ]
+        return Panel(heading, ylabel, [line for line in lines if line.x], from_zero=True)
+
+    def quotient(heading: str, column: str) -> Panel:
+        # Zero and inf have no place on a log axis; the table has them.
+        finite = table[(table[column] > 0) & (table[column] < math.inf)]
+        lines = [column_line(finite, column, "MLP / attention", "#444444")] if len(finite) else []
+        return Panel(heading, "ratio, log axis", lines, 1.0, "equal", log=True)
+
+    def running(column: str, label: str, colour: str) -> Line:
+        total = (table[column] ** 2).cumsum() ** 0.5
+        return Line(label, table["layer"].tolist(), total.tolist(), colour)
+
+    totals = [running("mlp_fro", "MLP", MLP), running("attn_fro", "attention", ATTENTION)]
+    magnitude = [
+        both("Size of the weight change", "‖ΔW‖_F", "fro"),
+        quotient("MLP over attention", "ratio_mlp_attn"),
+    ]
+    detailed = [
+        both("Relative to the base's weights", "‖ΔW‖_F / ‖W‖_F", "fro_rel"),
+        quotient("Relative change, MLP over attention", "ratio_rel"),
+        both("Stable rank of the change", "mean of changed matrices", "stable_rank"),
+        Panel("Total up to each block", "‖ΔW‖_F, blocks 0 to here", totals, from_zero=True),
+    ]
+    run.figure("mlp_vs_attn_magnitude", layer_figure(f"MLP and attention: {title}", magnitude))
+    run.figure("mlp_vs_attn_detailed", layer_figure(f"MLP and attention: {title}", detailed))
+
+
+def main() -> None:
+    """Analyse what is not complete."""
+    options = parse_arguments()
+    for planned in runs.pending(planned_runs(options), options.force):
+        source = table_of(planned)
+        matrices = runs.read_table(source, "collect_param_stats.py makes it")
+        missing = [column for column in NEEDED if column not in matrices]
+        if missing:
+            raise BadInput(f"{source} has no column {missing[0]}; it should be a per_matrix.csv")
+        with runs.open_run(planned) as run:
+            run.reads(source)
+            table = run.table("mlp_attn_summary", summarise(matrices), Summary._fields)
+            draw(run, table.astype(float), arguments.title_of(planned))
+
+
+if __name__ == "__main__":
+    arguments.run_script(main)
