@@ -45,9 +45,14 @@ def model_label(model: str) -> str:
     if not is_local(model):
         label = model.replace("/", "_")
     else:
-        folder = Path(os.path.abspath(Path(model).expanduser()))
+        folder = Path(os.path.abspath(os.path.expanduser(model)))
         label = folder.parent.name if folder.name == "unlearned_model" else folder.name
-    if not label or label.startswith(".") or any(c in label for c in '\\\0\n\r\t:*?"<>|'):
+    if (
+        not model.strip()
+        or not label
+        or label.startswith(".")
+        or any(c in label for c in '\\\0\n\r\t:*?"<>|')
+    ):
         raise BadInput(f"{model!r} does not give a folder name; use a model id or a named folder")
     return label
 

@@ -1,0 +1,48 @@
+"""Figures: deterministic, never empty, colours that stay with what they stand for."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from model_diffs import figures, runs
+from model_diffs.figures import Line, Panel
+
+
+def test_colours_follow_what_a_model_is() -> None:
+    assert figures.model_colour("base__npo") == figures.METHODS["npo"]
+    assert figures.model_colour("base__cb_lat__seed1337") == figures.METHODS["cb_lat"]
+    assert (
+        figures.model_colour("EleutherAI_deep-ignorance-unfiltered-cb-lat")
+        == (figures.METHODS["cb_lat"])
+    )
+    assert figures.model_colour("EleutherAI_deep-ignorance-e2e-strong-filter") == figures.FILTERED
+    assert figures.model_colour("models/miniature-filtered") == figures.FILTERED
+    others = ["x", "y", "z"]
+    assert len({figures.model_colour(label, others) for label in others}) == 3
+
+
+def test_a_panel_without_lines_is_left_out_and_nothing_at_all_is_an_error() -> None:
+    line = Line("a", [0, 1], [1.0, 2.0], figures.BASE)
+    figure = figures.layer_figure("t", [Panel("p", "y", [line]), Panel("q", "y", [])])
+    assert len(figure.axes) == 1
+    with pytest.raises(ValueError, match="nothing to draw"):
+        figures.layer_figure("t", [Panel("q", "y", [])])
+
+
+def test_undefined_cells_are_gaps_in_a_line() -> None:
+    table = pd.DataFrame({"layer": [0, 1, 2], "v": [1.0, None, 3.0], "v_low": 0.0, "v_high": 4.0})
+    line = figures.column_line(table, "v", "v", figures.BASE)
+    assert line.x == [0, 2] and line.low == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("extension", ["png", "pdf", "svg"])
+def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, extension: str) -> None:
+    found = []
+    for name in "ab":
+        planned = runs.PlannedRun(tmp_path / name, "", {"format": extension})
+        line = Line("a", [0, 1], [1.0, 2.0], figures.BASE, low=[0.5, 1.5], high=[1.5, 2.5])
+        with runs.open_run(planned) as run:
+            run.figure("f", figures.layer_figure("t", [Panel("p", "y", [line], 0.0, "zero")]))
+        found.append((tmp_path / name / f"f.{extension}").read_bytes())
+    assert found[0] == found[1]

@@ -1,0 +1,199 @@
+"""Result folders: names, completeness, atomic commit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_diffs import runs
+from model_diffs.errors import BadInput
+from model_diffs.runs import PlannedRun
+
+
+class Row(NamedTuple):
+    layer: int
+    value: float | None
+
+
+def plan(folder: Path, **arguments: Any) -> PlannedRun:
+    return PlannedRun(folder, "a to b", {"tol": 0.001, **arguments})
+
+
+def write(planned: PlannedRun, *inputs: Path) -> None:
+    with runs.open_run(planned) as run:
+        run.reads(*inputs)
+        run.table("values", [Row(0, 1.5), Row(1, None)])
+
+
+# ── names ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_names_of_hub_models_and_folders(tmp_path: Path) -> None:
+    assert runs.model_label("org/name") == "org_name"
+    assert runs.model_label("org/name@v1") == "org_name@v1"
+    assert runs.model_label("./models/miniature-base/") == "miniature-base"
+    (tmp_path / "base__ga" / "unlearned_model").mkdir(parents=True)
+    assert runs.model_label(str(tmp_path / "base__ga" / "unlearned_model")) == "base__ga"
+    assert runs.comparison_label("org/a", "./models/b") == "org_a__to__b"
+
+
+@pytest.mark.parametrize("model", ["", " ", "/", "a\nb", "a\x00b", ".hidden"])
+def test_a_name_that_is_no_folder_name_is_refused(model: str) -> None:
+    with pytest.raises(BadInput):
+        runs.model_label(model)
+
+
+@given(st.text(max_size=40))
+def test_no_name_leaves_its_folder(model: str) -> None:
+    try:
+        label = runs.model_label(model)
+    except BadInput:
+        return
+    assert "/" not in label and label not in ("", ".", "..")
+
+
+# ── complete, stale, missing ──────────────────────────────────────────────────────────────────────
+
+
+def test_what_was_written_is_complete_and_loads_with_pandas(tmp_path: Path) -> None:
+    planned = plan(tmp_path / "step")
+    assert runs.state(planned).status == "missing"
+    write(planned)
+    assert runs.state(planned) == ("complete", "")
+    table = pd.read_csv(tmp_path / "step" / "values.csv")
+    assert table.value.isna().tolist() == [False, True]
+
+
+def test_a_changed_argument_makes_it_stale_and_is_named(tmp_path: Path) -> None:
+    write(plan(tmp_path / "step"))
+    found = runs.state(plan(tmp_path / "step", tol=0.01))
+    assert found == ("stale", "--tol was 0.001, is 0.01")
+
+
+def test_a_changed_input_or_a_lost_output_makes_it_stale(tmp_path: Path) -> None:
+    source = tmp_path / "input.txt"
+    source.write_text("one")
+    planned = plan(tmp_path / "step")
+    write(planned, source)
+    os.utime(source, ns=(time.time_ns(), time.time_ns() + 1_000_000))
+    assert runs.state(planned).status == "stale"
+    write(planned, source)
+    assert runs.state(planned).status == "complete"
+    source.unlink()
+    assert runs.state(planned).status == "complete", "a result outlives what it was made from"
+    (tmp_path / "step" / "values.csv").unlink()
+    assert runs.state(planned) == ("stale", "values.csv is gone")
+
+
+def test_results_move_with_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "input.txt").write_text("one")
+    write(plan(tmp_path / "old" / "out" / "step"), tmp_path / "old" / "input.txt")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert runs.state(plan(tmp_path / "new" / "out" / "step")).status == "complete"
+
+
+def test_an_unreadable_record_is_stale(tmp_path: Path) -> None:
+    write(plan(tmp_path / "step"))
+    (tmp_path / "step" / "run.json").write_text("{")
+    assert runs.state(plan(tmp_path / "step")).status == "stale"
+
+
+def test_a_folder_of_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    write(plan(tmp_path / "step", model_b="one/model"))
+    with pytest.raises(BadInput, match="one/model"):
+        runs.state(plan(tmp_path / "step", model_b="two/model"))
+
+
+def test_a_model_may_be_spelled_in_two_ways(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    write(plan(tmp_path / "step", model_b="./models/m"))
+    assert runs.state(plan(tmp_path / "step", model_b="models/m")).status == "complete"
+
+
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_error_leaves_the_earlier_result_and_no_trace(tmp_path: Path) -> None:
+    planned = plan(tmp_path / "step")
+    write(planned)
+    before = (tmp_path / "step" / "values.csv").read_bytes()
+    with pytest.raises(KeyboardInterrupt), runs.open_run(planned) as run:
+        run.table("values", [Row(0, 9.0)])
+        raise KeyboardInterrupt
+    assert (tmp_path / "step" / "values.csv").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["step"]
+
+
+def test_nan_in_rows_is_an_error_and_none_an_empty_cell(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="column value"),
+        runs.open_run(plan(tmp_path / "step")) as run,
+    ):
+        run.table("values", [Row(0, float("nan"))])
+
+
+def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(BadInput, match="cannot be written"),
+        runs.open_run(plan(tmp_path / "file" / "step")),
+    ):
+        pass
+
+
+def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("RANK", "1")
+    write(plan(tmp_path / "step"))
+    assert not (tmp_path / "step").exists()
+
+
+def test_the_record_says_what_it_should_and_no_more(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    write(plan(tmp_path / "step"))
+    text = (tmp_path / "step" / "run.json").read_text()
+    record = json.loads(text)
+    assert {"command", "arguments", "seconds", "peak_memory_bytes", "python", "packages"} <= set(
+        record
+    )
+    assert record["outputs"] == ["values.csv"]
+    assert "hf_secret" not in text and os.uname().nodename not in text
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from model_diffs import runs
+planned = runs.PlannedRun(Path(sys.argv[1]), "x", {})
+with runs.open_run(planned) as run:
+    (run.path / "half.csv").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_run_leaves_nothing_that_looks_complete_and_is_cleared(tmp_path: Path) -> None:
+    folder = tmp_path / "step"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    planned = PlannedRun(folder, "x", {})
+    assert not folder.exists() and runs.state(planned).status == "missing"
+    assert len(list(tmp_path.iterdir())) == 1
+    write(planned)
+    assert [p.name for p in tmp_path.iterdir()] == ["step"]
