@@ -6,10 +6,10 @@ from typing import NamedTuple
 class Recipe(NamedTuple):
     """Settings of the training."""
 
-    steps: int = 200
-    lr: float = 3e-3
+    steps: int = 500
+    lr: float = 4e-3
     """Peak of the one-cycle schedule."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Sentences per step."""
     warmup: float = 0.15
     """Share of the steps until the peak."""
