@@ -202,7 +202,8 @@ states_of() {
   local unit
   for unit in "$@"; do
     unit_command "$unit" "${CHANGED[@]}"
-    (IFS=$TAB; printf '%s\n' "$unit$TAB$SCRIPT$TAB${ARGUMENTS[*]-}")
+    set -- "$unit" "$SCRIPT" ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}
+    (IFS=$TAB; printf '%s\n' "$*")
   done | uv run --no-sync python -m model_diffs.planning
 }
 
