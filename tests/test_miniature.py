@@ -272,7 +272,9 @@ def test_the_model_has_about_a_million_parameters(study):
 
 @pytest.fixture
 def in_folder(tmp_path, monkeypatch):
+    """An empty folder to work in, and a world of 6 agents to be quick."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(world.Size.__new__, "__defaults__", (8, 6, 4))
     monkeypatch.setattr(
         "sys.argv", ["create_miniature.py", "--steps", "2", "--batch-size", "8", "--device", "cpu"]
     )
@@ -291,7 +293,7 @@ def test_the_script_makes_three_folders_and_remakes_only_what_is_missing(in_fold
     assert [runs.state(one).status for one in planned] == ["complete"] * 3
     data, base, filtered = (one.folder for one in planned)
     card = (filtered / "README.md").read_text()
-    assert "| hazard, fold heldout | 125 |" in card
+    assert "| hazard, fold heldout | 15 |" in card
     before = [finished(data), finished(base), (base / "model.safetensors").read_bytes()]
     weights_before = (filtered / "model.safetensors").read_bytes()
     assert weights_before != before[2]
