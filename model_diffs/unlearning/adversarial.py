@@ -28,11 +28,12 @@ def attack(network: Network, batch: SplitBatch, settings: Settings) -> Perturbat
         with torch.set_grad_enabled(not last):
             candidate = delta.clone().requires_grad_(not last)
             log_probs = network.log_probs(batch, Perturbation(settings.lat_layer, candidate)).sums
+            negative = -log_probs.sum()
         better = log_probs.detach() > best_log_probs
         best = torch.where(better[:, None, None], delta, best)
         best_log_probs = torch.where(better, log_probs.detach(), best_log_probs)
         if not last:
-            (gradient,) = torch.autograd.grad(-log_probs.sum(), candidate)
+            (gradient,) = torch.autograd.grad(negative, candidate)
             delta = (delta - settings.lat_step_size * gradient.sign() * mask).clamp(
                 -settings.lat_eps, settings.lat_eps
             )

@@ -48,6 +48,7 @@ class Network(nn.Module):
         """`model` is a causal language model of transformers; it is held, not copied."""
         super().__init__()
         self.model = model
+        self.training = model.training
         anatomy = locate(model)
         # A tuple keeps the parts from being registered a second time under other names.
         self._parts = (anatomy,)

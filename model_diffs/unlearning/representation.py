@@ -17,10 +17,10 @@ from model_diffs.unlearning.network import Network, at_least_fp32
 from model_diffs.unlearning.reference import Reference
 from model_diffs.unlearning.settings import Settings
 
-# How far the base's direction is tilted towards u_ℓ in the orthogonal form. At the start
-# h = h^base, where the cosine is 1 and its gradient zero: without a tilt, rounding noise would
-# choose the way.
-# The cosine itself changes by less than 1e-6.
+# At the start of the orthogonal form h = h^base: the cosine is 1, its gradient zero, and rounding
+# noise would choose the way. Tokens that close to the base are compared with the base's direction
+# tilted this far towards u_ℓ instead: a definite gradient, a cosine that differs by under 1e-6.
+AT_BASE = 1 - 1e-6
 TILT = 1e-3
 
 
@@ -71,7 +71,8 @@ def rerouting(
         if settings.cb_target == "orthogonal":
             base = at_least_fp32(reference.states("forget", batch, layer))
             tilted = base + TILT * base.norm(dim=-1, keepdim=True) * direction
-            values = torch.relu(cosine(hidden, tilted))
+            values = cosine(hidden, base)
+            values = torch.relu(torch.where(values > AT_BASE, cosine(hidden, tilted), values))
         else:
             values = -cosine(hidden, direction.expand_as(hidden))
         total = total + token_mean(values, batch)
