@@ -1,0 +1,233 @@
+"""The main job from end to end: the miniature made, unlearned, compared, drawn; then run again."""
+
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Study
+
+from model_diffs import runs
+
+pytestmark = pytest.mark.miniature
+COMPARED = ("filtered", "npo", "rmu")
+
+
+def rows(output: str) -> pd.DataFrame:
+    """The closing table of a run."""
+    table = output[output.rindex("\nstep  comparison") :].splitlines()[2:]
+    words = [line.split() for line in table[: table.index("") if "" in table else None]]
+    return pd.DataFrame(
+        [(w[0], " ".join(w[1:-1]) if w[-1].isalpha() else " ".join(w[1:-2]),
+          w[-1] if w[-1].isalpha() else w[-2]) for w in words],
+        columns=["step", "comparison", "result"],
+    )  # fmt: skip
+
+
+def tables(outroot: Path) -> dict[str, bytes]:
+    """Every table under an outroot."""
+    return {p.relative_to(outroot).as_posix(): p.read_bytes() for p in outroot.rglob("*.csv")}
+
+
+def scores(study: Study) -> dict[str, dict[str, float]]:
+    """Accuracy by model and domain, measured now, from the saved folders."""
+    from model_diffs import knowledge, models
+
+    questions = knowledge.load_questions(study.root / "data/miniature/questions.jsonl")
+    folders = {
+        "base": "models/miniature-base",
+        "filtered": "models/miniature-filtered",
+        "npo": "unlearned_models/miniature-base__npo",
+        "rmu": "unlearned_models/miniature-base__rmu",
+    }
+    found = {}
+    for name, folder in folders.items():
+        path = str(study.root / folder)
+        import torch
+
+        model = models.load_model(path, torch.device("cpu"), torch.float32)
+        answers = knowledge.score(model, models.load_tokenizer(path), questions)
+        found[name] = {
+            domain: sum(a.correct for a in answers if a.domain == domain)
+            / sum(a.domain == domain for a in answers)
+            for domain in ("hazard", "general", "adjacent")
+        }
+    return found
+
+
+def test_the_models_know_and_forget_what_they_should(study: Study) -> None:
+    found = scores(study)
+    base, filtered = found["base"], found["filtered"]
+    assert base["hazard"] >= 0.95 and base["general"] >= 0.95 and base["adjacent"] >= 0.90
+    assert filtered["hazard"] <= 0.40 and filtered["general"] >= 0.95
+    for method in ("npo", "rmu"):
+        assert found[method]["hazard"] <= 0.60, method
+        assert found[method]["general"] >= 0.92 * base["general"], method
+
+
+def test_the_cards_say_what_the_models_score(study: Study) -> None:
+    found = scores(study)
+    for name, folder in (
+        ("base", "models/miniature-base"),
+        ("filtered", "models/miniature-filtered"),
+        ("npo", "unlearned_models/miniature-base__npo"),
+        ("rmu", "unlearned_models/miniature-base__rmu"),
+    ):
+        card = (study.root / folder / "README.md").read_text()
+        for domain, accuracy in found[name].items():
+            line = next(x for x in card.splitlines() if domain in x and "|" in x)
+            assert f"{accuracy:.2f}" in line or f"{accuracy:.3f}" in line, (name, line)
+
+
+def test_every_result_is_there_and_says_where_it_comes_from(study: Study) -> None:
+    assert set(rows(study.output).result) == {"done"}
+    for changed in ("miniature-filtered", "miniature-base__npo", "miniature-base__rmu"):
+        folder = study.outputs / f"miniature-base__to__{changed}"
+        for step, files in {
+            "param_stats": ["per_matrix.csv", "per_layer.csv", "per_component.csv"],
+            "param_plots": [f"{kind}_{group}.png" for kind in
+                            ("layer_locality", "stable_rank", "spectral_norm")
+                            for group in ("attn", "mlp")],
+            "activation_stats": ["activation_stats.csv"],
+            "activation_plots": [f"activation_{kind}_{split}.png"
+                                 for kind in ("norms", "diffs") for split in ("forget", "retain")],
+            "mlp_attn_analysis": ["mlp_attn_summary.csv", "mlp_vs_attn_magnitude.png",
+                                  "mlp_vs_attn_detailed.png"],
+        }.items():  # fmt: skip
+            for name in files:
+                assert (folder / step / name).stat().st_size > 0
+            record = json.loads((folder / step / "run.json").read_text())
+            assert {"arguments", "seconds", "packages", "outputs", "inputs"} <= set(record)
+        record = json.loads((folder / "activation_stats" / "run.json").read_text())
+        assert set(record["texts"]) == {"forget", "retain"}
+        assert os.uname().nodename not in json.dumps(record)
+    assert not list(study.root.rglob("*.partial"))
+
+
+def test_filtering_reaches_wider_than_unlearning(study: Study) -> None:
+    """The contrast that the study exists to show, in weights and in activations."""
+    size = {}
+    for name in ("miniature-filtered", "miniature-base__npo", "miniature-base__rmu"):
+        folder = study.outputs / f"miniature-base__to__{name}"
+        layers = pd.read_csv(folder / "param_stats/per_layer.csv")
+        size[name] = layers[layers.group.isin(["attn", "mlp"])].dW_fro_layer_rel.mean()
+        assert (layers.mean_dW_stable_rank.dropna() >= 1).all()
+    assert size["miniature-filtered"] > 2 * size["miniature-base__npo"]
+    assert size["miniature-filtered"] > 2 * size["miniature-base__rmu"]
+
+
+def test_a_second_run_skips_everything_in_one_python_process(study: Study, tmp_path: Path) -> None:
+    counted = tmp_path / "calls"
+    wrapper = tmp_path / "uv"
+    real = subprocess.run(["which", "uv"], capture_output=True, text=True, check=True)
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {counted}\nexec {real.stdout.strip()} "$@"\n')
+    wrapper.chmod(0o755)
+    found = study.pipeline(PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert found.returncode == 0
+    assert set(rows(found.stdout).result) == {"skipped"}
+    assert len(rows(found.stdout)) == len(rows(study.output))
+    assert len(counted.read_text().splitlines()) == 1
+
+
+def test_a_changed_flag_makes_exactly_the_affected_steps_stale(study: Study) -> None:
+    found = rows(study.pipeline("--dry-run", MAX_SAMPLES="20").stdout)
+    assert set(found[found.result == "to do"].step) <= {"4"} or set(
+        found[found.result.str.contains("do")].step
+    ) == {"4"}
+
+
+def test_a_retrained_model_makes_exactly_its_comparisons_stale(study: Study) -> None:
+    weights = study.root / "unlearned_models/miniature-base__rmu/model.safetensors"
+    before = weights.stat()
+    try:
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+        output = study.pipeline("--dry-run", "--steps", "1-6").stdout
+    finally:
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    stale = [line.split(":")[0].split() for line in output.splitlines() if ": stale," in line]
+    assert {(words[1], words[2]) for words in stale} == {
+        (step, "miniature-base__to__miniature-base__rmu") for step in ("1", "4")
+    }
+
+
+@pytest.mark.parametrize("step", ["1", "4"])
+def test_killed_at_a_random_moment_and_rerun_gives_the_same_bytes(
+    study: Study, tmp_path: Path, step: str
+) -> None:
+    outroot = tmp_path / "outputs"
+    command = ["./pipeline.sh", "--steps", step]
+    environment = study.environment(OUTROOT=str(outroot))
+    process = subprocess.Popen(
+        command, cwd=study.root, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    time.sleep(random.uniform(1.0, 7.0))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for record in outroot.rglob("run.json"):
+        outputs = json.loads(record.read_text())["outputs"]
+        assert all((record.parent / name).exists() for name in outputs)
+    again = study.pipeline("--steps", step, OUTROOT=str(outroot))
+    assert again.returncode == 0, again.stdout + again.stderr
+    expected, found = tables(study.outputs), tables(outroot)
+    assert found and all(found[name] == expected[name] for name in found)
+    assert not list(outroot.rglob("*.partial"))
+
+
+def test_two_pipelines_do_not_share_an_outroot(study: Study) -> None:
+    with (study.outputs / ".lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        found = study.pipeline()
+    assert found.returncode == 2 and "another pipeline" in found.stderr
+    assert study.pipeline("--dry-run").returncode == 0
+
+
+def test_a_failure_stops_or_is_passed_over_and_shows(study: Study, tmp_path: Path) -> None:
+    environment = {
+        "OUTROOT": str(tmp_path / "outputs"),
+        "COMPARE": "./models/missing",
+        "UNLEARN": "",
+    }
+    found = study.pipeline("--steps", "1,4", **environment)
+    assert found.returncode != 0 and "missing" in found.stderr
+    assert rows(found.stdout).result.tolist() == ["failed"]
+    found = study.pipeline("--steps", "1,4", "--keep-going", **environment)
+    assert found.returncode != 0
+    assert rows(found.stdout).result.tolist() == ["failed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nosuchstudy",), "no such study"),
+        (("--steps", "1-"), "--steps"),
+        (("--steps", "99"), "no such step"),
+        (("--frobnicate",), "unknown option"),
+    ],
+)
+def test_wrong_words_are_answered_in_one_line(
+    study: Study, words: tuple[str, ...], message: str
+) -> None:
+    found = study.pipeline(*words)
+    assert found.returncode == 2 and message in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+
+
+def test_the_help_names_every_step_that_is_there(study: Study) -> None:
+    found = study.pipeline("--help")
+    assert found.returncode == 0
+    for number in sorted({row.step for row in rows(study.output).itertuples()}):
+        assert f"  {number} " in found.stdout
+
+
+def test_seeds_give_a_model_each(study: Study) -> None:
+    found = study.pipeline("--dry-run", UNLEARN="rmu", UNLEARN_SEEDS="42 1337").stdout
+    for seed in (42, 1337):
+        assert f"miniature-base__rmu__seed{seed}" in found
+    assert runs.model_label("./unlearned_models/miniature-base__rmu__seed42") in found
