@@ -1,0 +1,188 @@
+"""Steps 1, 2 and 6 on planted changes."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+
+import analyze_mlp_vs_attn
+from model_diffs import param_stats
+from model_diffs.checkpoints import Checkpoint
+from model_diffs.errors import BadInput
+from model_diffs.param_stats import Settings, compare
+
+EXACT = Settings(empirical_threshold=0.99)
+
+
+def edited(folder, source, edit):
+    """A copy of a model folder whose tensors went through `edit(name, tensor)`."""
+    folder.mkdir()
+    (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+    tensors = load_file(source / "model.safetensors")
+    changed = {name: edit(name, tensor).contiguous() for name, tensor in tensors.items()}
+    save_file(changed, folder / "model.safetensors")
+    return folder
+
+
+def rows_of(a, *bs, settings=EXACT):
+    return compare(Checkpoint.open(str(a)), [Checkpoint.open(str(b)) for b in bs], settings)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_models.save("llama", tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_numbers_equal_lapack_in_every_family(family, tmp_path):
+    a = tiny_models.save(family, tmp_path / "a", seed=0)
+    b = tiny_models.save(family, tmp_path / "b", seed=1)
+    (rows,) = rows_of(a, b)
+    stored_a, stored_b = (load_file(f / "model.safetensors") for f in (a, b))
+    matrices = {n for n, t in stored_a.items() if t.ndim == 2}
+    assert {row["name"] for row in rows} == matrices
+    for row in rows:
+        W = stored_a[row["name"]].double()
+        dW = stored_b[row["name"]].double() - W
+        sigma, d_sigma = torch.linalg.svdvals(W), torch.linalg.svdvals(dW)
+        assert row["W_fro"] == pytest.approx(float(W.norm()), rel=1e-6)
+        assert row["dW_fro"] == pytest.approx(float(dW.norm()), rel=1e-6)
+        assert row["W_spectral"] == pytest.approx(float(sigma[0]), rel=1e-5)
+        assert row["dW_spectral"] == pytest.approx(float(d_sigma[0]), rel=1e-5)
+        assert row["dW_stable_rank"] == pytest.approx(float((d_sigma / d_sigma[0]).square().sum()))
+        cosine = torch.nn.functional.cosine_similarity(W.flatten(), (W + dW).flatten(), 0)
+        assert row["cosine"] == pytest.approx(float(cosine), abs=1e-6)
+        assert row["changed_fraction"] > 0.99
+
+
+def test_a_against_a_is_nothing(base):
+    (rows,) = rows_of(base, base)
+    for row in rows:
+        assert row["dW_fro"] == row["dW_spectral"] == row["changed_fraction"] == 0
+        assert row["dW_stable_rank"] is None
+        assert row["cosine"] == pytest.approx(1)
+    assert all(row["mean_dW_stable_rank"] is None for row in param_stats.per_layer(rows))
+    assert all(row["count_changed"] == 0 for row in param_stats.per_component(rows))
+
+
+def test_planted_rank_one_edit(base, tmp_path):
+    name = "model.layers.1.mlp.down_proj.weight"
+
+    def edit(tensor_name, tensor):
+        if tensor_name != name:
+            return tensor
+        return tensor + torch.outer(torch.randn(tensor.shape[0]), torch.randn(tensor.shape[1]))
+
+    (rows,) = rows_of(base, edited(tmp_path / "b", base, edit))
+    (row,) = [row for row in rows if row["dW_fro"] > 0]
+    assert row["name"] == name
+    assert row["dW_stable_rank"] == pytest.approx(1, abs=1e-5)
+    assert row["dW_empirical_rank"] == 1
+    layers = {(r["layer"], r["group"]): r for r in param_stats.per_layer(rows)}
+    assert layers[1, "mlp"]["count_changed"] == 1
+    assert layers[1, "mlp"]["count_mats"] == 3
+    assert layers[1, "mlp"]["dW_fro_layer"] == pytest.approx(row["dW_fro"])
+    assert layers[1, "attn"]["dW_fro_layer"] == 0
+
+
+def test_scaled_model(base, tmp_path):
+    (rows,) = rows_of(base, edited(tmp_path / "b", base, lambda _, tensor: 1.5 * tensor))
+    for row in rows:
+        assert row["dW_fro_rel"] == pytest.approx(0.5, rel=1e-6)
+        assert row["dW_spectral_rel"] == pytest.approx(0.5, rel=1e-5)
+        assert row["dW_stable_rank"] == pytest.approx(row["W_stable_rank"], rel=1e-5)
+        assert row["cosine"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_floor_is_the_size_of_rounding(base, tmp_path, dtype):
+    """A model that was only rounded moved by about the floor."""
+    (rows,) = rows_of(base, edited(tmp_path / "b", base, lambda _, tensor: tensor.to(dtype)))
+    for row in rows:
+        assert row["dW_fro"] == pytest.approx(row["rounding_fro"], rel=0.1)
+
+
+def test_several_models_give_what_each_gives_alone(base, tmp_path):
+    first, second = (tiny_models.save("llama", tmp_path / str(i), seed=i) for i in (1, 2))
+    assert rows_of(base, first, second) == rows_of(base, first) + rows_of(base, second)
+
+
+def test_nan_is_refused_by_name(base, tmp_path):
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight"):
+        bad = edited(
+            tmp_path / name, base, lambda n, t, name=name: t * float("nan") if n == name else t
+        )
+        with pytest.raises(BadInput, match=rf"{name}.*NaN"):
+            rows_of(base, bad)
+
+
+def test_aggregates_by_hand():
+    row = {
+        "layer": 0, "group": "mlp", "component": "mlp_in", "dW_fro": 3.0, "W_fro": 6.0,
+        "dW_spectral": 1.0, "W_spectral": 2.0, "dW_stable_rank": 9.0,
+    }  # fmt: skip
+    other = {**row, "dW_fro": 4.0, "W_fro": 8.0, "dW_spectral": 2.0, "dW_stable_rank": 4.0}
+    still = {**row, "dW_fro": 0.0, "W_fro": 0.0, "dW_spectral": 0.0, "dW_stable_rank": None}
+    found = param_stats.aggregate([row, other, still])
+    assert found == {
+        "dW_fro_layer": 5.0, "W_fro_layer": 10.0, "dW_fro_layer_rel": 0.5, "max_dW_spectral": 2.0,
+        "max_W_spectral": 2.0, "max_dW_spectral_rel": 1.0, "mean_dW_stable_rank": 6.5,
+        "count_mats": 3, "count_changed": 2,
+    }  # fmt: skip
+
+
+def test_ratio_of_mlp_to_attention():
+    assert analyze_mlp_vs_attn.ratio(3.0, 2.0) == 1.5
+    assert analyze_mlp_vs_attn.ratio(0.0, 2.0) == 0
+    assert analyze_mlp_vs_attn.ratio(3.0, 0.0) == math.inf
+    assert analyze_mlp_vs_attn.ratio(0.0, 0.0) is None
+
+
+def run(script, *options):
+    return subprocess.run(
+        [sys.executable, f"{script}.py", *map(str, options)], capture_output=True, text=True
+    )
+
+
+def test_scripts_from_weights_to_figures(base, tmp_path):
+    """Only the MLP of block 1 changes: tables, figures and ratios say so."""
+    changed = edited(tmp_path / "changed", base, lambda n, t: t * 1.1 if "layers.1.mlp" in n else t)
+    names = ("--model-a", base, "--model-b", changed, "--outroot", tmp_path / "out")
+    for script, more in (
+        ("collect_param_stats", ["--empirical-rank"]),
+        ("plot_param_stats", []),
+        ("analyze_mlp_vs_attn", []),
+    ):
+        done = run(script, *names, *more)
+        assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out" / "base__to__changed"
+    columns = list(pd.read_csv(folder / "param_stats/per_matrix.csv"))
+    assert columns[11:16] == [
+        *("dW_stable_rank", "W_stable_rank", "dW_empirical_rank", "W_empirical_rank", "component"),
+    ]
+    record = json.loads((folder / "param_stats/run.json").read_text())
+    assert record["matrices_changed"] == 3
+    summary = pd.read_csv(folder / "mlp_attn_analysis/mlp_attn_summary.csv")
+    assert summary["ratio_mlp_attn"].isna().tolist() == [True, False, True]
+    assert summary["ratio_mlp_attn"][1] == math.inf
+    figures = {path.name for path in (folder / "param_plots").glob("*.png")}
+    assert {"layer_locality_attn.png", "stable_rank_mlp.png", "rank_comparison_mlp.png"} <= figures
+    assert "complete, skipped" in run("collect_param_stats", *names, "--empirical-rank").stdout
+
+
+def test_a_bad_model_is_one_line_and_leaves_nothing(base, tmp_path):
+    broken = edited(tmp_path / "broken", base, lambda _, tensor: tensor)
+    path = broken / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    out = tmp_path / "out"
+    done = run("collect_param_stats", "--model-a", base, "--model-b", broken, "--outroot", out)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "model.safetensors is truncated" in done.stderr
+    assert not out.exists()
