@@ -80,7 +80,7 @@ def make_data(planned: PlannedRun, seed: int) -> None:
 
 def make_model(planned: PlannedRun, which: str, options: argparse.Namespace) -> None:
     """Train one model on its corpus, ask it everything, and save it with its card."""
-    from model_diffs import devices, knowledge, models, texts
+    from model_diffs import devices, knowledge, texts
     from model_diffs.miniature import cards, training, world
 
     data = Path(options.data_dir)
