@@ -114,9 +114,18 @@ def _orthonormalised(block: Tensor, basis: Tensor) -> Tensor:
 
 def _gram_product(tall: Tensor, block: Tensor, scale: float) -> Tensor:
     """WᵀW block for W = tall / scale, in tall's dtype, returned in fp32."""
-    product = (tall @ block.to(tall.dtype)).float() / scale
-    # As rows times the matrix: several times faster than its transpose times columns on a CPU.
-    return (product.T.to(tall.dtype) @ tall).T.float() / scale
+    # On a CPU a stored row is read several times faster along than across: the product that runs
+    # over columns of what is stored is written with the block's transpose on the left.
+    block = block.to(tall.dtype).contiguous()
+    if tall.is_contiguous():
+        product = _scaled(tall @ block, scale).to(tall.dtype)
+        return _scaled((product.T @ tall).T, scale)
+    product = _scaled((block.T @ tall.T).T, scale).to(tall.dtype)
+    return _scaled(tall.T @ product.contiguous(), scale)
+
+
+def _scaled(product: Tensor, scale: float) -> Tensor:
+    return product.float() / scale
 
 
 def _top_eigenpair(T: Tensor) -> tuple[float, Tensor]:
