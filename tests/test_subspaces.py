@@ -1,0 +1,299 @@
+"""Steps 7 and 10 against planted changes and LAPACK in fp64."""
+
+import json
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.linalg
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+
+from model_diffs import mlp_nullspace, planning, subspaces
+from model_diffs.architectures import Matrix
+from model_diffs.checkpoints import Checkpoint
+from model_diffs.errors import BadInput
+from model_diffs.mlp_nullspace import AlignmentRow
+from model_diffs.subspaces import SubspaceRow
+
+ROOT = Path(__file__).parent.parent
+SHAPES = [(24, 24), (40, 24), (24, 40)]
+
+
+def matrix_of(shape: tuple[int, int]) -> Matrix:
+    return Matrix("layers.0.mlp.fc1.weight", "fc1", 0, "mlp", "mlp_in", shape)
+
+
+def orthonormal(side: int, k: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(side, k, generator=generator, dtype=torch.float64))[0]
+
+
+def planted(shape: tuple[int, int], sigma: list[float], seed: int = 0) -> torch.Tensor:
+    """W = U diag(sigma) Vᵀ with random U, V."""
+    U, V = (orthonormal(side, len(sigma), seed + i) for i, side in enumerate(shape))
+    return (U * torch.tensor(sigma, dtype=torch.float64)) @ V.T
+
+
+def subspace_row(W_A: torch.Tensor, W_B: torch.Tensor, k: int) -> SubspaceRow:
+    base = subspaces.prepare_subspaces(W_A, k)
+    return subspaces.subspace_row(matrix_of(tuple(W_A.shape)), base, W_B, W_B - W_A, 42)
+
+
+def alignment_row(W_A: torch.Tensor, dW: torch.Tensor, threshold: float = 0.99) -> AlignmentRow:
+    base = mlp_nullspace.prepare_space(W_A, threshold)
+    return mlp_nullspace.alignment_row(matrix_of(tuple(W_A.shape)), base, W_A + dW, dW, threshold)
+
+
+# ── which matrices ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama", "mixtral"])
+def test_as_many_matrices_as_asked_for_drawn_evenly(family: str, tmp_path: Path) -> None:
+    folder = tiny_models.save(family, tmp_path / family, num_hidden_layers=6)
+    every = Checkpoint.open(str(folder)).matrices()
+    for count in (7, 20, 0, 10_000):
+        chosen = subspaces.sample_matrices(every, count, seed=1)
+        assert len(chosen) == (min(count, len(every)) if count else len(every))
+        assert len({m.name for m in chosen}) == len(chosen)
+        assert all(len(m.shape) == 2 for m in chosen)
+    chosen = subspaces.sample_matrices(every, 20, seed=1)
+    available = Counter(m.component for m in every)
+    drawn = Counter(m.component for m in chosen)
+    with_rest = [drawn[c] for c in available if drawn[c] < available[c]]
+    assert max(with_rest) - min(with_rest) <= 1
+    layers = Counter(m.layer for m in chosen if m.layer >= 0)
+    assert len(layers) == 6
+    assert max(layers.values()) - min(layers.values()) <= 1
+
+
+def test_another_seed_draws_others_the_same_seed_the_same(tmp_path: Path) -> None:
+    every = Checkpoint.open(str(tiny_models.save("llama", tmp_path / "m"))).matrices()
+    draws = [[m.name for m in subspaces.sample_matrices(every, 5, seed)] for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+# ── step 7 ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("angle", [1e-6, 0.01, 0.3, 1.2, math.pi / 2])
+def test_a_rotation_by_a_known_angle_gives_that_angle(shape: tuple[int, int], angle: float) -> None:
+    k, sigma = 3, [9.0, 8.0, 7.0, 0.3, 0.2, 0.1]
+    W_A = planted(shape, sigma)
+    Q = orthonormal(shape[0], 6, seed=0)  # the left vectors of W_A
+    i, j = Q[:, 0], Q[:, 4]  # turn a leading direction towards one that is not
+    plane = torch.stack([i, j], 1)
+    cos, sin = math.cos(angle), math.sin(angle)
+    turn = torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
+    eye = torch.eye(shape[0], dtype=torch.float64)
+    R = eye + plane @ (turn - torch.eye(2, dtype=torch.float64)) @ plane.T
+    row = subspace_row(W_A, R @ W_A, k)
+    assert row.grassmann_distance == pytest.approx(angle, rel=1e-5)
+    assert row.subspace_alignment == pytest.approx((2 + math.cos(angle)) / 3, abs=1e-9)
+    assert row.grassmann_right == pytest.approx(0, abs=1e-6), "inputs were not turned"
+    assert row.singular_value_ratio == pytest.approx(1, abs=1e-9)
+    right = subspace_row(W_A.T.contiguous(), (R @ W_A).T.contiguous(), k)
+    assert right.grassmann_right == pytest.approx(angle, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_step_7_agrees_with_lapack(shape: tuple[int, int]) -> None:
+    torch.manual_seed(3)
+    W_A = torch.randn(shape)
+    W_B = W_A + 0.2 * torch.randn(shape)
+    row = subspace_row(W_A, W_B, 5)
+    A, B = W_A.double().numpy(), W_B.double().numpy()
+    (U_A, s_A, V_A), (U_B, s_B, V_B) = np.linalg.svd(A), np.linalg.svd(B)
+    s = np.linalg.svd((W_B - W_A).double().numpy(), compute_uv=False)
+    share = np.cumsum(s**2) / (s**2).sum()
+    assert row.effective_rank == int((share < 0.99).sum()) + 1
+    assert row.top10_variance_ratio == pytest.approx(share[9], rel=1e-9)
+    assert row.max_singular_value == pytest.approx(s[0], rel=1e-9)
+    assert row.singular_value_decay == pytest.approx(s[10] / s[0], rel=1e-9)
+    assert row.singular_value_ratio == pytest.approx(s_B[0] / s_A[0], rel=1e-9)
+    left = scipy.linalg.subspace_angles(U_A[:, :5], U_B[:, :5])
+    right = scipy.linalg.subspace_angles(V_A[:5].T, V_B[:5].T)
+    assert row.subspace_alignment == pytest.approx(np.cos(left).mean(), rel=1e-7)
+    assert row.grassmann_distance == pytest.approx(np.linalg.norm(left), rel=1e-7)
+    assert row.alignment_right == pytest.approx(np.cos(right).mean(), rel=1e-7)
+    assert row.grassmann_right == pytest.approx(np.linalg.norm(right), rel=1e-7)
+
+
+def test_a_matrix_against_itself_has_not_turned() -> None:
+    W = torch.randn(30, 20)
+    row = subspace_row(W, W.clone(), 4)
+    assert row.max_singular_value == 0
+    assert row.effective_rank is row.top10_variance_ratio is row.singular_value_decay is None
+    assert row.subspace_alignment == row.alignment_right == row.singular_value_ratio == 1
+    assert row.grassmann_distance == row.grassmann_right == 0
+
+
+def test_a_scaled_matrix_has_not_turned() -> None:
+    W = torch.randn(30, 20)
+    row = subspace_row(W, 1.5 * W, 4)
+    assert row.singular_value_ratio == pytest.approx(1.5, rel=1e-6)
+    assert row.subspace_alignment == pytest.approx(1, abs=1e-6)
+
+
+def test_subspaces_have_at_most_the_numerical_rank() -> None:
+    W = planted((30, 20), [3.0, 2.0, 1.0]).float()
+    assert subspace_row(W, W + 0.01 * torch.randn(30, 20), 10).k == 3
+    zero = subspace_row(torch.zeros(30, 20), torch.randn(30, 20), 10)
+    assert zero.k == 0
+    assert zero.subspace_alignment is zero.singular_value_ratio is zero.random_alignment is None
+
+
+def test_random_subspaces_align_as_pairs_of_random_subspaces_do() -> None:
+    side, k = 60, 6
+    generator = np.random.default_rng(0)
+    cosines = []
+    for _ in range(200):
+        a, b = (np.linalg.qr(generator.standard_normal((side, k)))[0] for _ in range(2))
+        cosines.append(np.linalg.svd(a.T @ b, compute_uv=False).mean())
+    spread = np.std(cosines) / math.sqrt(16)
+    ours = subspaces.random_alignment(side, k, 42)
+    assert abs(ours - np.mean(cosines)) < 4 * spread
+    assert ours == subspaces.random_alignment(side, k, 42)
+
+
+# ── step 10 ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_change_inside_or_outside_the_top_subspace_is_told(shape: tuple[int, int]) -> None:
+    m, n = shape
+    U, V = orthonormal(m, m, 1), orthonormal(n, n, 2)
+    r = 4
+    W = 5 * U[:, :r] @ V[:, :r].T + 1e-3 * U[:, r : r + 3] @ V[:, r : r + 3].T
+    middle = torch.randn(r, r, dtype=torch.float64)
+    expected = {
+        "inside": (U[:, :r] @ middle @ V[:, :r].T, 0.0, 0.0),
+        "outputs outside": (U[:, r : 2 * r] @ middle @ V[:, :r].T, 1.0, 0.0),
+        "inputs outside": (U[:, :r] @ middle @ V[:, r : 2 * r].T, 0.0, 1.0),
+        "outside": (U[:, r : 2 * r] @ middle @ V[:, r : 2 * r].T, 1.0, 1.0),
+    }
+    for where, (dW, left, right) in expected.items():
+        row = alignment_row(W, dW)
+        assert row.original_eff_rank == r, where
+        assert row.nullspace_energy == pytest.approx(left, abs=1e-9), where
+        assert row.input_nullspace_energy == pytest.approx(right, abs=1e-9), where
+        assert (row.nullspace_dimension, row.input_nullspace_dimension) == (m - r, n - r)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("threshold", [0.9, 0.99, 1.0])
+def test_step_10_agrees_with_lapack(shape: tuple[int, int], threshold: float) -> None:
+    torch.manual_seed(4)
+    W = torch.randn(shape) * torch.linspace(3, 0.1, shape[1])
+    dW = 0.3 * torch.randn(shape)
+    row = alignment_row(W, dW, threshold)
+    U, s, V = np.linalg.svd(W.double().numpy())
+    D = dW.double().numpy()
+    share = np.cumsum(s**2) / (s**2).sum()
+    r = min(int((share < threshold - (threshold == 1) * 1e-15).sum()) + 1, len(s))
+    assert row.original_eff_rank == r
+    norm = np.linalg.norm(D)
+    column, row_part = np.linalg.norm(U[:, :r].T @ D), np.linalg.norm(D @ V[:r].T)
+    assert row.update_norm == pytest.approx(norm, rel=1e-9)
+    assert row.original_norm == pytest.approx(np.linalg.norm(W.double()), rel=1e-9)
+    assert row.colspace_projection_ratio == pytest.approx(column / norm, rel=1e-7)
+    assert row.rowspace_projection_ratio == pytest.approx(row_part / norm, rel=1e-7)
+    assert row.colspace_energy + row.nullspace_energy == pytest.approx(1, abs=1e-12)
+    assert row.rowspace_energy + row.input_nullspace_energy == pytest.approx(1, abs=1e-12)
+    outside = np.linalg.norm(D - U[:, :r] @ (U[:, :r].T @ D)) / norm
+    assert row.nullspace_projection_ratio == pytest.approx(outside, abs=1e-6)
+    s_B = np.linalg.svd((W + dW).double().numpy(), compute_uv=False)
+    share = np.cumsum(s_B**2) / (s_B**2).sum()
+    updated = min(int((share < threshold - (threshold == 1) * 1e-15).sum()) + 1, len(s_B))
+    assert row.rank_increase == updated - r
+
+
+def test_random_changes_have_the_energy_of_their_dimensions() -> None:
+    torch.manual_seed(5)
+    W = planted((40, 24), [2.0] * 8)
+    rows = [alignment_row(W, torch.randn(40, 24).double()) for _ in range(60)]
+    for side in ("nullspace", "input_nullspace"):
+        found = np.mean([getattr(row, f"{side}_energy") for row in rows])
+        assert found == pytest.approx(getattr(rows[0], f"random_{side}_energy"), abs=0.01)
+    assert rows[0].random_nullspace_energy == pytest.approx(32 / 40)
+
+
+def test_an_unchanged_matrix_has_no_shares_and_a_layer_weighs_by_energy() -> None:
+    W = torch.randn(16, 12)
+    still = alignment_row(W, torch.zeros(16, 12))
+    assert still.nullspace_energy is still.colspace_projection_ratio is None
+    assert still.rank_increase == 0 and still.relative_update_size == 0
+    moved = alignment_row(W, torch.randn(16, 12))
+    (layer,) = mlp_nullspace.layer_rows([still, moved])
+    assert (layer.count_mats, layer.count_changed) == (2, 1)
+    assert layer.nullspace_energy == pytest.approx(moved.nullspace_energy)
+    (unchanged,) = mlp_nullspace.layer_rows([still])
+    assert unchanged.nullspace_energy is None and unchanged.update_norm == 0
+
+
+# ── scripts ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    planning.load_script(ROOT / script).main()
+
+
+def test_scripts_write_what_they_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model B differs from A in one MLP matrix, stored [in, out]; a third one not at all."""
+    a = tiny_models.save("gpt2", tmp_path / "a")
+    b = tiny_models.save("gpt2", tmp_path / "b")
+    same = tiny_models.save("gpt2", tmp_path / "same")
+    weights = load_file(b / "model.safetensors")
+    name = next(n for n in weights if n.endswith("h.1.mlp.c_fc.weight"))
+    W = weights[name]  # [in, out] = [32, 128]
+    V = torch.linalg.svd(W.double())[2]
+    # Outputs of this Conv1D are its columns: dW writes where W, of rank 32 in 128, never does.
+    weights[name] = W + (torch.randn(32, 4).double() @ V[100:104]).float()
+    save_file(weights, b / "model.safetensors", metadata={"format": "pt"})
+
+    out = tmp_path / "outputs"
+    models = ("--model-a", a, "--model-b", b, same, "--outroot", out)
+    run(monkeypatch, "null_space_analysis.py", *models, "--num-samples", 0, "--k", 5)
+    table = pd.read_csv(out / "a__to__b/null_space_analysis/null_space_results.csv")
+    changed = table[table["max_singular_value"] > 0]
+    assert changed["name"].tolist() == [name]
+    assert changed["effective_rank"].tolist() == [4]
+    assert changed[["shape0", "shape1"]].to_numpy().tolist() == [[128, 32]]
+    still = pd.read_csv(out / "a__to__same/null_space_analysis/null_space_results.csv")
+    assert still["effective_rank"].isna().all()
+    assert (still["subspace_alignment"] == 1).all() and (still["alignment_right"] == 1).all()
+
+    run(monkeypatch, "mlp_nullspace_alignment.py", *models)
+    folder = out / "a__to__b/mlp_nullspace"
+    table = pd.read_csv(folder / "mlp_nullspace_metrics.csv")
+    row = table[table["name"] == name].iloc[0]
+    assert row["type"] == "mlp_in" and row["shape"] == "128x32"
+    assert row["nullspace_energy"] == pytest.approx(1, abs=1e-6)
+    assert table["nullspace_energy"].notna().sum() == 1
+    layers = pd.read_csv(folder / "layer_nullspace_summary.csv")
+    assert layers["count_changed"].tolist() == [0, 1, 0]
+    for step in ("null_space_analysis", "mlp_nullspace"):
+        for comparison in ("a__to__b", "a__to__same"):
+            here = out / comparison / step
+            assert len(list(here.glob("*.png"))) == 1
+            assert json.loads((here / "summary.json").read_text())
+            assert json.loads((here / "run.json").read_text())["models"]
+
+
+def test_models_of_other_shapes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = tiny_models.save("llama", tmp_path / "a")
+    b = tiny_models.save("llama", tmp_path / "b", intermediate_size=48)
+    out = tmp_path / "out"
+    for script in ("null_space_analysis.py", "mlp_nullspace_alignment.py"):
+        with pytest.raises(BadInput, match="intermediate_size"):
+            run(monkeypatch, script, "--model-a", a, "--model-b", b, "--outroot", out)
+        assert not [path for path in out.rglob("*") if path.is_file()], "nothing is written"
