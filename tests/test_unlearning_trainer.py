@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from model_diffs.unlearning.settings import Settings, parse_layers
 from model_diffs.unlearning.trainer import Schedule, Trainer
 
 SETTINGS = Settings(layers=(0, 1), steering=(2.0, 2.0), alpha=2.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def single_thread() -> Iterator[None]:
+    """Tiny models gain nothing from threads and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def make_texts(count: int, seed: int) -> list[list[int]]:

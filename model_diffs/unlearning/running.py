@@ -137,9 +137,7 @@ def _engine(options: argparse.Namespace) -> tuple[Accelerator, torch.dtype]:
         cpu=device.type == "cpu",
         mixed_precision=mixed,
         # Representation losses leave the blocks above their target without a gradient.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     return accelerator, DTYPES["fp32" if options.dtype == "auto" else options.dtype]
 
