@@ -42,9 +42,11 @@ def collect(jobs: Sequence[Job], options: argparse.Namespace) -> None:
     todo = [_make_pass(split, jobs, tokenizer, options, device) for split in splits.values()]
 
     def load(name: str) -> Reader:
-        return Reader(name, models.load_model(name, device, dtype, options.trust_remote_code))
+        return Reader(name, models.load_for(options, name))
 
-    if _side_by_side(list(checkpoints.values()), options.side_by_side, device, dtype):
+    # A model that has to be spread leaves no room for a second one.
+    together = "no" if options.device_map and len(names) > 1 else options.side_by_side
+    if _side_by_side(list(checkpoints.values()), together, device, dtype):
         passes.run_side_by_side([load(name) for name in names], todo)
     else:
         passes.run_one_by_one(load, names, todo, options.outroot, options.cache_fp16)

@@ -114,6 +114,12 @@ def add_texts(parser: argparse.ArgumentParser) -> None:
         help="run all models together, or each alone against a disk cache of the base's states",
     )
     group.add_argument(
+        "--device-map",
+        choices=["auto"],
+        default=None,
+        help="auto: spread a model that one device cannot hold over all there is",
+    )
+    group.add_argument(
         "--cache-fp16",
         action="store_true",
         help="halve that cache; its rounding shows in small differences",

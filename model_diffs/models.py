@@ -1,5 +1,6 @@
 """Models and tokenizers: loaded, placed, fed, and read layer by layer."""
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from model_diffs import checkpoints
 from model_diffs.architectures import Anatomy
+from model_diffs.devices import pick_device, pick_dtype
 from model_diffs.errors import BadInput
 
 transformers_logging.disable_progress_bar()
@@ -20,10 +22,16 @@ transformers_logging.disable_progress_bar()
 
 
 def load_model(
-    model: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
+    model: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    device_map: str | None = None,
 ) -> nn.Module:
     """A causal language model in evaluation mode on `device`.
 
+    With `device_map` `auto`, accelerate spreads its blocks over the accelerators, the memory and
+    the disk that there are, for models that one device cannot hold.
     Raises BadInput where the folder or hub model is missing, corrupt, lacks weights, or asks for
     code of its own without `trust_remote_code`.
     """
@@ -36,13 +44,21 @@ def load_model(
             low_cpu_mem_usage=True,
             output_loading_info=True,
             local_files_only=True,
+            device_map=device_map,
         )
     except (ValueError, OSError, KeyError) as error:
         raise BadInput(f"{model} cannot be loaded: {_first_line(error)}") from error
     missing = sorted(report.get("missing_keys") or [])
     if missing:
         raise BadInput(f"{model} lacks {len(missing)} weights, such as {missing[0]}")
-    return loaded.to(device).eval()
+    return (loaded if device_map else loaded.to(device)).eval()
+
+
+def load_for(options: argparse.Namespace, model: str) -> nn.Module:
+    """`load_model` with a script's `--device --dtype --device-map --trust-remote-code`."""
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
+    return load_model(model, device, dtype, options.trust_remote_code, options.device_map)
 
 
 def _first_line(error: Exception) -> str:

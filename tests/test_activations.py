@@ -51,6 +51,7 @@ def options(tmp_path: Path, **changed: object) -> argparse.Namespace:
         "side_by_side": "auto",
         "cache_fp16": False,
         "trust_remote_code": False,
+        "device_map": None,
     }
     return argparse.Namespace(**{**values, **changed})
 
@@ -110,7 +111,10 @@ def test_statistics_equal_a_loop_over_tokens(
         assert error < 1e-5 * np.abs(covariance).max()
 
 
-@pytest.mark.parametrize("changed", [{"batch_size": 1}, {"batch_size": 3}, {"side_by_side": "no"}])
+@pytest.mark.parametrize(
+    "changed",
+    [{"batch_size": 1}, {"batch_size": 3}, {"side_by_side": "no"}, {"device_map": "auto"}],
+)
 def test_how_the_pass_is_run_does_not_matter(
     changed: dict[str, object], folders: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:
