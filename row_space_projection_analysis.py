@@ -1,0 +1,198 @@
+"""Step 11. Do forget inputs lie where the weight change reads, more than retain inputs do?
+
+The inputs that each MLP matrix of the base sees are projected onto the leading right singular
+vectors of its change dW, and the effect of dW on them is set against that of W. One pass over the
+base serves all layers and all comparisons.
+
+    uv run row_space_projection_analysis.py --model-a ./models/miniature-base \\
+        --model-b ./models/miniature-filtered ./unlearned_models/miniature-base__rmu \\
+        --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt
+    uv run row_space_projection_analysis.py --model-a EleutherAI/deep-ignorance-unfiltered \\
+        --model-b EleutherAI/deep-ignorance-unfiltered-cb-lat --max-samples 100
+
+Writes <outroot>/<A>__to__<B>/row_space_projection/{projection_metrics.csv,
+row_space_projection.png, summary.json}.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from model_diffs import arguments, runs
+from model_diffs.runs import PlannedRun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from model_diffs.checkpoints import Checkpoint
+    from model_diffs.passes import SplitPass
+    from model_diffs.projections import Totals
+    from model_diffs.row_space import Change
+
+FOLDER = "row_space_projection"
+SUMMARISED = (
+    *("forget_proj_ratio", "retain_proj_ratio", "random_proj_ratio", "selectivity_ratio"),
+    *("forget_effect", "retain_effect", "effect_selectivity"),
+)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = arguments.new_parser(__doc__)
+    arguments.add_comparison(parser)
+    arguments.add_texts(parser)
+    arguments.add_compute(parser)
+    arguments.add_figures(parser)
+    parser.add_argument(
+        "--top-k",
+        type=arguments.positive_int,
+        default=20,
+        help="right singular vectors of dW; fewer where its numerical rank is lower",
+    )
+    return parser.parse_args(argv)
+
+
+def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+    """One folder per comparison."""
+    return arguments.comparison_runs(options, FOLDER)
+
+
+class Measured(NamedTuple):
+    """What the pass over the base gave."""
+
+    change: "Change"
+    passes: "list[SplitPass]"
+    totals: "Mapping[str, Totals]"
+    dtype: str
+
+
+def measure(
+    options: argparse.Namespace, base: "Checkpoint", changed: "list[Checkpoint]"
+) -> Measured:
+    """Decompose all changes and run the base over both splits once."""
+    from model_diffs import devices, models, passes, row_space
+    from model_diffs.texts import read_splits
+
+    splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
+    device = devices.pick_device(options.device)
+    dtype = devices.pick_dtype(options.dtype, device)
+    tokenizer = models.load_tokenizer(base.model, options.trust_remote_code)
+    todo = []
+    for split in splits:
+        tokens = passes.tokenise(
+            tokenizer, split.texts, options.max_length, options.keep_bos, options.skip_first
+        )
+        pad = tokenizer.pad_token_id
+        todo.append(passes.SplitPass(split, tokens, options.batch_size, pad, device))
+    change = row_space.read_changes(base, changed, options.top_k, device, dtype)
+    reader = passes.Reader(
+        base.model, models.load_model(base.model, device, dtype, options.trust_remote_code)
+    )
+    row_space.settle(change.targets, device)
+    totals = row_space.watch(reader.anatomy, change.targets, todo)
+    return Measured(change, todo, totals, devices.dtype_name(dtype))
+
+
+def summary(table: "pd.DataFrame", change: "Change", model_b: str) -> dict[str, Any]:
+    """Counts, and means over the changed matrices, in all and by type."""
+
+    def means(rows: "pd.DataFrame") -> dict[str, Any]:
+        found = rows[list(SUMMARISED)].astype(float).mean().dropna()
+        return {"matrices": len(rows), **{str(k): float(v) for k, v in found.items()}}
+
+    kinds = [str(kind) for kind in table["weight_type"].unique()]
+    return {
+        "matrices_changed": len(table),
+        "matrices_unchanged": change.unchanged[model_b],
+        "expert_output_matrices_left_out": change.expert_outputs_left_out,
+        "means_over_changed_matrices": means(table) if len(table) else {},
+        "by_weight_type": {kind: means(table[table["weight_type"] == kind]) for kind in kinds},
+    }
+
+
+def draw(run: runs.Run, table: "pd.DataFrame") -> None:
+    """Per type of matrix the projection on both splits; below, the effect of dW beside W's."""
+    from model_diffs.figures import STYLES, Line, Panel, column_line, layer_figure, model_colour
+
+    colour = model_colour(run.planned.model_b)
+    keys = ["weight_type", "layer"]
+    # Experts of a layer are averaged, their intervals too.
+    numbers = table.drop(columns="name").set_index(keys).astype(float)
+    means = numbers.groupby(keys, sort=False).mean().reset_index()
+
+    def lines(rows: "pd.DataFrame", quantity: str) -> list[Line]:
+        found = [
+            column_line(rows, f"{split}_{quantity}", f"{split} texts", colour, style)
+            for split, style in STYLES.items()
+        ]
+        return [line for line in found if line.x]
+
+    projections, effects = [], []
+    for kind in map(str, table["weight_type"].unique()):
+        rows = means[means["weight_type"] == kind]
+        random = column_line(rows, "random_proj_ratio", "random input", "#999999", ":")
+        inside = [*lines(rows, "proj_ratio"), random]
+        title = f"{kind}: inputs where ΔW reads"
+        projections.append(Panel(title, "mean ‖P x‖ / ‖x‖", inside, from_zero=True))
+        effect = lines(rows, "effect")
+        effects.append(
+            Panel(f"{kind}: what ΔW does to them", "mean ‖ΔW x‖ / ‖W x‖", effect, from_zero=True)
+        )
+    title = f"Inputs of the base against the change's row space: {arguments.title_of(run.planned)}"
+    figure = layer_figure(title, [*projections, *effects], len(projections), legend="first")
+    run.figure("row_space_projection", figure)
+
+
+def write(
+    run: runs.Run,
+    base: "Checkpoint",
+    changed: "Checkpoint",
+    found: Measured,
+    options: argparse.Namespace,
+) -> None:
+    """Table, figure and summary of one comparison."""
+    from model_diffs.projections import Row, rows_of
+
+    model_b = changed.model
+    rows = rows_of(
+        found.change.targets, model_b, found.totals["forget"], found.totals["retain"], options.seed
+    )
+    table = run.table("projection_metrics", rows, columns=Row._fields)
+    if rows:
+        draw(run, table)
+    else:
+        print(f"{run.planned.label}: no MLP matrix differs, there is nothing to draw")
+    run.document("summary", summary(table, found.change, model_b))
+    run.reads(*base.files, *changed.files, *(one.split.path for one in found.passes))
+    run.record(
+        models={"a": base.identity(), "b": changed.identity()},
+        texts={one.split.name: one.split.identity() for one in found.passes},
+        tokens={one.split.name: int(one.tokens.counts.sum()) for one in found.passes},
+        left_out={one.split.name: one.tokens.left_out for one in found.passes},
+        device=str(found.passes[0].device),
+        dtype=found.dtype,
+    )
+
+
+def main() -> None:
+    """Measure what is not complete, all comparisons in one pass over the base."""
+    options = parse_arguments()
+    todo = runs.pending(planned_runs(options), options.force)
+    if not todo:
+        return
+    from contextlib import ExitStack
+
+    from model_diffs.checkpoints import Checkpoint
+
+    base = Checkpoint.open(options.model_a)
+    changed = [Checkpoint.open(planned.model_b) for planned in todo]
+    with ExitStack() as stack:
+        # Opened before the work: an unwritable place should not cost an hour first.
+        open_runs = [stack.enter_context(runs.open_run(planned)) for planned in todo]
+        found = measure(options, base, changed)
+        for run, other in zip(open_runs, changed, strict=True):
+            write(run, base, other, found, options)
+
+
+if __name__ == "__main__":
+    arguments.run_script(main)
