@@ -1,0 +1,148 @@
+"""Step 8. Can forget and retain texts be told apart inside the model, and did that change?
+
+Each text is the mean of its hidden states. Per layer: distance between the centroids of the two
+splits, spread between over spread within them, and how well a linear classifier (shrinkage LDA, out
+of fold) orders unseen texts; for both models, and the change between them, with 95 % intervals over
+documents. Uses the statistics of step 4's pass; makes them where they are missing.
+
+    uv run activation_separation_analysis.py --model-a ./models/miniature-base \\
+        --model-b ./models/miniature-filtered \\
+        --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt
+    uv run activation_separation_analysis.py --model-a EleutherAI/deep-ignorance-unfiltered \\
+        --model-b EleutherAI/deep-ignorance-unfiltered-cb-lat --max-samples 100
+
+Writes <outroot>/<A>__to__<B>/activation_separation/ with separation_metrics.csv,
+separation_changes.csv, activation_separation_analysis.png and summary.json.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from model_diffs import arguments, runs
+from model_diffs.runs import PlannedRun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from model_diffs.activation_cache import Statistics
+    from model_diffs.cross_validation import Design, Estimate
+
+FOLDER = "activation_separation"
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = arguments.new_parser(__doc__)
+    arguments.add_comparison(parser)
+    arguments.add_texts(parser)
+    arguments.add_compute(parser)
+    arguments.add_figures(parser)
+    return parser.parse_args(argv)
+
+
+def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+    """One folder per comparison."""
+    return arguments.comparison_runs(options, FOLDER)
+
+
+def measure_model(found: "Statistics", model: str, plan: "Design") -> "Estimate":
+    """All metrics of one model."""
+    from model_diffs.separation import measure
+
+    forget, retain = (found.models[split, model].read("pooled") for split in ("forget", "retain"))
+    return measure(forget, retain, plan, runs.model_label(model))
+
+
+def draw(
+    run: runs.Run,
+    base: "pd.DataFrame",
+    changed: "pd.DataFrame",
+    change: "pd.DataFrame",
+    planned: PlannedRun,
+) -> None:
+    """Both models over layers; below each metric, its change."""
+    from model_diffs.figures import BASE, Panel, column_line, layer_figure, model_colour
+
+    names, xlabel = arguments.names_of(planned), "hidden state (0 = embedding output)"
+    colour = model_colour(planned.model_b)
+    shown = {
+        "cosine_distance": ("Cosine distance of the centroids", "1 − cosine", 0.0, ""),
+        "auc": ("Linear classifier on unseen documents", "out-of-fold AUC", 0.5, "chance"),
+        "variance_ratio": ("Spread between over within the splits", "trace ratio", 0.0, ""),
+        "euclidean_distance": ("Distance of the centroids", "Euclidean distance", 0.0, ""),
+    }
+    panels = {}
+    for metric, (heading, ylabel, reference, label) in shown.items():
+        lines = [
+            column_line(base, metric, names[0], BASE),
+            column_line(changed, metric, names[1], colour),
+        ]
+        difference = [column_line(change, f"{metric}_change", "change", colour)]
+        panels[metric] = (
+            Panel(heading, ylabel, lines, reference, label, xlabel=xlabel),
+            Panel(
+                f"its change, {names[1]} − {names[0]}",
+                f"change of {ylabel}",
+                difference,
+                0.0,
+                xlabel=xlabel,
+            ),
+        )
+    order = []
+    for left, right in (("cosine_distance", "auc"), ("variance_ratio", "euclidean_distance")):
+        for row in (0, 1):
+            order += [panels[left][row], panels[right][row]]
+    title = f"Separation of forget and retain texts: {arguments.title_of(planned)}"
+    run.figure("activation_separation_analysis", layer_figure(title, order, legend="first"))
+
+
+def write(
+    run: runs.Run, planned: PlannedRun, a: "Estimate", b: "Estimate", plan: "Design", seed: int
+) -> None:
+    """Tables, figure and summary of one comparison."""
+    from model_diffs import cross_validation, separation
+
+    rows_a = separation.metric_rows(runs.model_label(planned.model_a), a)
+    rows_b = separation.metric_rows(runs.model_label(planned.model_b), b)
+    changes = separation.change_rows(a, b)
+    columns = separation.metric_columns()
+    table = run.table("separation_metrics", rows_a + rows_b, columns)
+    change = run.table("separation_changes", changes, separation.change_columns())
+    draw(run, table.iloc[: len(rows_a)], table.iloc[len(rows_a) :], change, planned)
+    facts = {
+        "documents": {"forget": int(plan.labels.sum()), "retain": int((~plan.labels).sum())},
+        "folds": cross_validation.FOLDS,
+        "resamples": len(plan.forget),
+        "seed": seed,
+    }
+    metrics = separation.summary(rows_a, rows_b, changes)
+    run.document("summary", {**facts, "metrics": metrics})
+
+
+def main() -> None:
+    """Analyse what is not complete; each model is measured once for all its comparisons."""
+    options = parse_arguments()
+    todo = runs.pending(planned_runs(options), options.force)
+    if not todo:
+        return
+    from model_diffs import activation_cache, cross_validation, separation, texts
+
+    splits = texts.read_splits(options.forget_text, options.retain_text, options.max_samples)
+    cross_validation.check_splits(splits, cross_validation.FOLDS)
+    models = dict.fromkeys(model for p in todo for model in (p.model_a, p.model_b))
+    found = activation_cache.statistics(options, models, fresh=options.force)
+    for planned in todo:
+        separation.check_same_tokens(found, planned.model_a, planned.model_b)
+    counts = [len(found.models[s.name, options.model_a].read("tokens").tokens) for s in splits]
+    plan = cross_validation.design(counts[0], counts[1], cross_validation.FOLDS, options.seed)
+    base = measure_model(found, options.model_a, plan)
+    for planned in todo:
+        with runs.open_run(planned) as run:
+            changed = measure_model(found, planned.model_b, plan)
+            write(run, planned, base, changed, plan, options.seed)
+            activation_cache.describe(run, found)
+
+
+if __name__ == "__main__":
+    arguments.run_script(main)

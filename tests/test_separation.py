@@ -1,0 +1,292 @@
+"""Separation of forget and retain documents: planted truths and independent computations."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_study
+from scipy.spatial.distance import cosine
+from scipy.stats import norm
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.metrics import roc_auc_score
+
+from model_diffs import activations, cross_validation, discriminant, separation
+from model_diffs.activation_cache import ModelStatistics
+from model_diffs.errors import BadInput
+
+SCRIPT = "activation_separation_analysis.py"
+
+
+def clouds(n: int, m: int, d: int, seed: int = 0, shift: float = 1.0) -> tuple:
+    """Two classes with unequal scales per dimension and a large common mean."""
+    draw = np.random.default_rng(seed)
+    scale, common = np.exp(draw.normal(size=d)), 5 * draw.normal(size=d)
+    offset = np.zeros(d)
+    offset[:3] = shift
+    return (
+        (draw.normal(size=(n, d)) + offset) * scale + common,
+        draw.normal(size=(m, d)) * scale + common,
+    )
+
+
+def statistics_of(pooled: np.ndarray) -> ModelStatistics:
+    empty = {name: np.empty(0) for name in ModelStatistics.__dataclass_fields__}
+    return ModelStatistics(**{**empty, "pooled": pooled})
+
+
+# ── discriminant analysis ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(40, 30, 6), (60, 20, 200), (8, 9, 40), (300, 200, 5)])
+def test_scores_equal_scikit_learn(n: int, m: int, d: int) -> None:
+    x, y = clouds(n, m, d)
+    train, labels = np.concatenate([x, y]), np.arange(n + m) < n
+    train[:, 4] = 0.1  # a constant feature
+    test = np.concatenate(clouds(10, 10, d, seed=1))
+    test[:, 4] = 0.1
+    expected = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(train, labels)
+    found = discriminant.decision(train, labels, test)
+    np.testing.assert_allclose(found, expected.decision_function(test), rtol=1e-5, atol=1e-5)
+
+
+def test_documents_that_are_all_alike_are_refused() -> None:
+    train = np.repeat([[1.0, 2.0], [3.0, 1.0]], 4, axis=0)
+    with pytest.raises(BadInput, match="no spread"):
+        discriminant.decision(train, np.arange(8) < 4, train)
+
+
+def test_gaussian_classes_have_the_auc_of_their_distance() -> None:
+    distance, d, n = 1.2, 6, 2000
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(2 * n, d))
+    x[:n, 0] += distance
+    plan = cross_validation.design(n, n, 5, seed=0)
+    plan = plan._replace(forget=plan.forget[:50], retain=plan.retain[:50])  # enough here
+    found = cross_validation.auc(discriminant.out_of_fold(x, plan), plan)
+    assert found.value == pytest.approx(norm.cdf(distance / np.sqrt(2)), abs=0.015)
+    assert found.resampled.std() == pytest.approx(0.0064, abs=0.002)  # Hanley & McNeil 1982
+
+
+def test_noise_is_not_separated_however_many_dimensions() -> None:
+    """In 400 dimensions 60 documents can always be split: only unseen ones tell the truth."""
+    aucs = []
+    for seed in range(8):
+        x, y = clouds(30, 30, 400, seed, shift=0.0)
+        plan = cross_validation.design(30, 30, 5, seed)
+        states = np.concatenate([x, y])
+        aucs.append(cross_validation.auc(discriminant.out_of_fold(states, plan), plan).value)
+        seen = discriminant.decision(states, plan.labels, states)
+        assert (seen[plan.labels].min() > seen[~plan.labels].max()).all()
+    assert np.mean(aucs) == pytest.approx(0.5, abs=0.08)
+
+
+# ── folds and AUC ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_folds_are_stratified_and_seeded() -> None:
+    plan = cross_validation.design(23, 41, 5, seed=3)
+    for members, size in ((plan.labels, 23), (~plan.labels, 41)):
+        counts = np.bincount(plan.folds[members])
+        assert counts.max() - counts.min() <= 1 and counts.sum() == size
+    again = cross_validation.design(23, 41, 5, seed=3)
+    assert all(np.array_equal(x, y) for x, y in zip(plan, again, strict=True))
+    assert not np.array_equal(plan.folds, cross_validation.design(23, 41, 5, seed=4).folds)
+    equal = cross_validation.design(20, 20, 5, seed=3)
+    assert not np.array_equal(equal.forget, equal.retain), "the classes are drawn independently"
+
+
+def test_auc_is_scikit_learns_within_folds_and_resamples_repeat_documents() -> None:
+    plan = cross_validation.design(20, 30, 5, seed=0)
+    draw = np.random.default_rng(1)
+    scores = np.round(draw.normal(size=50) + plan.labels, 1)  # rounding makes ties
+    found = cross_validation.auc(scores, plan)
+    folds = [plan.folds == fold for fold in range(5)]
+    expected = np.mean([roc_auc_score(plan.labels[f], scores[f]) for f in folds])
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    for i in (0, 7, 99):
+        counts = np.concatenate([plan.forget[i], plan.retain[i]])
+        right = total = 0.0
+        for fold in folds:
+            pairs = counts[fold & plan.labels].sum() * counts[fold & ~plan.labels].sum()
+            if pairs:
+                area = roc_auc_score(plan.labels[fold], scores[fold], sample_weight=counts[fold])
+                right, total = right + pairs * area, total + pairs
+        assert found.resampled[i] == pytest.approx(right / total, abs=1e-12)
+
+
+def test_a_draw_without_a_common_fold_is_left_out() -> None:
+    plan = cross_validation.design(2, 2, 2, seed=0)
+    assert 0 < len(plan.forget) == len(plan.retain) < 1000
+    assert np.isfinite(cross_validation.auc(np.arange(4.0), plan).resampled).all()
+
+
+# ── centroids ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def direct(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """METRICS without the AUC, by their definitions."""
+    c, e, n, m = x.mean(0), y.mean(0), len(x), len(y)
+    whole = np.concatenate([x, y]).mean(0)
+    between = n * np.sum((c - whole) ** 2) + m * np.sum((e - whole) ** 2)
+    within = np.sum((x - c) ** 2) + np.sum((y - e) ** 2)
+    norms = np.linalg.norm(c), np.linalg.norm(e)
+    return np.array([cosine(c, e), np.linalg.norm(c - e), between / within, *norms])
+
+
+def test_centroid_metrics_equal_their_definitions() -> None:
+    x, y = clouds(25, 35, 12)
+    plan = cross_validation.design(25, 35, 5, seed=0)
+    found = separation.centroid_metrics(x, y, plan)
+    np.testing.assert_allclose(found.value, direct(x, y), rtol=1e-9)
+
+
+def test_resamples_are_those_of_repeated_documents_less_their_known_excess() -> None:
+    x, y = clouds(25, 35, 12)
+    plan = cross_validation.design(25, 35, 5, seed=0)
+    found = separation.centroid_metrics(x, y, plan)
+    excess = x.var(0).sum() / 25, y.var(0).sum() / 35
+    for i in (0, 500):
+        a = np.repeat(x, plan.forget[i].astype(int), axis=0).mean(0)
+        b = np.repeat(y, plan.retain[i].astype(int), axis=0).mean(0)
+        squares = a @ a - excess[0], b @ b - excess[1]
+        expected = [
+            1 - a @ b / np.sqrt(squares[0] * squares[1]),
+            np.sqrt(squares[0] - 2 * a @ b + squares[1]),
+            *np.sqrt(squares),
+        ]
+        np.testing.assert_allclose(found.resampled[i, [0, 1, 3, 4]], expected, rtol=1e-7)
+    assert np.mean(found.resampled[:, 1] ** 2) == pytest.approx(found.value[1] ** 2, rel=0.05)
+
+
+def test_intervals_hold_the_estimate_where_noise_is_all_there_is() -> None:
+    x, y = clouds(30, 30, 300, shift=0.0)
+    plan = cross_validation.design(30, 30, 5, seed=0)
+    statistics = [statistics_of(states[:, None]) for states in (x, y)]
+    row = separation.metric_rows("m", separation.measure(*statistics, plan, "m"))[0]
+    for metric in separation.METRICS:
+        assert row[f"{metric}_low"] <= row[metric] <= row[f"{metric}_high"]
+
+
+def test_scaling_the_states_changes_sizes_and_nothing_else() -> None:
+    x, y = clouds(20, 20, 50)
+    plan = cross_validation.design(20, 20, 5, seed=0)
+    a, b = (
+        separation.measure(*(statistics_of(k * s[:, None]) for s in (x, y)), plan, "m")
+        for k in (1.0, 4.0)
+    )
+    rows = separation.change_rows(a, b)
+    for metric in ("cosine_distance", "auc", "variance_ratio"):
+        assert rows[0][f"{metric}_change"] == pytest.approx(0.0, abs=1e-9)
+    assert rows[0]["euclidean_distance_change"] == pytest.approx(3 * a.value[0, 1])
+
+
+def test_what_is_undefined_is_an_empty_cell() -> None:
+    x = np.array([[1.0, 0], [-1, 0]] * 5)
+    found = separation.centroid_metrics(x, x + 1, cross_validation.design(10, 10, 5, seed=0))
+    assert np.isnan(found.value[0]), "a centroid at zero has no direction"
+    value = np.insert(found.value, 2, 0.5)[None]
+    resampled = np.insert(found.resampled, 2, 0.5, axis=1)[:, None]
+    row = separation.metric_rows("m", cross_validation.Estimate(value, resampled))[0]
+    assert row["cosine_distance"] is None and row["variance_ratio"] is not None
+
+
+# ── the script ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tiny_study.Study:
+    made = tiny_study.make(tmp_path_factory.mktemp("separation"))
+    made.compare(SCRIPT)
+    return made
+
+
+def folder_of(study: tiny_study.Study) -> Path:
+    return study.root / "outputs/base__to__base__rmu/activation_separation"
+
+
+def test_tables_equal_an_independent_computation(study: tiny_study.Study) -> None:
+    """From transformers' own states, text by text without padding, and scikit-learn."""
+    table = pd.read_csv(folder_of(study) / "separation_metrics.csv")
+    assert table.columns[:8].tolist() == [
+        "layer",
+        "model",
+        "cosine_distance",
+        "euclidean_distance",
+        "auc",
+        "variance_ratio",
+        "forget_centroid_norm",
+        "retain_centroid_norm",
+    ]
+    names = ["cosine_distance", "euclidean_distance", "variance_ratio"]
+    names += ["forget_centroid_norm", "retain_centroid_norm"]
+    plan = cross_validation.design(21, 24, 5, seed=42)
+    for model in (study.model_a, study.model_b):
+        rows = table[table["model"] == Path(model).name].reset_index()
+        pooled = [
+            np.stack([h.mean(1) for h in tiny_study.states(model, split)])
+            for split in ("forget", "retain")
+        ]
+        assert len(rows) == pooled[0].shape[1] == 4
+        for layer in range(4):
+            x, y = pooled[0][:, layer], pooled[1][:, layer]
+            expected = direct(x, y)
+            np.testing.assert_allclose(rows.loc[layer, names], expected, rtol=1e-5, atol=1e-5)
+            states, areas = np.concatenate([x, y]), []
+            for fold in range(5):
+                test = plan.folds == fold
+                lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+                scores = lda.fit(states[~test], plan.labels[~test]).decision_function(states[test])
+                pairs = plan.labels[test].sum() * (~plan.labels[test]).sum()
+                areas.append((roc_auc_score(plan.labels[test], scores) * pairs, pairs))
+            assert rows.loc[layer, "auc"] == pytest.approx(
+                sum(a for a, _ in areas) / sum(p for _, p in areas), abs=1e-5
+            )
+
+
+def test_changes_are_the_difference_of_the_models(study: tiny_study.Study) -> None:
+    table = pd.read_csv(folder_of(study) / "separation_metrics.csv")
+    changes = pd.read_csv(folder_of(study) / "separation_changes.csv")
+    a, b = (table[table["model"] == name].reset_index() for name in ("base", "base__rmu"))
+    for metric in separation.METRICS:
+        change = changes[f"{metric}_change"]
+        np.testing.assert_allclose(change, b[metric] - a[metric], atol=1e-9)
+        inside = (changes[f"{metric}_change_low"] <= change) & (
+            change <= changes[f"{metric}_change_high"]
+        )
+        assert inside.all()
+    summary = json.loads((folder_of(study) / "summary.json").read_text())
+    assert summary["documents"] == {"forget": 21, "retain": 24}
+
+
+def test_a_model_against_itself_changes_nothing(study: tiny_study.Study) -> None:
+    study.compare(SCRIPT, b=study.model_a)
+    changes = pd.read_csv(
+        study.root / "outputs/base__to__base/activation_separation/separation_changes.csv"
+    )
+    assert (changes.drop(columns="layer") == 0).all(axis=None)
+
+
+def test_complete_runs_are_skipped_and_repeated_ones_are_equal(
+    study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_pass(*_: object) -> None:
+        raise AssertionError("a forward pass, though all statistics are saved")
+
+    monkeypatch.setattr(activations, "collect", no_pass)
+    study.compare(SCRIPT)
+    assert "complete, skipped" in capsys.readouterr().out
+    files = sorted(folder_of(study).glob("*.[cjp]*"))
+    before = {f.name: f.read_bytes() for f in files if f.name != "run.json"}
+    assert len(before) == 4
+    (folder_of(study) / "run.json").unlink()  # what is not recorded is not complete
+    study.compare(SCRIPT)
+    assert before == {name: (folder_of(study) / name).read_bytes() for name in before}
+    assert (folder_of(study) / "run.json").exists()
+
+
+def test_too_few_documents_are_refused_before_any_model_is_read(study: tiny_study.Study) -> None:
+    with pytest.raises(BadInput, match=r"forget split has 4 documents.*more texts"):
+        study.compare(SCRIPT, "--max-samples", "4", "--outroot", str(study.root / "few"))
+    assert not (study.root / "few").exists()
