@@ -1,0 +1,138 @@
+"""Step 9. Did the intervention change the shape of what the model's states can express?
+
+Per layer and split, the eigenvalues of the centred covariance of hidden states over tokens: how
+many directions are in use, how evenly, and how far the spectrum moved from base to changed model,
+on forget texts against retain texts. Uses the statistics of step 4's pass; makes them where they
+are missing.
+
+    uv run activation_covariance_analysis.py --model-a ./models/miniature-base \\
+        --model-b ./models/miniature-filtered \\
+        --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt
+    uv run activation_covariance_analysis.py --model-a EleutherAI/deep-ignorance-unfiltered \\
+        --model-b EleutherAI/deep-ignorance-unfiltered-cb-lat --max-samples 100
+
+Writes <outroot>/<A>__to__<B>/activation_covariance/ with covariance_metrics.csv, spectra.npz,
+covariance_analysis.png and summary.json.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from model_diffs import arguments, runs
+from model_diffs.runs import PlannedRun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from model_diffs.activation_cache import Statistics
+
+FOLDER = "activation_covariance"
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = arguments.new_parser(__doc__)
+    arguments.add_comparison(parser)
+    arguments.add_texts(parser)
+    arguments.add_compute(parser)
+    arguments.add_figures(parser)
+    return parser.parse_args(argv)
+
+
+def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+    """One folder per comparison."""
+    return arguments.comparison_runs(options, FOLDER)
+
+
+def spectra_of(found: "Statistics", model: str) -> dict[str, Any]:
+    """Spectra `[S, d]` of one model, by split."""
+    from model_diffs.covariance import SPLITS, spectra
+
+    label = runs.model_label(model)
+    return {s: spectra(found.models[s, model], f"{label} on {s} texts") for s in SPLITS}
+
+
+def draw(run: runs.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
+    """Effective rank and entropy of both models; distance of the spectra and its selectivity."""
+    from model_diffs.figures import BASE, STYLES, Panel, column_line, layer_figure, model_colour
+
+    (base, changed), colour = arguments.names_of(planned), model_colour(planned.model_b)
+    xlabel = "hidden state (0 = embedding output)"
+
+    def both(heading: str, ylabel: str, column: str) -> Panel:
+        lines = [
+            column_line(table, f"{split}_{column}_{side}", f"{name}, {split}", shade, style)
+            for side, name, shade in (("a", base, BASE), ("b", changed, colour))
+            for split, style in STYLES.items()
+        ]
+        drawn = [line for line in lines if line.x]
+        return Panel(heading, ylabel, drawn, xlabel=xlabel)
+
+    moved = [
+        column_line(table, f"{split}_wasserstein_normalised", f"{split} texts", colour, style)
+        for split, style in STYLES.items()
+    ]
+    # Zero has no place on a log axis; the table has it.
+    ratios = [
+        column_line(table[table[column] > 0], column, label, colour, style)
+        for column, label, style in (
+            ("selectivity_ratio_normalised", "spectra scaled to mean 1", "-"),
+            ("selectivity_ratio", "spectra as they are", ":"),
+        )
+    ]
+    values = [value for line in ratios for value in line.y]
+    wide = bool(values) and max(values) > 10 * min(values)  # less has no two ticks on a log axis
+    panels = [
+        both("Directions for 99 % of the variance", "effective rank", "eff_rank"),
+        both("How evenly they are used", "entropy of the spectrum in nats", "entropy"),
+        Panel(
+            "How far the spectrum moved, scaled to mean 1",
+            "Wasserstein-1 distance A to B",
+            [line for line in moved if line.x],
+            0.0,
+            xlabel=xlabel,
+        ),
+        Panel(
+            "Selectivity of that change",
+            "forget / retain, log axis" if wide else "forget / retain",
+            [line for line in ratios if line.x],
+            1.0,
+            "equal",
+            log=wide,
+            xlabel=xlabel,
+        ),
+    ]
+    title = f"Shape of hidden states: {arguments.title_of(planned)}"
+    run.figure("covariance_analysis", layer_figure(title, panels))
+
+
+def main() -> None:
+    """Analyse what is not complete; each model's spectra are made once for all comparisons."""
+    options = parse_arguments()
+    todo = runs.pending(planned_runs(options), options.force)
+    if not todo:
+        return
+    import numpy as np
+
+    from model_diffs import activation_cache, covariance, separation
+
+    models = dict.fromkeys(model for p in todo for model in (p.model_a, p.model_b))
+    found = activation_cache.statistics(options, models, fresh=options.force)
+    for planned in todo:
+        separation.check_same_tokens(found, planned.model_a, planned.model_b)
+    a = spectra_of(found, options.model_a)
+    for planned in todo:
+        with runs.open_run(planned) as run:
+            b = spectra_of(found, planned.model_b)
+            rows = covariance.rows(a, b)
+            table = run.table("covariance_metrics", rows, covariance.Row._fields)
+            named = {f"{split}_{side}": s[split] for side, s in (("a", a), ("b", b)) for split in s}
+            np.savez(run.path / "spectra.npz", **named)
+            draw(run, table.astype(float), planned)
+            run.document("summary", covariance.summary(rows))
+            activation_cache.describe(run, found)
+
+
+if __name__ == "__main__":
+    arguments.run_script(main)

@@ -1,0 +1,186 @@
+"""Spectra of hidden states: planted shapes, SciPy, and a loop over tokens."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_study
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import entropy, wasserstein_distance
+
+from model_diffs import activations, covariance
+from model_diffs.errors import BadInput
+
+SCRIPT = "activation_covariance_analysis.py"
+
+
+def falling(seed: int, d: int = 40) -> np.ndarray:
+    return np.sort(np.random.default_rng(seed).exponential(size=d) ** 3)[::-1]
+
+
+# ── what a spectrum says ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("d", [7, 300])
+def test_an_isotropic_cloud_uses_every_direction_alike(d: int) -> None:
+    spectrum = np.full(d, 3.7)
+    assert covariance.entropy(spectrum) == pytest.approx(np.log(d))
+    assert covariance.participation_ratio(spectrum) == pytest.approx(d)
+    assert covariance.effective_rank(spectrum) == int(np.ceil(0.99 * d))
+
+
+def test_a_line_has_one_direction() -> None:
+    spectrum = np.array([5.0, 0, 0, 0])
+    assert covariance.effective_rank(spectrum) == 1
+    assert covariance.entropy(spectrum) == 0
+    assert covariance.participation_ratio(spectrum) == pytest.approx(1)
+    assert covariance.top_share(spectrum) == 1
+
+
+def test_effective_rank_counts_to_99_percent_and_no_further() -> None:
+    assert covariance.effective_rank(np.array([98.0, 1, 1])) == 2
+    assert covariance.effective_rank(np.array([98.0, 0.9, 0.6, 0.5])) == 3
+
+
+def test_a_point_has_no_shape() -> None:
+    point = np.zeros(4)
+    for measure in (covariance.effective_rank, covariance.entropy, covariance.top_share):
+        assert measure(point) is None
+    assert covariance.participation_ratio(point) is None
+    assert covariance.wasserstein_normalised(point, falling(0, 4)) is None
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000))
+def test_distances_equal_scipy(first: int, second: int) -> None:
+    a, b = falling(first), falling(second)
+    assert covariance.wasserstein(a, b) == pytest.approx(wasserstein_distance(a, b), abs=1e-12)
+    scaled = wasserstein_distance(a / a.mean(), b / b.mean())
+    assert covariance.wasserstein_normalised(a, b) == pytest.approx(scaled, abs=1e-12)
+    assert covariance.entropy(a) == pytest.approx(entropy(a), abs=1e-12)
+
+
+def test_scale_alone_moves_the_spectrum_but_not_its_shape() -> None:
+    a = falling(0)
+    assert covariance.wasserstein(a, 4 * a) == pytest.approx(3 * a.mean())
+    assert covariance.wasserstein_normalised(a, 4 * a) == pytest.approx(0, abs=1e-12)
+
+
+# ── eigenvalues ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_eigenvalues_are_those_of_the_cloud() -> None:
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(30, 8)) * np.arange(1, 9)
+    found = covariance.eigenvalues(np.cov(x.T, bias=True))
+    singular = np.linalg.svd(x - x.mean(0), compute_uv=False)
+    np.testing.assert_allclose(found, singular**2 / 30, rtol=1e-10)
+
+
+def test_rounding_below_zero_is_zero_and_more_is_an_error() -> None:
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+
+    def matrix(smallest: float) -> np.ndarray:
+        return turn @ np.diag([4.0, 1.0, smallest]) @ turn.T
+
+    np.testing.assert_allclose(covariance.eigenvalues(matrix(-1e-6)), [4, 1, 0], atol=1e-12)
+    assert covariance.eigenvalues(matrix(-1e-6))[-1] == 0
+    with pytest.raises(BadInput, match=r"state 3.*-0\.001.*--force"):
+        covariance.eigenvalues(matrix(-1e-3), "state 3")
+    with pytest.raises(BadInput, match="not finite"):
+        covariance.eigenvalues(np.full((2, 2), np.nan))
+
+
+# ── rows ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_selectivity_is_forget_over_retain_and_empty_where_retain_stood_still() -> None:
+    a = {split: falling(0)[None] for split in covariance.SPLITS}
+    (row,) = covariance.rows(a, {"forget": 3 * a["forget"], "retain": 2 * a["retain"]})
+    assert row.selectivity_ratio == pytest.approx(2)
+    assert row.forget_trace_b == pytest.approx(3 * row.forget_trace_a)
+    (row,) = covariance.rows(a, {"forget": 3 * a["forget"], "retain": a["retain"]})
+    assert row.selectivity_ratio is None and row.retain_wasserstein == 0
+
+
+# ── the script ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tiny_study.Study:
+    made = tiny_study.make(tmp_path_factory.mktemp("covariance"), "llama")
+    made.compare(SCRIPT)
+    return made
+
+
+def folder_of(study: tiny_study.Study) -> Path:
+    return study.root / "outputs/base__to__base__rmu/activation_covariance"
+
+
+def test_the_table_equals_a_loop_over_tokens(study: tiny_study.Study) -> None:
+    """transformers' own states, unpadded; the BOS that Llama puts in front does not count."""
+    table = pd.read_csv(folder_of(study) / "covariance_metrics.csv")
+    with np.load(folder_of(study) / "spectra.npz", allow_pickle=False) as saved:
+        spectra = dict(saved)
+    assert sorted(spectra) == ["forget_a", "forget_b", "retain_a", "retain_b"]
+    expected: dict[str, np.ndarray] = {}
+    for side, model in (("a", study.model_a), ("b", study.model_b)):
+        for split in covariance.SPLITS:
+            tokens = np.concatenate([h[:, 1:] for h in tiny_study.states(model, split)], axis=1)
+            values = np.stack([np.linalg.eigvalsh(np.cov(h.T, bias=True))[::-1] for h in tokens])
+            expected[f"{split}_{side}"] = values
+            found = spectra[f"{split}_{side}"]
+            assert np.abs(found - values).max(1) == pytest.approx(0, abs=1e-5 * values.max())
+            entropies = [entropy(v) for v in values]
+            np.testing.assert_allclose(table[f"{split}_entropy_{side}"], entropies, rtol=1e-5)
+            ranks = [np.searchsorted(np.cumsum(v) / v.sum(), 0.99) + 1 for v in values]
+            assert table[f"{split}_eff_rank_{side}"].tolist() == ranks
+    for split in covariance.SPLITS:
+        pairs = list(zip(expected[f"{split}_a"], expected[f"{split}_b"], strict=True))
+        distances = [wasserstein_distance(a, b) for a, b in pairs]
+        np.testing.assert_allclose(table[f"{split}_wasserstein"], distances, rtol=1e-4)
+        change = [b[:10].sum() / b.sum() - a[:10].sum() / a.sum() for a, b in pairs]
+        np.testing.assert_allclose(table[f"{split}_top10_change"], change, atol=1e-5)
+    ratio = table["forget_wasserstein"] / table["retain_wasserstein"]
+    np.testing.assert_allclose(table["selectivity_ratio"], ratio, rtol=1e-12)
+
+
+def test_columns_are_in_their_order(study: tiny_study.Study) -> None:
+    table = pd.read_csv(folder_of(study) / "covariance_metrics.csv")
+    sides = [
+        f"{s}_{m}_{x}" for m in ("eff_rank", "entropy") for s in covariance.SPLITS for x in "ab"
+    ]
+    others = ["forget_wasserstein", "retain_wasserstein"]
+    others += ["forget_top10_change", "retain_top10_change", "selectivity_ratio"]
+    others += ["forget_wasserstein_normalised", "retain_wasserstein_normalised"]
+    assert table.columns[: 1 + len(sides) + len(others)].tolist() == ["layer", *sides, *others]
+    summary = json.loads((folder_of(study) / "summary.json").read_text())
+    assert summary["states"] == len(table) == 4
+
+
+def test_a_model_against_itself_does_not_move(study: tiny_study.Study) -> None:
+    study.compare(SCRIPT, b=study.model_a)
+    table = pd.read_csv(
+        study.root / "outputs/base__to__base/activation_covariance/covariance_metrics.csv"
+    )
+    moved = [c for c in table if "wasserstein" in c or c.endswith("_change")]
+    assert len(moved) == 6 and (table[moved] == 0).all(axis=None)
+    assert table[["selectivity_ratio", "selectivity_ratio_normalised"]].isna().all(axis=None)
+
+
+def test_repeated_runs_are_equal_and_make_no_pass(
+    study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_pass(*_: object) -> None:
+        raise AssertionError("a forward pass, though all statistics are saved")
+
+    monkeypatch.setattr(activations, "collect", no_pass)
+    study.compare(SCRIPT)
+    assert "complete, skipped" in capsys.readouterr().out
+    names = ["covariance_metrics.csv", "spectra.npz", "covariance_analysis.png", "summary.json"]
+    before = {name: (folder_of(study) / name).read_bytes() for name in names}
+    (folder_of(study) / "run.json").unlink()
+    study.compare(SCRIPT)
+    assert before == {name: (folder_of(study) / name).read_bytes() for name in names}
