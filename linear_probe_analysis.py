@@ -1,0 +1,200 @@
+"""Step 13. At which depth does a model tell forget from retain texts, and where does it know facts?
+
+On the state of each text's last token, a logistic regression per layer, tested on documents it was
+not trained on, beside the same with shuffled labels. With --questions also four-choice accuracy
+per layer, read through the final norm and the head: topic and knowledge are not the same. One model
+at a time; states come from step 4's pass and are made where they are missing.
+
+    uv run linear_probe_analysis.py --model ./models/miniature-base ./models/miniature-filtered \\
+        --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt \\
+        --questions data/miniature/questions.jsonl
+    uv run linear_probe_analysis.py --model EleutherAI/deep-ignorance-unfiltered --max-samples 100
+
+Writes <outroot>/<model>/linear_probes/ with probe_results.csv, linear_probe_analysis.png and
+summary.json; with --questions also knowledge_by_layer.csv and knowledge_by_layer.png.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from model_diffs import arguments, runs
+from model_diffs.runs import PlannedRun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from model_diffs.activation_cache import Statistics
+    from model_diffs.cross_validation import Design
+    from model_diffs.knowledge import Question
+
+FOLDER = "linear_probes"
+STATES = "hidden state (0 = embedding output)"
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = arguments.new_parser(__doc__)
+    arguments.add_models(parser)
+    group = parser.add_argument_group("probes")
+    group.add_argument("--C", type=arguments.positive_float, default=1.0, help="1 / L2 strength")
+    group.add_argument("--max-iter", type=arguments.positive_int, default=1000, help="of a fit")
+    group.add_argument("--no-standardize", action="store_true", help="use states as they are")
+    group.add_argument("--folds", type=arguments.positive_int, default=5, help="of documents")
+    group.add_argument("--questions", default=None, help="JSONL of four-choice questions")
+    arguments.add_texts(parser)
+    arguments.add_compute(parser)
+    arguments.add_figures(parser)
+    return parser.parse_args(argv)
+
+
+def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+    """One folder per model."""
+    return arguments.model_runs(options, FOLDER)
+
+
+def plan_of(found: "Statistics", model: str, options: argparse.Namespace) -> "Design":
+    """Folds and resamples of the documents that have tokens."""
+    from model_diffs.cross_validation import design
+
+    counts = [len(found.models[s.name, model].read("tokens").tokens) for s in found.splits]
+    return design(counts[0], counts[1], options.folds, options.seed)
+
+
+def colour_of(label: str) -> str:
+    """As in comparisons: a model that is neither filtered nor unlearned is a base, and grey."""
+    from model_diffs.figures import BASE, FILTERED, method_of, model_colour
+
+    colour = model_colour(label)
+    return colour if method_of(label) or colour == FILTERED else BASE
+
+
+def probe(run: runs.Run, found: "Statistics", options: argparse.Namespace) -> dict[str, Any]:
+    """Probe every state of a model: table, figure, and what its summary says."""
+    from model_diffs import probes
+
+    model = run.planned.model_a
+    forget, retain = (found.models[s, model].read("last").last for s in ("forget", "retain"))
+    settings = probes.Settings(
+        options.C, options.max_iter, not options.no_standardize, options.seed
+    )
+    rows = probes.probe_rows(
+        forget, retain, plan_of(found, model, options), settings, run.planned.label
+    )
+    draw_probes(run, run.table("probe_results", rows, probes.Row._fields))
+    facts = probes.summary(rows)
+    failed = sum(row.fits - row.fits_converged for row in rows)
+    if failed:
+        print(
+            f"warning: {run.planned.label}: {failed} of {facts['fits']} probes did not converge in "
+            f"{options.max_iter} iterations; raise --max-iter (column fits_converged)",
+            file=sys.stderr,
+        )
+    return facts
+
+
+def draw_probes(run: runs.Run, table: "pd.DataFrame") -> None:
+    """Accuracy beside training, shuffled labels and the baseline; AUC beside chance."""
+    from model_diffs.figures import Panel, column_line, layer_figure
+
+    colour, baseline = colour_of(run.planned.label), float(table["majority_baseline"].iloc[0])
+    accuracy = [
+        column_line(table, "test_accuracy", "documents left out", colour),
+        column_line(table, "train_accuracy", "documents trained on", colour, ":"),
+        column_line(table, "control_accuracy", "labels shuffled", "#b4591f", "--"),
+    ]
+    auc = [column_line(table, "auc", "documents left out", colour)]
+    panels = [
+        Panel(
+            "Probe on the last token",
+            "accuracy",
+            accuracy,
+            baseline,
+            "larger class",
+            xlabel=STATES,
+        ),
+        Panel("How well it orders them", "AUC", auc, 0.5, "chance", xlabel=STATES),
+    ]
+    title = f"Forget against retain texts: {arguments.title_of(run.planned)}"
+    run.figure("linear_probe_analysis", layer_figure(title, panels))
+
+
+def know(
+    run: runs.Run, questions: "Sequence[Question]", options: argparse.Namespace
+) -> dict[str, Any]:
+    """Accuracy on the questions by layer: table, figure, and what the summary says."""
+    from model_diffs import devices, logit_lens, models
+
+    model, trust = run.planned.model_a, options.trust_remote_code
+    device = devices.pick_device(options.device)
+    loaded = models.load_model(model, device, devices.pick_dtype(options.dtype, device), trust)
+    tokenizer = models.load_tokenizer(model, trust)
+    # A question is four sentences.
+    answers = logit_lens.answers_by_layer(loaded, tokenizer, questions, 4 * options.batch_size)
+    rows = logit_lens.rows(answers, options.seed)
+    draw_knowledge(run, run.table("knowledge_by_layer", rows, logit_lens.Row._fields))
+    final = [row for row in rows if row.layer == len(answers) - 1]
+    best = {
+        d: max((r for r in rows if r.domain == d), key=lambda r: r.accuracy)
+        for d in dict.fromkeys(row.domain for row in rows)
+    }
+    return {
+        "knowledge_final": {row.domain: row._asdict() for row in final},
+        "knowledge_best": {domain: row._asdict() for domain, row in best.items()},
+    }
+
+
+def draw_knowledge(run: runs.Run, table: "pd.DataFrame") -> None:
+    """One line per domain over layers."""
+    from model_diffs.figures import OTHERS, Line, Panel, layer_figure
+
+    lines = []
+    for colour, (domain, part) in zip(
+        OTHERS * len(table), table.groupby("domain", sort=False), strict=False
+    ):
+        columns = (part[name].tolist() for name in ("layer", "accuracy", "low", "high"))
+        x, y, low, high = columns
+        lines.append(Line(str(domain), x, y, colour, "-", low, high))
+    panel = Panel(
+        "Read from each layer through final norm and head",
+        "four-choice accuracy",
+        lines,
+        0.25,
+        "chance",
+        from_zero=True,
+        xlabel=STATES,
+    )
+    title = f"Knowledge by depth: {arguments.title_of(run.planned)}"
+    run.figure("knowledge_by_layer", layer_figure(title, [panel]))
+
+
+def main() -> None:
+    """Probe the models that are not complete."""
+    options = parse_arguments()
+    todo = runs.pending(planned_runs(options), options.force)
+    if not todo:
+        return
+    from model_diffs import activation_cache, cross_validation, texts
+
+    splits = texts.read_splits(options.forget_text, options.retain_text, options.max_samples)
+    cross_validation.check_splits(splits, options.folds)
+    questions = None
+    if options.questions:
+        from model_diffs.knowledge import load_questions
+
+        questions = load_questions(options.questions)
+    models = [planned.model_a for planned in todo]
+    found = activation_cache.statistics(options, models, fresh=options.force)
+    for planned in todo:
+        with runs.open_run(planned) as run:
+            facts = probe(run, found, options)
+            if questions:
+                run.reads(options.questions)
+                facts |= know(run, questions, options)
+            run.document("summary", facts)
+            activation_cache.describe(run, found)
+
+
+if __name__ == "__main__":
+    arguments.run_script(main)

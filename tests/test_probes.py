@@ -1,0 +1,285 @@
+"""Linear probes and the logit lens: scikit-learn on all dimensions, planted truths, the model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_models
+import tiny_study
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from model_diffs import activations, cross_validation, knowledge, logit_lens, probes
+from model_diffs.errors import BadInput
+
+SCRIPT = "linear_probe_analysis.py"
+
+
+def clouds(n: int, d: int, seed: int = 0, shift: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """States `[n, d]` of unequal scales and a mean of their own, and labels of unequal sizes."""
+    draw = np.random.default_rng(seed)
+    labels = np.arange(n) < 2 * n // 5
+    x = draw.normal(size=(n, d)) + shift * labels[:, None] * (np.arange(d) < 3)
+    return x * np.exp(draw.normal(size=d)) + 3 * draw.normal(size=d), labels
+
+
+# ── one fit ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 200), (60, 59), (80, 10)])
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("C", [1.0, 0.01])
+def test_fits_equal_scikit_learn_on_all_dimensions(
+    n: int, d: int, standardize: bool, C: float
+) -> None:
+    states, labels = clouds(n + 20, d)
+    train, test = np.arange(n + 20) % 4 != 0, np.arange(n + 20) % 4 == 0
+    parts = states[train], states[test]
+    turned = probes.features(*(probes.standardise(*parts) if standardize else parts))
+    found = probes.fit(turned.train, labels[train], probes.Settings(C=C))
+    reference = LogisticRegression(C=C, tol=1e-10, max_iter=100_000)
+    scaler = StandardScaler() if standardize else "passthrough"
+    expected = make_pipeline(scaler, reference).fit(states[train], labels[train])
+    assert found.converged
+    assert turned.train.shape[1] <= min(train.sum(), d)
+    np.testing.assert_allclose(turned.back @ found.weights, reference.coef_[0], atol=1e-4)
+    probability = 1 / (1 + np.exp(-found.decide(turned.test)))
+    np.testing.assert_allclose(probability, expected.predict_proba(states[test])[:, 1], atol=1e-4)
+
+
+def test_a_constant_dimension_says_nothing_and_breaks_nothing() -> None:
+    states, labels = clouds(40, 100)
+    states[:, 5] = 0.1
+    moved = states.copy()
+    moved[-4:, 5] = 9.0  # constant in training only
+    x, y = (probes.standardise(s[:-4], s[-4:]) for s in (states, moved))
+    assert not x[0][:, 5].any() and not y[1][:, 5].any()
+    fits = [probes.fit(probes.features(*s).train, labels[:-4], probes.Settings()) for s in (x, y)]
+    np.testing.assert_array_equal(fits[0].weights, fits[1].weights)
+
+
+def test_states_that_are_all_alike_score_as_the_larger_class() -> None:
+    """The embedding of one final full stop, whatever the text."""
+    same = np.full((30, 1, 64), 0.3, dtype=np.float32)
+    plan = cross_validation.design(12, 18, 5, seed=0)
+    (row,) = probes.probe_rows(same[:12], same[12:], plan, probes.Settings())
+    assert row.test_accuracy == row.majority_baseline == 0.6
+    assert row.auc == 0.5 and row.selectivity == 0
+    assert row.fits_converged == row.fits == 10
+
+
+def test_a_fit_without_enough_iterations_is_not_called_converged() -> None:
+    states, labels = clouds(60, 100)
+    assert not probes.fit(states, labels, probes.Settings(max_iter=2)).converged
+    assert probes.fit(states, labels, probes.Settings(max_iter=100)).converged
+
+
+# ── one layer ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def rows_of(states: np.ndarray, labels: np.ndarray, **settings: object) -> probes.Row:
+    forget, retain = (states[member][:, None].astype(np.float32) for member in (labels, ~labels))
+    plan = cross_validation.design(len(forget), len(retain), 5, seed=0)
+    return probes.probe_rows(forget, retain, plan, probes.Settings(**settings))[0]
+
+
+def test_a_planted_direction_is_found_and_shuffled_labels_are_not() -> None:
+    row = rows_of(*clouds(200, 300, shift=6.0))
+    assert row.test_accuracy > 0.97 and row.auc > 0.99
+    assert row.train_accuracy == 1
+    assert row.control_accuracy == pytest.approx(0.5, abs=0.15)
+    assert row.selectivity == pytest.approx(row.test_accuracy - 0.6)
+    assert row.fits == row.fits_converged == 10
+
+
+def test_noise_scores_at_chance_though_it_can_be_learnt_by_heart() -> None:
+    found = [rows_of(*clouds(80, 300, seed, shift=0.0)) for seed in range(5)]
+    assert np.mean([row.auc for row in found]) == pytest.approx(0.5, abs=0.08)
+    assert all(row.train_accuracy == 1 for row in found)
+    for row in found:
+        for name in ("test_accuracy", "auc", "selectivity", "control_accuracy"):
+            low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
+            assert low <= getattr(row, name) <= high
+
+
+def test_rotating_the_states_changes_nothing_without_standardising() -> None:
+    states, labels = clouds(50, 120)
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(120, 120)))[0]
+    one, other = (rows_of(s, labels, standardize=False) for s in (states, states @ turn))
+    np.testing.assert_allclose(one[:11], other[:11], atol=1e-9)
+
+
+def test_shuffled_labels_keep_the_classes_of_every_fold() -> None:
+    plan = cross_validation.design(31, 44, 5, seed=0)
+    shuffled = probes.shuffled_labels(plan, seed=0)
+    assert not np.array_equal(shuffled, plan.labels)
+    for fold in range(5):
+        members = plan.folds == fold
+        assert shuffled[members].sum() == plan.labels[members].sum()
+
+
+# ── the logit lens ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("gpt_neox", {}),
+        ("llama", {}),
+        ("gemma2", {"final_logit_softcapping": 0.5}),
+        ("gpt2", {}),
+        ("opt", {"word_embed_proj_dim": 16}),
+        ("phi", {}),
+    ],
+)
+def test_the_last_layer_is_the_model(family: str, overrides: dict, tmp_path: Path) -> None:
+    model = tiny_models.build(family, seed=3, **overrides)
+    tokenizer = tiny_models.tokenizer(family)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    asked = knowledge.load_questions(tiny_study.questions(tmp_path / "q.jsonl", 12))
+    found = logit_lens.answers_by_layer(model, tokenizer, asked)
+    assert len(found) == tiny_models.LAYERS + 1
+    assert found[-1] == knowledge.score(model, tokenizer, asked)
+    assert found[1] != found[-1]
+
+
+def test_earlier_layers_are_the_model_without_the_blocks_above(tmp_path: Path) -> None:
+    model, tokenizer = tiny_models.build("llama", seed=3), tiny_models.tokenizer("llama")
+    asked = knowledge.load_questions(tiny_study.questions(tmp_path / "q.jsonl", 12))
+    scores = logit_lens.scores_by_layer(model, tokenizer, asked, batch_size=5)
+    for layers in (2, 1):
+        model.model.layers = model.model.layers[:layers]
+        model.config.num_hidden_layers = layers
+        cut = logit_lens.scores_by_layer(model, tokenizer, asked)
+        np.testing.assert_allclose(scores[layers], cut[-1], rtol=1e-5)
+
+
+# ── the script ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tiny_study.Study:
+    made = tiny_study.make(tmp_path_factory.mktemp("probes"))
+    asked = tiny_study.questions(made.root / "q.jsonl")
+    made.run(SCRIPT, "--model", made.model_a, made.model_b, "--questions", str(asked))
+    return made
+
+
+def folder_of(study: tiny_study.Study, model: str = "base") -> Path:
+    return study.root / "outputs" / model / "linear_probes"
+
+
+def test_the_table_equals_scikit_learn_on_the_last_tokens(study: tiny_study.Study) -> None:
+    """transformers' own states, text by text without padding."""
+    table = pd.read_csv(folder_of(study) / "probe_results.csv")
+    assert table.columns[:6].tolist() == [
+        "layer",
+        "test_accuracy",
+        "train_accuracy",
+        "selectivity",
+        "auc",
+        "majority_baseline",
+    ]
+    assert (table["majority_baseline"] == 24 / 45).all()
+    last = [
+        np.stack([h[:, -1] for h in tiny_study.states(study.model_a, split)])
+        for split in ("forget", "retain")
+    ]
+    plan = cross_validation.design(21, 24, 5, seed=42)
+    for layer in range(1, 4):
+        states = np.concatenate([part[:, layer] for part in last])
+        correct, train = [], []
+        for fold in range(5):
+            test = plan.folds == fold
+            probe = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-8, max_iter=10_000))
+            probe.fit(states[~test], plan.labels[~test])
+            correct += (probe.predict(states[test]) == plan.labels[test]).tolist()
+            train += (probe.predict(states[~test]) == plan.labels[~test]).tolist()
+        assert table.loc[layer, "test_accuracy"] == pytest.approx(np.mean(correct), abs=1e-5)
+        assert table.loc[layer, "train_accuracy"] == pytest.approx(np.mean(train), abs=1e-5)
+
+
+def test_knowledge_by_layer_ends_in_the_models_own(study: tiny_study.Study) -> None:
+    from model_diffs import models
+
+    table = pd.read_csv(folder_of(study, "base__rmu") / "knowledge_by_layer.csv")
+    assert table.columns[:5].tolist() == ["layer", "domain", "accuracy", "low", "high"]
+    assert len(table) == 4 * 2
+    model = models.load_model(study.model_b, torch.device("cpu"), torch.float32)
+    asked = knowledge.load_questions(study.root / "q.jsonl")
+    answers = knowledge.score(model, models.load_tokenizer(study.model_b), asked, 28)
+    for found in knowledge.accuracies(answers):
+        row = table[(table["layer"] == 3) & (table["domain"] == found.domain)].iloc[0]
+        assert (row["accuracy"], row["low"], row["high"]) == (found.mean, found.low, found.high)
+    assert (folder_of(study) / "knowledge_by_layer.png").exists()
+    record = json.loads((folder_of(study) / "run.json").read_text())
+    assert any(entry["path"].endswith("q.jsonl") for entry in record["inputs"])
+
+
+def test_saved_states_are_enough_and_repeated_runs_are_equal(
+    study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_pass(*_: object) -> None:
+        raise AssertionError("a forward pass, though all statistics are saved")
+
+    monkeypatch.setattr(activations, "collect", no_pass)
+    asked = ("--questions", str(study.root / "q.jsonl"))
+    study.run(SCRIPT, "--model", study.model_a, *asked)
+    assert "complete, skipped" in capsys.readouterr().out
+    names = [p.name for p in folder_of(study).iterdir() if p.name != "run.json"]
+    assert len(names) == 5
+    before = {name: (folder_of(study) / name).read_bytes() for name in names}
+    (folder_of(study) / "run.json").unlink()
+    study.run(SCRIPT, "--model", study.model_a, *asked)
+    assert before == {name: (folder_of(study) / name).read_bytes() for name in names}
+
+
+def test_probes_that_did_not_converge_are_reported(
+    study: tiny_study.Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = study.root / "short"
+    study.run(SCRIPT, "--model", study.model_a, "--max-iter", "1", "--outdir", str(short))
+    assert "did not converge in 1 iterations; raise --max-iter" in capsys.readouterr().err
+    table = pd.read_csv(short / "probe_results.csv")
+    failed = (table["fits"] - table["fits_converged"]).sum()
+    summary = json.loads((short / "summary.json").read_text())
+    assert failed == summary["fits"] - summary["fits_converged"] > 0
+
+
+@pytest.mark.parametrize("folds", ["1", "22"])
+def test_folds_that_cannot_be_made_are_refused(study: tiny_study.Study, folds: str) -> None:
+    with pytest.raises(BadInput, match=r"folds|cross-validation"):
+        study.run(SCRIPT, "--model", study.model_a, "--folds", folds)
+
+
+LIGHT = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from model_diffs.planning import load_script
+for script, names in {scripts!r}:
+    sys.argv = [script, *{options!r}, *names, "--seed", "7"]
+    load_script(Path({root!r}) / script).main()
+print(sorted({{"torch", "transformers"}} & set(sys.modules)))
+"""
+
+
+def test_saved_statistics_are_read_without_torch(study: tiny_study.Study) -> None:
+    pair = ["--model-a", study.model_a, "--model-b", study.model_b]
+    scripts = [
+        ("activation_separation_analysis.py", pair),
+        ("activation_covariance_analysis.py", pair),
+        (SCRIPT, ["--model", study.model_a]),
+    ]
+    root = str(tiny_study.ROOT)
+    code = LIGHT.format(root=root, scripts=scripts, options=study.text_options())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
