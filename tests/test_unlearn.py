@@ -274,7 +274,7 @@ def test_two_processes_make_the_model_of_one(
     one = execute(command(base, method, tmp_path / "one", *texts, "--batch-size", "4"))
     argv = command(base, method, tmp_path / "two", *texts, "--batch-size", "2")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE", "WANDB"))}
-    # On a machine without a GPU this is accelerate's way to start two processes; its --cpu wants MPI.
+    # Without a GPU this is accelerate's way to start two processes: its --cpu wants MPI.
     launch = ["launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run(
