@@ -54,8 +54,8 @@ def unlearn(options: argparse.Namespace, run: Run) -> None:
     )
     save_dtype = stored_dtype(base, options.save_dtype)
     check_space(run.path, model, save_dtype)
+    network = Network(model)  # before an adapter gives the parts other names
     adapter = Adapter.attach(model, options.lora_rank, options.seed)
-    network = Network(model)
     settings = resolve(_with_steering(options, method), method, len(network.blocks))
     trained = (
         adapter.size if adapter else choose_trainable(network, options.trainable, settings.layers)
