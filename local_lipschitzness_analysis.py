@@ -1,0 +1,298 @@
+"""Step 12. Did the intervention make the model rougher or smoother around its inputs?
+
+Embeddings of a text are perturbed by a small part of their length, and the largest change of the
+final hidden states relative to the perturbation is kept; beside it stand the norm of the Jacobian
+(the sharp local constant), the loss's gradient and the variance of the logits. `--dtype auto`
+computes in fp32 on every device: half precision rounds by as much as the perturbations are large.
+
+    uv run local_lipschitzness_analysis.py --model-a ./models/miniature-base \\
+        --model-b ./models/miniature-filtered ./unlearned_models/miniature-base__rmu \\
+        --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt
+    uv run local_lipschitzness_analysis.py --model-a EleutherAI/deep-ignorance-unfiltered \\
+        --model-b EleutherAI/deep-ignorance-unfiltered-cb-lat --max-length 128 \\
+        --lipschitz-samples 32
+
+Writes <outroot>/<A>__to__<B>/lipschitzness/{lipschitzness_summary.csv, per_text.csv,
+lipschitzness_analysis.png, summary.json}.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from model_diffs import arguments, runs
+from model_diffs.runs import PlannedRun
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from matplotlib.axes import Axes
+
+    from model_diffs.passes import Tokens
+    from model_diffs.sensitivity import TextRow
+    from model_diffs.texts import Split
+
+FOLDER = "lipschitzness"
+TITLES = {
+    "lipschitz": ("Largest response found", "max ‖f(x+δ) − f(x)‖ / ‖δ‖"),
+    "jacobian_norm": ("Largest response possible", "‖∂f/∂x‖₂"),
+    "gradient_norm": ("Pull of the loss", "‖∂loss/∂x‖"),
+    "output_variance": ("Spread of the logits", "variance over δ"),
+}
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = arguments.new_parser(__doc__)
+    arguments.add_comparison(parser)
+    arguments.add_texts(parser)
+    arguments.add_compute(parser)
+    arguments.add_figures(parser)
+    group = parser.add_argument_group("perturbations")
+    group.add_argument(
+        "--epsilon",
+        type=arguments.positive_float,
+        default=0.01,
+        help="length of a perturbation relative to each token's embedding",
+    )
+    group.add_argument("--num-perturbations", type=arguments.positive_int, default=10)
+    group.add_argument(
+        "--lipschitz-samples",
+        type=arguments.natural,
+        default=64,
+        help="texts per split, evenly spread over the sample; 0 = all of it",
+    )
+    group.add_argument(
+        "--tol", type=arguments.positive_float, default=1e-3, help="of the Jacobian norm, relative"
+    )
+    group.add_argument(
+        "--max-iters", type=arguments.positive_int, default=100, help="products with JᵀJ at most"
+    )
+    options = parser.parse_args(argv)
+    if options.num_perturbations < 2:
+        parser.error("--num-perturbations: a variance needs at least 2")
+    return options
+
+
+def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+    """One folder per comparison."""
+    return arguments.comparison_runs(options, FOLDER)
+
+
+class Sample(NamedTuple):
+    """The texts that are measured, and on what."""
+
+    splits: "list[Split]"
+    tokens: "list[Tokens]"
+    """Of each split."""
+    pad_id: int
+    device: "torch.device"
+    dtype: "torch.dtype"
+
+
+def take_sample(options: argparse.Namespace, models_b: list[str]) -> Sample:
+    """Read and tokenise both splits, evenly spread; every model must read the same tokens."""
+    import torch
+
+    from model_diffs import devices, models, passes
+    from model_diffs.sensitivity import spread_sample
+    from model_diffs.texts import read_splits
+
+    splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
+    tokenizer = models.load_tokenizer(options.model_a, options.trust_remote_code)
+    for model in models_b:
+        other = models.load_tokenizer(model, options.trust_remote_code)
+        models.check_same_tokenizer(options.model_a, tokenizer, model, other)
+    tokens = [
+        spread_sample(
+            passes.tokenise(
+                tokenizer, split.texts, options.max_length, options.keep_bos, options.skip_first
+            ),
+            options.lipschitz_samples,
+            options.seed,
+        )
+        for split in splits
+    ]
+    device = devices.pick_device(options.device)
+    dtype = torch.float32 if options.dtype == "auto" else devices.DTYPES[options.dtype]
+    if options.epsilon < 16 * torch.finfo(dtype).eps:
+        print(
+            f"warning: perturbations of {options.epsilon} are close to the rounding of "
+            f"{options.dtype}; use --dtype fp32 or a larger --epsilon",
+            file=sys.stderr,
+        )
+    return Sample(splits, tokens, tokenizer.pad_token_id, device, dtype)
+
+
+def measure(model: str, options: argparse.Namespace, sample: Sample) -> "list[TextRow]":
+    """All rows of one model; it is in memory for as long as that takes."""
+    from model_diffs import sensitivity
+
+    settings = sensitivity.Settings(
+        options.epsilon,
+        options.num_perturbations,
+        options.tol,
+        options.max_iters,
+        options.batch_size,
+        options.seed,
+    )
+    reader = sensitivity.load(model, options, sample.device, sample.dtype)
+    label = runs.model_label(model)
+    rows = []
+    for split, tokens in zip(sample.splits, sample.tokens, strict=True):
+        rows += sensitivity.measure(reader, label, split.name, tokens, sample.pad_id, settings)
+    unfinished = sum(not row.jacobian_converged for row in rows)
+    if unfinished:
+        print(
+            f"warning: {label}: the Jacobian norm of {unfinished} texts had not settled to "
+            f"{options.tol} after {options.max_iters} products; raise --max-iters",
+            file=sys.stderr,
+        )
+    return rows
+
+
+def draw(run: runs.Run, table: "pd.DataFrame", change: dict[str, Any]) -> None:
+    """Means of both models on both splits, and the relative change of each metric below."""
+    from model_diffs.figures import BASE, WIDTH_INCHES, model_colour, plt
+
+    names = dict(zip(table["model"].unique(), arguments.names_of(run.planned), strict=False))
+    colours = dict(zip(names, (BASE, model_colour(run.planned.model_b)), strict=False))
+    figure, axes = plt.subplot_mosaic(
+        [list(TITLES), ["change"] * len(TITLES)],
+        figsize=(WIDTH_INCHES, 7.6),
+        layout="constrained",
+        height_ratios=(1.0, 0.9),
+    )
+    for metric in TITLES:
+        draw_levels(axes[metric], table, metric, names, colours)
+    axes["lipschitz"].legend(loc="lower left", fontsize=9)
+    draw_changes(axes["change"], change, colours[table["model"].iloc[-1]])
+    figure.suptitle(f"Sensitivity to the input: {arguments.title_of(run.planned)}", fontsize=13)
+    run.figure("lipschitzness_analysis", figure)
+
+
+def draw_levels(
+    axes: "Axes",
+    table: "pd.DataFrame",
+    metric: str,
+    names: dict[str, str],
+    colours: dict[str, str],
+) -> None:
+    """One metric: mean over texts and interval, a place per split and a colour per model."""
+    title, ylabel = TITLES[metric]
+    splits = list(table["data"].unique())
+    for position, (model, name) in enumerate(names.items()):
+        rows = table[table["model"] == model].set_index("data").loc[splits]
+        mean = rows[f"avg_{metric}"].astype(float)
+        low, high = (rows[f"avg_{metric}_{end}"].astype(float) for end in ("low", "high"))
+        x = [split + 0.24 * (position - 0.5) for split in range(len(splits))]
+        axes.errorbar(
+            x,
+            mean,
+            [mean - low, high - mean],
+            fmt="o",
+            color=colours[model],
+            label=name,
+            capsize=3,
+            ms=6,
+        )
+    axes.set_xticks(range(len(splits)), [f"{split}\ntexts" for split in splits])
+    axes.set_xlim(-0.6, len(splits) - 0.4)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="x", visible=False)
+    axes.set_title(title)
+    axes.set_ylabel(ylabel)
+
+
+def draw_changes(axes: "Axes", change: dict[str, Any], colour: str) -> None:
+    """Relative change of each metric with its paired interval; forget filled, retain open."""
+    for position, (split, face) in enumerate({"forget": colour, "retain": "white"}.items()):
+        found = [
+            (place, change[split][metric]["relative"])
+            for place, metric in enumerate(TITLES)
+            if "relative" in change[split].get(metric, {})
+        ]
+        mean = [100 * f["mean"] for _, f in found]
+        below = [100 * (f["mean"] - f["low"]) for _, f in found]
+        above = [100 * (f["high"] - f["mean"]) for _, f in found]
+        x = [place + 0.2 * (position - 0.5) for place, _ in found]
+        axes.errorbar(
+            x,
+            mean,
+            [below, above],
+            fmt="o",
+            color=colour,
+            mfc=face,
+            label=f"{split} texts",
+            capsize=3,
+            ms=7,
+        )
+    axes.axhline(0, color="#999999", lw=0.9, zorder=0)
+    axes.set_xticks(range(len(TITLES)), [title for title, _ in TITLES.values()])
+    axes.set_xlim(-0.6, len(TITLES) - 0.4)
+    axes.grid(axis="x", visible=False)
+    axes.set_title("Change from the base, paired over texts")
+    axes.set_ylabel("change of the mean, %")
+    axes.legend(loc="best")
+
+
+def write(
+    run: runs.Run,
+    rows_a: "list[TextRow]",
+    rows_b: "list[TextRow]",
+    sample: Sample,
+    options: argparse.Namespace,
+) -> None:
+    """Tables, figure and summary of one comparison."""
+    import pandas as pd
+
+    from model_diffs import devices, sensitivity
+    from model_diffs.checkpoints import Checkpoint
+
+    run.table("per_text", [*rows_a, *rows_b])
+    base, changed = (pd.DataFrame(rows) for rows in (rows_a, rows_b))
+    texts = pd.concat([base, changed], ignore_index=True)
+    table = run.table("lipschitzness_summary", sensitivity.summary_rows(texts, options.seed))
+    change = sensitivity.changes(base, changed, options.seed)
+    draw(run, table, change)
+    run.document("summary", {"changes": change, "epsilon": options.epsilon})
+    checkpoints = [Checkpoint.open(m) for m in (run.planned.model_a, run.planned.model_b)]
+    for checkpoint in checkpoints:
+        run.reads(*checkpoint.files)
+    run.reads(*(split.path for split in sample.splits))
+    named = list(zip(sample.splits, sample.tokens, strict=True))
+    run.record(
+        models={key: c.identity() for key, c in zip("ab", checkpoints, strict=True)},
+        texts={split.name: split.identity() for split, _ in named},
+        texts_measured={split.name: len(tokens.ids) for split, tokens in named},
+        tokens={split.name: int(tokens.counts.sum()) for split, tokens in named},
+        left_out={split.name: tokens.left_out for split, tokens in named},
+        jacobian_not_converged=int((~texts["jacobian_converged"]).sum()),
+        device=str(sample.device),
+        dtype=devices.dtype_name(sample.dtype),
+    )
+
+
+def main() -> None:
+    """Measure what is not complete; the base once for all comparisons."""
+    options = parse_arguments()
+    todo = runs.pending(planned_runs(options), options.force)
+    if not todo:
+        return
+    from model_diffs.checkpoints import Checkpoint, check_configs
+
+    base = Checkpoint.open(options.model_a)
+    for planned in todo:
+        check_configs(base, Checkpoint.open(planned.model_b))
+    sample = take_sample(options, [planned.model_b for planned in todo])
+    rows_a: list[TextRow] | None = None
+    for planned in todo:
+        with runs.open_run(planned) as run:
+            if rows_a is None:
+                rows_a = measure(options.model_a, options, sample)
+            write(run, rows_a, measure(planned.model_b, options, sample), sample, options)
+
+
+if __name__ == "__main__":
+    arguments.run_script(main)
