@@ -122,14 +122,16 @@ def draw(run: runs.Run, table: "pd.DataFrame", title: str) -> None:
 
     totals = [running("mlp_fro", "MLP", MLP), running("attn_fro", "attention", ATTENTION)]
     magnitude = [
-        both("Size of the weight change", "‖ΔW‖_F", "fro"),
+        both("Size of the weight change", r"$\|\Delta W\|_F$", "fro"),
         quotient("MLP over attention", "ratio_mlp_attn"),
     ]
     detailed = [
-        both("Relative to the base's weights", "‖ΔW‖_F / ‖W‖_F", "fro_rel"),
+        both("Relative to the base's weights", r"$\|\Delta W\|_F \;/\; \|W\|_F$", "fro_rel"),
         quotient("Relative change, MLP over attention", "ratio_rel"),
         both("Stable rank of the change", "mean of changed matrices", "stable_rank"),
-        Panel("Total up to each block", "‖ΔW‖_F, blocks 0 to here", totals, from_zero=True),
+        Panel(
+            "Total up to each block", r"$\|\Delta W\|_F$, blocks 0 to here", totals, from_zero=True
+        ),
     ]
     run.figure("mlp_vs_attn_magnitude", layer_figure(f"MLP and attention: {title}", magnitude))
     run.figure("mlp_vs_attn_detailed", layer_figure(f"MLP and attention: {title}", detailed))

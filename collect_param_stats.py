@@ -85,7 +85,7 @@ def write(
     run.table("per_component", param_stats.per_component(rows))
     inside = {matrix.tensor for matrix in base.matrices()}
     run.record(
-        models={"a": base.identity(), "b": changed.identity()},
+        models={one.model: one.identity() for one in (base, changed)},
         matrices=len(rows),
         matrices_changed=sum(row["dW_fro"] > 0 for row in rows),
         tensors_skipped_not_matrices=len(base.names) - len(inside),
@@ -101,6 +101,7 @@ def main() -> None:
     from contextlib import ExitStack
 
     from model_diffs.checkpoints import Checkpoint
+    from model_diffs.devices import dtype_name
     from model_diffs.param_stats import compare
 
     settings = settings_of(options)
@@ -113,7 +114,7 @@ def main() -> None:
             open_runs, changed, compare(base, changed, settings), strict=True
         ):
             write(run, base, other, rows)
-            run.record(device=str(settings.device), dtype=str(settings.dtype).split(".")[1])
+            run.record(device=str(settings.device), dtype=dtype_name(settings.dtype))
 
 
 if __name__ == "__main__":

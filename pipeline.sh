@@ -17,7 +17,7 @@ usage() {
 Steps
    0  the models of the study (create_miniature.py, unlearn.py)
    1  parameter statistics                2  their figures
-   4  activation norms                    5  their figures
+   4  activation norms                    5  their figures, and all comparisons side by side
    6  MLP against attention
 
 The environment, and .env, override the study:
@@ -140,7 +140,7 @@ for method in ${UNLEARN[@]+"${UNLEARN[@]}"}; do
   done
 done
 [ ${#CHANGED[@]} -gt 0 ] || fail "$STUDY_FILE compares the base with nothing: set COMPARE or UNLEARN"
-for step in 1 2 4 5 6; do UNITS+=("$step"); done
+for step in 1 2 4 5 "5 together" 6; do UNITS+=("$step"); done
 
 # Sets SCRIPT and ARGUMENTS of a unit, for the changed models that follow.
 unit_command() {
@@ -148,7 +148,7 @@ unit_command() {
   shift
   # shellcheck disable=SC2086  # a unit is split into its words on purpose
   set -- $unit -- "$@"
-  local step=$1 kind=$2
+  local step=$1 kind=${2:-}
   ARGUMENTS=()
   case "$step $kind" in
     "0 make") SCRIPT=$3 ;;
@@ -160,6 +160,10 @@ unit_command() {
       extra=UNLEARN_$3
       # shellcheck disable=SC2206
       ARGUMENTS+=(${!extra:-})
+      ;;
+    "5 together")
+      SCRIPT=plot_side_by_side.py
+      ARGUMENTS=(--model-a "$BASE" --model-b "${CHANGED[@]}" --outroot "$OUTROOT")
       ;;
     *)
       shift 2
@@ -226,6 +230,8 @@ seconds_in() { sed -n 's/^  "seconds": \([0-9.]*\).*/\1/p' "$1/run.json" 2>/dev/
 # ── start ────────────────────────────────────────────────────────────────────────────────────────
 
 command -v uv > /dev/null || fail "uv is not installed: pip install uv"
+# Each step is a process of its own: without cached bytecode each would compile torch anew.
+unset PYTHONDONTWRITEBYTECODE
 if [ -z "${UV_NO_SYNC:-}" ]; then uv sync --quiet || fail "uv sync failed: run it to see why"; fi
 
 device="auto (cpu)"
@@ -282,7 +288,7 @@ run_unit() {
   launcher_of
   if [ "$DRY_RUN" = 1 ]; then
     printf 'step %s  would run: %s %s\n' "$step" "$SCRIPT" "${ARGUMENTS[*]-}"
-    for n in "${!TODO[@]}"; do row "$step" "${TODO_LABELS[$n]}" "to do" -; done
+    for n in "${!TODO[@]}"; do row "$step" "${TODO_LABELS[$n]}" pending -; done
     return 0
   fi
   log=$OUTROOT/logs/$(printf '%s' "${step}_${SCRIPT%.py}$(printf '%s' "${unit#* }" | grep unlearn | sed 's/unlearn//; s/ /_/g')").log

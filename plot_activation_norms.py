@@ -69,7 +69,7 @@ def draw(run: runs.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
         figure = layer_figure(f"Size of hidden states on {split} texts: {title}", norms)
         run.figure(f"activation_norms_{split}", figure)
         figure = layer_figure(
-            f"How far hidden states moved on {split} texts: {title}", diffs, 3, legend="first"
+            f"How far hidden states moved on {split} texts: {title}", diffs, 3, legend="below"
         )
         run.figure(f"activation_diffs_{split}", figure)
 

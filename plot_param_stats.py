@@ -39,12 +39,17 @@ class Quantity(NamedTuple):
 
 
 QUANTITIES = (
-    Quantity("layer_locality", "dW_fro_layer_rel", "Size of the weight change", "‖ΔW‖_F / ‖W‖_F"),
+    Quantity(
+        "layer_locality",
+        "dW_fro_layer_rel",
+        "Size of the weight change",
+        r"$\|\Delta W\|_F \;/\; \|W\|_F$",
+    ),
     Quantity(
         "stable_rank",
         "mean_dW_stable_rank",
         "Stable rank of the weight change",
-        "‖ΔW‖²_F / σ₁(ΔW)², mean of changed matrices",
+        r"$\|\Delta W\|_F^2 \;/\; \sigma_1(\Delta W)^2$, mean of changed matrices",
     ),
     Quantity(
         "spectral_norm",

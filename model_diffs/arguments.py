@@ -227,7 +227,7 @@ def names_of(planned: PlannedRun) -> tuple[str, str]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch, and ask torch for deterministic algorithms."""
+    """Seed Python, NumPy and torch; ask for deterministic algorithms where they are a choice."""
     import random
 
     import numpy as np
@@ -236,9 +236,10 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    # cuBLAS is deterministic only with a fixed workspace.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if torch.cuda.is_available():  # the CPU's are; asking loads the compiler, which takes seconds
+        # cuBLAS is deterministic only with a fixed workspace.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _load_environment() -> None:

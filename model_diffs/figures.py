@@ -115,8 +115,11 @@ def model_colour(label: str, others: Sequence[str] = ()) -> str:
 def column_line(
     table: "pd.DataFrame", column: str, label: str, colour: str, style: str = "-", x: str = "layer"
 ) -> Line:
-    """The line of a table's column over its layers, with `_low` and `_high` where they stand."""
-    rows = table[table[column].notna()]
+    """The line of a table's column over its layers, with `_low` and `_high` where they stand.
+
+    Empty cells are gaps; where all are empty the line has no point.
+    """
+    rows = table if table[column].notna().any() else table.iloc[:0]
     low, high = (
         rows[f"{column}_{end}"].tolist() if f"{column}_{end}" in rows else None
         for end in ("low", "high")
@@ -155,6 +158,10 @@ def _draw_panel(axes: Axes, panel: Panel, legend: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if panel.log:
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        if high / low < 30:  # within a decade or so, 0.7 reads better than 7 × 10⁻¹
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
     elif panel.from_zero:
         axes.set_ylim(bottom=0)
     if legend and panel.lines:
@@ -166,7 +173,7 @@ def layer_figure(
 ) -> Figure:
     """Panels of lines over layers under one title; those without a line are left out.
 
-    `legend`: `each` panel its own, or `first` only where all panels show the same lines. Raises
+    `legend`: `each` panel its own, or one `below` all where they show the same lines. Raises
     ValueError where no panel has a line.
     """
     panels = [panel for panel in panels if panel.lines]
@@ -182,8 +189,11 @@ def layer_figure(
         layout="constrained",
     )
     axes = [cell for row in grid for cell in row]
-    for position, (cell, panel) in enumerate(zip(axes, panels, strict=False)):
-        _draw_panel(cell, panel, legend == "each" or position == 0)
+    for cell, panel in zip(axes, panels, strict=False):
+        _draw_panel(cell, panel, legend == "each")
+    if legend != "each":
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     for cell in axes[len(panels) :]:
         cell.remove()
     figure.suptitle(title, fontsize=13)

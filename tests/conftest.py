@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests start scripts as processes: without cached bytecode each would compile torch anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 ROOT = Path(__file__).parent.parent
 PRODUCED = shutil.ignore_patterns(
     *(".git", ".venv", ".*_cache", "__pycache__", "data", "models", "unlearned_models"),

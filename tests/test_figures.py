@@ -1,5 +1,6 @@
 """Figures: deterministic, never empty, colours that stay with what they stand for."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +34,9 @@ def test_a_panel_without_lines_is_left_out_and_nothing_at_all_is_an_error() -> N
 def test_undefined_cells_are_gaps_in_a_line() -> None:
     table = pd.DataFrame({"layer": [0, 1, 2], "v": [1.0, None, 3.0], "v_low": 0.0, "v_high": 4.0})
     line = figures.column_line(table, "v", "v", figures.BASE)
-    assert line.x == [0, 2] and line.low == [0.0, 0.0]
+    assert line.x == [0, 1, 2] and math.isnan(line.y[1])
+    empty = figures.column_line(table.assign(v=None), "v", "v", figures.BASE)
+    assert empty.x == [] and empty.y == []
 
 
 @pytest.mark.parametrize("extension", ["png", "pdf", "svg"])
