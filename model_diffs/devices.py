@@ -1,6 +1,8 @@
 """Device and dtype of a computation, apart from models: weight steps need no transformers."""
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +61,23 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     total = tensor.to(device)
     torch.distributed.all_reduce(total)
     return total.cpu()
+
+
+def gather_over_processes(values: list[Any]) -> list[Any]:
+    """The values of all processes, on each of them, dealt out again as `share` deals them."""
+    count = processes()[1]
+    if count == 1:
+        return values
+    parts: list[list[Any]] = [[] for _ in range(count)]
+    torch.distributed.all_gather_object(parts, values)
+    total = sum(len(part) for part in parts)
+    return [parts[i % count][i // count] for i in range(total)]
+
+
+def share(values: Sequence[Any]) -> list[Any]:
+    """Every n-th of the values, for this one of n processes."""
+    rank, count = processes()
+    return list(values[rank::count])
 
 
 def wait_for_processes() -> None:

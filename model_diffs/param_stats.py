@@ -14,6 +14,7 @@ from torch import Tensor
 from model_diffs import spectra
 from model_diffs.architectures import GROUPS, Matrix
 from model_diffs.checkpoints import Checkpoint, check_finite, chunks, match
+from model_diffs.devices import gather_over_processes, share
 from model_diffs.progress import progress
 
 Row = dict[str, Any]
@@ -151,6 +152,8 @@ def _ratio(part: float, whole: float) -> float | None:
 def compare(base: Checkpoint, changed: Sequence[Checkpoint], settings: Settings) -> list[list[Row]]:
     """Rows of per_matrix.csv for each changed model, the base read once.
 
+    Several processes share out the matrices and all return all rows.
+
     Raises BadInput, naming the tensor, where the checkpoints cannot be subtracted or hold NaN, Inf
     or quantised weights.
     """
@@ -159,7 +162,7 @@ def compare(base: Checkpoint, changed: Sequence[Checkpoint], settings: Settings)
     for other in changed:
         check_vectors(other)
     rows: list[list[Row]] = [[] for _ in changed]
-    bar = progress(base.matrices(), "weights", unit="matrix")
+    bar = progress(share(base.matrices()), "weights", unit="matrix")
     for matrix in bar:
         bar.set_postfix_str(matrix.name)
         stored = _stored(base, matrix, matrix.tensor)
@@ -170,7 +173,7 @@ def compare(base: Checkpoint, changed: Sequence[Checkpoint], settings: Settings)
             dW = spectrum(entries.dW, label, settings)
             out.append(matrix_row(matrix, W, dW, entries))
             del entries  # before the next difference is made
-    return rows
+    return [gather_over_processes(own) for own in rows]
 
 
 def _stored(checkpoint: Checkpoint, matrix: Matrix, name: str) -> Tensor:

@@ -119,15 +119,15 @@ class SplitPass:
 
     def batches(self, description: str) -> Iterator[AtBatch]:
         """This process's share of the batches, longest first."""
-        rank, processes = devices.processes()
         batches = length_batches([len(ids) for ids in self.tokens.ids], self.batch_size)
-        if processes > len(batches):
+        count = devices.processes()[1]
+        if count > len(batches):
             raise BadInput(
-                f"{self.split.name}: {processes} processes share {len(batches)} batches: "
+                f"{self.split.name}: {count} processes share {len(batches)} batches: "
                 "lower --batch-size or --num_processes"
             )
-        share = list(enumerate(batches))[rank::processes]
-        for number, rows in progress(share, f"{description} {self.split.name}", unit="batch"):
+        own = devices.share(list(enumerate(batches)))
+        for number, rows in progress(own, f"{description} {self.split.name}", unit="batch"):
             ids = [self.tokens.ids[row] for row in rows]
             batch = models.pad_batch(ids, self.pad_id, self.device)
             starts = [self.tokens.starts[row] for row in rows]
