@@ -9,6 +9,9 @@ FORGET_TEXT=data/miniature/forget.txt
 RETAIN_TEXT=data/miniature/retain.txt
 QUESTIONS=data/miniature/questions.jsonl
 
-UNLEARN=(npo rmu)
-UNLEARN_npo="--epochs 2 --batch-size 16 --lr 5e-4 --beta 1"
-UNLEARN_rmu="--epochs 2 --batch-size 16 --lr 1e-3 --layer-id 1,2"
+# Learning rates and weights suit 1 M parameters; docs/unlearning.md has the figures they come from.
+UNLEARN=(npo rmu cb cb_lat)
+UNLEARN_npo="--batch-size 16 --lr 1.5e-3 --beta 0.5"
+UNLEARN_rmu="--batch-size 16 --lr 1e-3 --epochs 2 --layer-id 1,2 --alpha 3 --steering-coeff auto"
+UNLEARN_cb="--batch-size 16 --lr 1e-3 --epochs 2 --layer-id 1,2 --alpha 2"
+UNLEARN_cb_lat="--batch-size 16 --lr 1e-3 --epochs 2 --layer-id 1,2 --alpha 2"
