@@ -18,7 +18,10 @@ Steps
    0  the models of the study (create_miniature.py, unlearn.py)
    1  parameter statistics                2  their figures
    4  activation norms                    5  their figures, and all comparisons side by side
-   6  MLP against attention
+   6  MLP against attention               7  null space and subspaces
+   8  separation of forget and retain     9  covariance of activations
+  10  MLP null-space alignment           11  row-space projection
+  12  local Lipschitzness                13  linear probes, model by model
 
 The environment, and .env, override the study:
   BASE, COMPARE (space-separated), OUTROOT, FORGET_TEXT, RETAIN_TEXT, UNLEARN, UNLEARN_SEEDS,
@@ -140,7 +143,7 @@ for method in ${UNLEARN[@]+"${UNLEARN[@]}"}; do
   done
 done
 [ ${#CHANGED[@]} -gt 0 ] || fail "$STUDY_FILE compares the base with nothing: set COMPARE or UNLEARN"
-for step in 1 2 4 5 "5 together" 6; do UNITS+=("$step"); done
+for step in 1 2 4 5 "5 together" 6 7 8 9 10 11 12 13; do UNITS+=("$step"); done
 
 # Sets SCRIPT and ARGUMENTS of a unit, for the changed models that follow.
 unit_command() {
@@ -176,24 +179,41 @@ unit_command() {
   if [ "$FORCE" = 1 ]; then ARGUMENTS+=(--force); fi
 }
 
-comparison_command() { # step changed…
-  local step=$1 texts compute
+comparison_command() { # step changed… (step 13: models)
+  local step=$1
   shift
-  ARGUMENTS=(--model-a "$BASE" --model-b "$@" --outroot "$OUTROOT")
-  texts=(--forget-text "$FORGET_TEXT" --retain-text "$RETAIN_TEXT" --max-samples "$MAX_SAMPLES")
-  compute=(--device "$ACTIVATION_DEVICE" --dtype "$ACTIVATION_DTYPE")
+  if [ "$step" = 13 ]; then ARGUMENTS=(--model "$@"); else ARGUMENTS=(--model-a "$BASE" --model-b "$@"); fi
+  ARGUMENTS+=(--outroot "$OUTROOT")
   case "$step" in
-    1) SCRIPT=collect_param_stats.py ARGUMENTS+=(--device "$PARAM_DEVICE" --dtype "$PARAM_DTYPE") ;;
+    1) ARGUMENTS+=(--device "$PARAM_DEVICE" --dtype "$PARAM_DTYPE") ;;
+    7 | 10) ARGUMENTS+=(--device "$PARAM_DEVICE") ;;
+    4 | 8 | 9 | 11 | 12 | 13)
+      ARGUMENTS+=(--forget-text "$FORGET_TEXT" --retain-text "$RETAIN_TEXT")
+      ARGUMENTS+=(--max-samples "$MAX_SAMPLES" --device "$ACTIVATION_DEVICE" --dtype "$ACTIVATION_DTYPE")
+      ;;
+  esac
+  case "$step" in
+    1) SCRIPT=collect_param_stats.py ;;
     2) SCRIPT=plot_param_stats.py ;;
-    4) SCRIPT=collect_activation_norms.py ARGUMENTS+=("${texts[@]}" "${compute[@]}") ;;
+    4) SCRIPT=collect_activation_norms.py ;;
     5) SCRIPT=plot_activation_norms.py ;;
     6) SCRIPT=analyze_mlp_vs_attn.py ;;
+    7) SCRIPT=null_space_analysis.py ;;
+    8) SCRIPT=activation_separation_analysis.py ;;
+    9) SCRIPT=activation_covariance_analysis.py ;;
+    10) SCRIPT=mlp_nullspace_alignment.py ;;
+    11) SCRIPT=row_space_projection_analysis.py ;;
+    12) SCRIPT=local_lipschitzness_analysis.py ;;
+    13)
+      SCRIPT=linear_probe_analysis.py
+      [ -z "$QUESTIONS" ] || ARGUMENTS+=(--questions "$QUESTIONS")
+      ;;
   esac
 }
 
 launcher_of() { # the steps that compute may run on several processes; the others draw
   case "$SCRIPT" in
-    unlearn.py | collect_*) RUN=(uv run --no-sync "${LAUNCH[@]}") ;;
+    unlearn.py | collect_* | row_space_*) RUN=(uv run --no-sync "${LAUNCH[@]}") ;;
     *) RUN=(uv run --no-sync python) ;;
   esac
 }
@@ -205,7 +225,7 @@ TAB=$(printf '\t')
 states_of() {
   local unit
   for unit in "$@"; do
-    unit_command "$unit" "${CHANGED[@]}"
+    if [ "$unit" = 13 ]; then unit_command 13 "$BASE" "${CHANGED[@]}"; else unit_command "$unit" "${CHANGED[@]}"; fi
     set -- "$unit" "$SCRIPT" ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}
     (IFS=$TAB; printf '%s\n' "$*")
   done | uv run --no-sync python -m model_diffs.planning

@@ -1,8 +1,8 @@
 """Which folders of which steps are complete: what `pipeline.sh` asks, in one process for all steps.
 
 Reads lines `step⇥script⇥argument⇥argument…` and prints, per folder that the script would fill,
-`step⇥label⇥status⇥model_b⇥folder⇥reason`, status being complete, stale or missing; `-` where a
-field is empty.
+`step⇥label⇥status⇥model⇥folder⇥reason`: status is complete, stale or missing, model the one to name
+again for this folder alone; `-` where a field is empty.
 """
 
 import importlib.util
@@ -35,7 +35,8 @@ def describe(step: str, script: str, arguments: list[str]) -> list[str]:
     lines = []
     for planned in module.planned_runs(module.parse_arguments(arguments)):
         status, reason = runs.state(planned)
-        fields = [step, planned.label, status, planned.model_b, str(planned.folder), reason]
+        model = planned.model_b or planned.model_a
+        fields = [step, planned.label, status, model, str(planned.folder), reason]
         # A shell's `read` takes two tabs for one: no field is left empty.
         lines.append("\t".join(field or "-" for field in fields))
     return lines
