@@ -94,7 +94,12 @@ def draw(
         for row in (0, 1):
             order += [panels[left][row], panels[right][row]]
     title = f"Separation of forget and retain texts: {arguments.title_of(planned)}"
-    run.figure("activation_separation_analysis", layer_figure(title, order, legend="first"))
+    figure = layer_figure(title, order, legend="below")
+    # A change of a thousandth should not fill a panel.
+    axes = figure.axes[order.index(panels["auc"][1])]
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -0.05), max(high, 0.05))
+    run.figure("activation_separation_analysis", figure)
 
 
 def write(

@@ -69,8 +69,12 @@ class Features(NamedTuple):
     """`[n, r]`."""
     test: Floats
     """`[m, r]`."""
-    back: Floats
-    """`[d, r]`: weights in the standardised dimensions are `back @ weights`."""
+    combine: Floats | None
+    """`[n, r]`: coordinates are those along `combine`ᵀ T; None where they are the dimensions."""
+
+    def weights(self, train: Floats, found: Floats) -> Floats:
+        """Weights `[d]` in the dimensions of the states `train` `[n, d]` that were rotated."""
+        return found if self.combine is None else train.T @ (self.combine @ found)
 
 
 def standardise(train: Floats, test: Floats) -> tuple[Floats, Floats]:
@@ -85,20 +89,20 @@ def standardise(train: Floats, test: Floats) -> tuple[Floats, Floats]:
 
 
 def features(train: Floats, test: Floats) -> Features:
-    """Rotate states `[n, d]`, `[m, d]` into the span of `train` where that has fewer dimensions.
+    """Rotate states T `[n, d]`, and others `[m, d]`, into the span of T where n < d.
 
-    With T Tᵀ = U Λ Uᵀ the coordinates are U √Λ, and those of a test state T x against U/√Λ.
+    With T Tᵀ = U Λ Uᵀ the coordinates of T are U √Λ, and those of another state x are x Tᵀ U/√Λ.
     """
     n, d = train.shape
     if d <= n:
-        return Features(train, test, np.eye(d))
+        return Features(train, test, None)
     values, vectors = np.linalg.eigh(train @ train.T)
     kept = values > n * np.finfo(np.float64).eps * max(values[-1], 0.0)
     if not kept.any():  # states that are all zero: only the intercept is left to fit
-        return Features(np.zeros((n, 1)), np.zeros((len(test), 1)), np.zeros((d, 1)))
+        return Features(np.zeros((n, 1)), np.zeros((len(test), 1)), np.zeros((n, 1)))
     roots = np.sqrt(values[kept])
-    back = train.T @ (vectors[:, kept] / roots)
-    return Features(vectors[:, kept] * roots, test @ back, back)
+    combine = vectors[:, kept] / roots
+    return Features(vectors[:, kept] * roots, (test @ train.T) @ combine, combine)
 
 
 class Fit(NamedTuple):
@@ -115,18 +119,24 @@ class Fit(NamedTuple):
 
 
 def fit(train: Floats, labels: Labels, settings: Settings) -> Fit:
-    """L2-regularised logistic regression by scikit-learn's Newton solver."""
-    from sklearn.exceptions import ConvergenceWarning
+    """L2-regularised logistic regression `[n, r]` by scikit-learn's Newton solvers.
+
+    Conjugate gradients first, which is the faster; where its line search gives up, the exact step.
+    """
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(
-        C=settings.C, solver="newton-cholesky", tol=TOLERANCE, max_iter=settings.max_iter
-    )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.fit(train, labels)
-    failed = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-    return Fit(model.coef_[0], float(model.intercept_[0]), not failed)
+    for solver in ("newton-cg", "newton-cholesky"):
+        model = LogisticRegression(
+            C=settings.C, solver=solver, tol=TOLERANCE, max_iter=settings.max_iter
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(train, labels)
+        # ConvergenceWarning, and a plain UserWarning for a line search that failed.
+        converged = not any(issubclass(warning.category, UserWarning) for warning in caught)
+        if converged:
+            break
+    return Fit(model.coef_[0], float(model.intercept_[0]), converged)
 
 
 # ── one layer, out of fold ────────────────────────────────────────────────────────────────────────

@@ -41,14 +41,16 @@ def test_fits_equal_scikit_learn_on_all_dimensions(
     states, labels = clouds(n + 20, d)
     train, test = np.arange(n + 20) % 4 != 0, np.arange(n + 20) % 4 == 0
     parts = states[train], states[test]
-    turned = probes.features(*(probes.standardise(*parts) if standardize else parts))
+    shown = probes.standardise(*parts) if standardize else parts
+    turned = probes.features(*shown)
     found = probes.fit(turned.train, labels[train], probes.Settings(C=C))
     reference = LogisticRegression(C=C, tol=1e-10, max_iter=100_000)
     scaler = StandardScaler() if standardize else "passthrough"
     expected = make_pipeline(scaler, reference).fit(states[train], labels[train])
     assert found.converged
     assert turned.train.shape[1] <= min(train.sum(), d)
-    np.testing.assert_allclose(turned.back @ found.weights, reference.coef_[0], atol=1e-4)
+    weights = turned.weights(shown[0], found.weights)
+    np.testing.assert_allclose(weights, reference.coef_[0], atol=1e-4)
     probability = 1 / (1 + np.exp(-found.decide(turned.test)))
     np.testing.assert_allclose(probability, expected.predict_proba(states[test])[:, 1], atol=1e-4)
 
