@@ -11,6 +11,8 @@ import pytest
 
 # Tests start scripts as processes: without cached bytecode each would compile torch anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Two workers with a thread each: more threads than cores only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 PRODUCED = shutil.ignore_patterns(
@@ -36,7 +38,7 @@ class Study:
         steering = ("BASE", "COMPARE", "UNLEARN", "OUTROOT", "MAX_SAMPLES", "LAUNCHER", "WANDB")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(steering)}
         packages = {"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1"}
-        return {**inherited, **packages, **changed}
+        return {**inherited, **packages, "UNLEARN": "npo rmu", "MAX_SAMPLES": "200", **changed}
 
     def pipeline(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `./pipeline.sh` here."""
@@ -47,6 +49,14 @@ class Study:
             capture_output=True,
             text=True,
         )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the study goes to one worker, and first, since it takes longest."""
+    for item in items:
+        if "study" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("study"))
+    items.sort(key=lambda item: "study" not in getattr(item, "fixturenames", ()))
 
 
 def copy_project(folder: Path) -> Path:
@@ -61,7 +71,7 @@ def copy_project(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """The miniature, from nothing."""
+    """The miniature, from nothing, with two of its unlearned models and fewer texts."""
     root = copy_project(tmp_path_factory.mktemp("study") / "project")
     found = Study(root, "").pipeline()
     assert found.returncode == 0, found.stdout + found.stderr

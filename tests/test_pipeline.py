@@ -15,7 +15,6 @@ from conftest import Study
 
 from model_diffs import runs
 
-pytestmark = pytest.mark.miniature
 READ_WEIGHTS = {"1", "7", "10", "11"}
 READ_TEXTS = {"4", "8", "9", "11", "12", "13"}
 
