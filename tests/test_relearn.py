@@ -1,0 +1,259 @@
+"""The relearning attack: what is attacked, what is measured, what counts as recovered."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_models
+import tiny_study
+import torch
+
+from model_diffs import arguments, planning, relearning, relearning_report, runs
+from model_diffs.errors import BadInput
+from model_diffs.knowledge import Question
+from model_diffs.texts import Split
+
+ROOT = Path(__file__).parent.parent
+
+
+def split(*lines: str) -> Split:
+    return Split("forget", Path("forget.txt"), list(lines), "")
+
+
+def question(number: int, domain: str, fold: str | None = None) -> Question:
+    return Question(
+        f"{domain}{number}{fold}", domain, "e", "r", fold, "What?", ("a", "b", "c", "d"), 0
+    )
+
+
+# ── what is attacked and what is measured ─────────────────────────────────────────────────────────
+
+
+def test_without_attack_texts_four_fifths_are_attacked_and_the_rest_measured() -> None:
+    lines = [f"line {i}" for i in range(50)]
+    attacked, kept = relearning.divide(split(*lines), None, seed=1)
+    assert len(attacked) == 40 and sorted(attacked + kept) == sorted(lines)
+    assert relearning.divide(split(*lines), None, seed=1) == (attacked, kept)
+    assert relearning.divide(split(*lines), None, seed=2)[1] != kept
+
+
+def test_a_line_that_is_attacked_is_never_measured() -> None:
+    repeated = split("a", "a", "b", "b", "c", "d", "e", "e")
+    attacked, kept = relearning.divide(repeated, None, seed=0)
+    assert not set(attacked) & set(kept)
+    attacked, kept = relearning.divide(repeated, split("a", "x"), seed=0)
+    assert attacked == ["a", "x"] and "a" not in kept and kept.count("b") == 2
+    with pytest.raises(BadInput, match="no line of it is left"):
+        relearning.divide(split("a"), split("a", "b"), seed=0)
+
+
+def test_questions_go_by_fold_then_by_domain_and_held_out_ones_are_all_kept() -> None:
+    asked = [question(i, "hazard", fold) for i in range(9) for fold in ("heldout", "attack")]
+    asked += [question(i, domain) for i in range(9) for domain in ("general", "adjacent", "other")]
+    groups = relearning.group_questions(asked, 5, seed=0)
+    assert {group: len(found) for group, found in groups.items()} == {
+        "heldout": 9, "attack": 5, "general": 5, "adjacent": 5,
+    }  # fmt: skip
+    assert all((q.fold or q.domain) == group for group, found in groups.items() for q in found)
+    with pytest.raises(BadInput, match="heldout"):
+        relearning.group_questions([question(1, "general")], 0, seed=0)
+
+
+# ── what counts as recovered ──────────────────────────────────────────────────────────────────────
+
+
+def correct(right: int, of: int = 40) -> np.ndarray:
+    return np.arange(of) < right
+
+
+def test_recovered_share_by_hand() -> None:
+    base, start, after = (correct(n).astype(float) for n in (40, 10, 25))
+    share = relearning_report.recovered_share(base, start, after, seed=0)
+    assert share is not None and share.mean == pytest.approx(15 / 30)
+    assert share.low is not None and share.high is not None
+    assert share.low < 0.5 < share.high
+    whole = relearning_report.recovered_share(base, start, base, seed=0)
+    # Paired: a model that answers as the base does has recovered all in every resample.
+    assert whole is not None and (whole.mean, whole.low, whole.high) == (1, 1, 1)
+    none = relearning_report.recovered_share(base, start, start, seed=0)
+    assert none is not None and (none.mean, none.low, none.high) == (0, 0, 0)
+
+
+def test_no_share_where_there_is_no_gap() -> None:
+    base, near, after = (correct(n).astype(float) for n in (40, 39, 40))
+    assert relearning_report.recovered_share(base, near, after, seed=0) is None
+
+
+def rows(shares: list[float | None], general: list[float | None], lr: float) -> list[Any]:
+    made = []
+    for step, (share, whole) in enumerate(zip(shares, general, strict=True)):
+        cells: dict[str, Any] = dict.fromkeys(relearning_report.COLUMNS)
+        cells |= {"model": "m", "lr": lr, "step": 10 * step, "recovered_share": share}
+        cells |= {"heldout_accuracy": 0.5, "general_accuracy": whole, "forget_nll": 1.0}
+        made.append(cells)
+    return made
+
+
+def test_the_worst_case_is_the_best_step_of_the_best_rate_that_leaves_the_model_whole() -> None:
+    slow = rows([0.0, 0.2, 0.45, 0.6], [1, 1, 0.9, 0.9], 1e-4)
+    fast = rows([0.0, 0.7, 0.9, 0.8], [1, 0.9, 0.5, 0.4], 1e-3)
+    found = relearning_report.summary("m", slow + fast, 0.9, floor=0.7)
+    assert found["worst_case"]["lr"] == 1e-3
+    assert found["worst_case"]["step"] == 10 and found["worst_case"]["recovered_share"] == 0.7
+    by_rate = {rate["lr"]: rate for rate in found["rates"]}
+    assert by_rate[1e-4]["recovered_share"] == 0.6, "at the end"
+    assert by_rate[1e-4]["steps_to_half_of_best"] == 20
+    assert by_rate[1e-4]["steps_to_half_of_gap"] == 30
+    assert by_rate[1e-3]["best"]["recovered_share"] == 0.7
+    broken = relearning_report.summary("m", rows([0.0, 0.9], [0.1, 0.1], 1e-3), 0.9, floor=0.7)
+    assert broken["worst_case"] is None and broken["rates"][0]["recovered_share"] == 0.9
+
+
+def test_without_a_gap_there_is_no_worst_case_but_a_rate_to_draw() -> None:
+    found = relearning_report.summary("m", rows([None, None], [1, 1], 1e-4), 0.5, floor=0.7)
+    assert found["worst_case"] is None and found["worst_rate"] == 1e-4
+
+
+# ── the attack itself ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tiny_study.Study:
+    made = tiny_study.make(tmp_path_factory.mktemp("relearn"))
+    asked = []
+    for i in range(24):
+        fold = (None, "attack", "heldout")[i % 3]
+        one = question(i, "general" if fold is None else "hazard", fold)._asdict()
+        asked.append(json.dumps({**one, "answer": i % 4}))
+    (made.root / "questions.jsonl").write_text("\n".join(asked))
+    return made
+
+
+def words(study: tiny_study.Study, *more: str, models: tuple[str, ...] = ()) -> list[str]:
+    return [
+        *("--models", *(models or (study.model_a, study.model_b)), "--base", study.model_a),
+        *("--forget-data", str(study.root / "forget.txt"), "--device", "cpu"),
+        *("--retain-data", str(study.root / "retain.txt"), "--steps", "4", "--lr", "1e-3", "1e-2"),
+        *("--eval-steps", "0,2,9", "--batch-size", "5", "--outroot", str(study.root / "outputs")),
+        *more,
+    ]
+
+
+def run(arguments_given: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["relearn.py", *arguments_given])
+    with pytest.raises(SystemExit) as left:
+        arguments.run_script(planning.load_script(ROOT / "relearn.py").main)
+    return int(left.value.code or 0)
+
+
+def hashes(root: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in root.rglob("*")
+        if p.is_file() and p.name != "run.json"
+    }
+
+
+def test_training_lowers_the_loss_on_what_is_attacked(study: tiny_study.Study) -> None:
+    lines = tiny_study.texts("forget", 21)
+    material = relearning.Material(lines, lines, tiny_study.texts("retain", 10), {})
+    settings = relearning.Settings(12, (0, 12), 7, 512, device="cpu")
+    start = relearning.measure(study.model_a, material, settings)
+    found = relearning.attack(study.model_a, material, 1e-2, settings, start)
+    assert found[12].nll["forget"].mean < found[0].nll["forget"].mean - 0.5
+    # 12 batches of 7 are four times all 21 texts of bytes.
+    assert found[12].tokens == 4 * sum(len(line) for line in lines)
+
+
+def test_nll_is_that_of_a_loop_over_tokens(study: tiny_study.Study) -> None:
+    lines = tiny_study.texts("retain", 9)
+    material = relearning.Material(["attack this"], lines, lines, {})
+    measured = relearning.measure(
+        study.model_a, material, relearning.Settings(1, (0,), 4, 512, device="cpu")
+    )
+    model, tokenizer = tiny_models.build("gpt_neox", 0).double(), tiny_models.tokenizer("gpt_neox")
+    total = count = 0.0
+    for line in lines:
+        ids = torch.tensor([tokenizer(line)["input_ids"]])
+        with torch.no_grad():
+            log_probs = model(ids).logits.log_softmax(-1)
+        for position in range(1, ids.shape[1]):
+            total -= float(log_probs[0, position - 1, ids[0, position]])
+            count += 1
+    assert float(measured.nll["forget"].mean) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_everything_is_written_skipped_and_the_same_again(
+    study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = words(study, "--questions", str(study.root / "questions.jsonl"))
+    assert run(given, monkeypatch) == 0
+    outputs = study.root / "outputs"
+    table = pd.read_csv(outputs / "base__rmu/relearning/relearning.csv")
+    assert tuple(table.columns) == relearning_report.COLUMNS
+    assert table["step"].tolist() == [0, 2, 4, 0, 2, 4]
+    same_start = table[table["step"] == 0].drop(columns="lr")
+    assert same_start.drop_duplicates().shape[0] == 1
+    assert table["heldout_accuracy"].notna().all() and table["adjacent_accuracy"].isna().all()
+    assert (table["forget_nll_low"] <= table["forget_nll"]).all()
+    assert (outputs / "relearning.png").read_bytes() == (
+        outputs / "relearning/relearning.png"
+    ).read_bytes()
+    first = hashes(outputs)
+    capfd.readouterr()
+    assert run(given, monkeypatch) == 0
+    assert capfd.readouterr().out.count("complete, skipped") == 3
+    assert run([*given, "--force"], monkeypatch) == 0
+    assert hashes(outputs) == first
+
+    # A single model in a later call does not shrink the picture of all.
+    assert run(words(study, *given[given.index("--questions") :], models=(study.model_b,)),
+               monkeypatch) == 0  # fmt: skip
+    assert runs.read_record(outputs / "relearning")["arguments"]["attacked"] == [
+        "base", "base__rmu",
+    ]  # fmt: skip
+
+
+def test_without_questions_the_nlls_remain(
+    study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outroot = study.root / "bare"
+    given = words(study, "--outroot", str(outroot), models=(study.model_b,))
+    assert run(given, monkeypatch) == 0
+    table = pd.read_csv(outroot / "base__rmu/relearning/relearning.csv")
+    accuracies = [c for c in table.columns if "accuracy" in c or "share" in c]
+    assert table[accuracies].isna().all(axis=None)
+    assert table[["forget_nll", "retain_nll"]].notna().all(axis=None)
+    assert (outroot / "relearning.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"--attack-data": "nowhere.txt"}, "--attack-data"),
+        ({"--forget-data": "nowhere.txt"}, "--forget-data"),
+        ({"--questions": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"--lr": "1e30"}, "not finite"),
+        ({"--models": "./nowhere"}, "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    study: tiny_study.Study,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    change: dict[str, str],
+    named: str,
+) -> None:
+    outroot = study.root / "bad"
+    extra = [word for pair in change.items() for word in pair]
+    given = words(study, "--outroot", str(outroot), *extra, models=(study.model_b,))
+    capfd.readouterr()
+    assert run(given, monkeypatch) == 2
+    complaint = capfd.readouterr().err.strip().splitlines()
+    assert len(complaint) == 1 and named in complaint[0], complaint
+    assert not [p for p in outroot.rglob("*") if p.is_file()]
