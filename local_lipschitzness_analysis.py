@@ -206,34 +206,30 @@ def draw_levels(
 
 
 def draw_changes(axes: "Axes", change: dict[str, Any], colour: str) -> None:
-    """Relative change of each metric with its paired interval; forget filled, retain open."""
+    """Each metric of B over that of A with its paired interval; forget filled, retain open."""
     for position, (split, face) in enumerate({"forget": colour, "retain": "white"}.items()):
         found = [
             (place, change[split][metric]["relative"])
             for place, metric in enumerate(TITLES)
             if "relative" in change[split].get(metric, {})
         ]
-        mean = [100 * f["mean"] for _, f in found]
-        below = [100 * (f["mean"] - f["low"]) for _, f in found]
-        above = [100 * (f["high"] - f["mean"]) for _, f in found]
+        mean = [1 + f["mean"] for _, f in found]
+        ends = [[f["mean"] - f["low"] for _, f in found], [f["high"] - f["mean"] for _, f in found]]
         x = [place + 0.2 * (position - 0.5) for place, _ in found]
         axes.errorbar(
-            x,
-            mean,
-            [below, above],
-            fmt="o",
-            color=colour,
-            mfc=face,
-            label=f"{split} texts",
-            capsize=3,
-            ms=7,
+            x, mean, ends, fmt="o", label=f"{split} texts", color=colour, mfc=face, capsize=3, ms=7
         )
-    axes.axhline(0, color="#999999", lw=0.9, zorder=0)
+    axes.axhline(1, color="#999999", lw=0.9, zorder=0)
+    axes.text(len(TITLES) - 0.42, 1, "unchanged", ha="right", va="bottom", fontsize=9, color="#777")
+    low, high = axes.get_ylim()
+    # Over more than a decade small changes would all lie on the line.
+    if high > 10 or low < 0.1:
+        axes.set_yscale("log")
     axes.set_xticks(range(len(TITLES)), [title for title, _ in TITLES.values()])
     axes.set_xlim(-0.6, len(TITLES) - 0.4)
     axes.grid(axis="x", visible=False)
-    axes.set_title("Change from the base, paired over texts")
-    axes.set_ylabel("change of the mean, %")
+    axes.set_title("Changed model over base, paired over texts")
+    axes.set_ylabel("mean of B / mean of A")
     axes.legend(loc="best")
 
 

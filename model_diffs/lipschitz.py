@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from model_diffs import models
 from model_diffs.architectures import Anatomy
@@ -64,7 +63,7 @@ def run(model: nn.Module, anatomy: Anatomy, x: Tensor, attention_mask: Tensor) -
 
 
 def make_differentiable(model: Any) -> None:
-    """Use implementations with a forward derivative: fused attention and grouped experts have none.
+    """Use implementations with second derivatives: fused attention and grouped experts have none.
 
     The parameters are frozen: only derivatives with respect to x are wanted.
     """
@@ -216,17 +215,19 @@ def jacobian_norms(
 
     The largest Ritz value over all powers so far replaces the Rayleigh quotient of the last one:
     never smaller for the same products. A text is done when two successive steps change it by less
-    than `tolerance`, relatively. J v by forward derivative, Jᵀu by a backward pass whose forward
-    pass is kept. Basis vectors are kept, one `[B, T, d]` fp32 per step, against rounding.
+    than `tolerance`, relatively. Jᵀu is a backward pass, and Jv the derivative of Jᵀu with respect
+    to u: the forward pass is run once and kept, which is cheaper than forward derivatives. Basis
+    vectors are kept, one `[B, T, d]` fp32 per step, against rounding.
     """
     mask = counted[..., None].to(x.dtype)
     leaf = x.detach().requires_grad_()
-    kept = f(leaf)
+    output = f(leaf)
+    u = torch.zeros_like(output, requires_grad=True)
+    (pulled,) = torch.autograd.grad(output, leaf, u, create_graph=True)  # Jᵀu, linear in u
 
     def gram_product(v: Tensor) -> Tensor:
-        with forward_ad.dual_level(), torch.no_grad():
-            moved = forward_ad.unpack_dual(f(forward_ad.make_dual(x, v))).tangent
-        (back,) = torch.autograd.grad(kept, leaf, moved * mask, retain_graph=True)
+        (moved,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
+        (back,) = torch.autograd.grad(output, leaf, moved * mask, retain_graph=True)
         return back * mask
 
     v = _start(x, counted, seeds)

@@ -21,7 +21,7 @@ from model_diffs.texts import length_batches
 METRICS = ("lipschitz", "gradient_norm", "output_variance", "jacobian_norm")
 # Perturbed passes and graphs kept for derivatives are cut to these sizes, in entries.
 _LOGITS = 1 << 26
-_STATES = 1 << 25
+_STATES = 1 << 24
 
 
 class Settings(NamedTuple):
@@ -175,7 +175,7 @@ def _check(values: torch.Tensor, tokens: Tokens, label: str, split: str) -> None
 
 
 def load(model: str, options: Any, device: torch.device, dtype: torch.dtype) -> Reader:
-    """A model that can be differentiated forward."""
+    """A model that can be differentiated twice."""
     loaded: nn.Module = models.load_model(model, device, dtype, options.trust_remote_code)
     lipschitz.make_differentiable(loaded)
     return Reader(model, loaded)

@@ -1,0 +1,219 @@
+"""Step 12 on functions whose Jacobian is known, and on every family against torch's Jacobian."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_models
+import torch
+
+from model_diffs import lipschitz, models, planning, sensitivity
+from model_diffs.architectures import locate
+from model_diffs.passes import Reader, Tokens
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+FORGET = ["The river at Ava is wide.", "No.", "Seven weavers kept a ledger of their looms."]
+RETAIN = ["Birds sing at dawn in the mill yard.", "A ferry.", "Bread and slow water."]
+IDS = [[1, 20, 30, 40, 50, 60], [1, 99, 98]]
+
+
+@pytest.fixture
+def linear() -> tuple[lipschitz.Function, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """f mixes tokens and features linearly; x, what counts, and σ₁ of its Jacobian per text."""
+    torch.manual_seed(0)
+    A, M = torch.randn(5, 5), torch.randn(8, 6)
+    x = torch.randn(2, 5, 8)
+    counted = torch.tensor([[True] * 5, [False, True, True, True, False]])
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return A @ x @ M
+
+    top = torch.linalg.svdvals(M.double())[0]
+    sigma = torch.stack([torch.linalg.svdvals(A[c][:, c].double())[0] * top for c in counted])
+    return f, x, counted, sigma
+
+
+def test_the_jacobian_norm_of_a_linear_model_is_its_largest_singular_value(linear: Any) -> None:
+    f, x, counted, sigma = linear
+    found = lipschitz.jacobian_norms(f, x, counted, [1, 2], 1e-6)
+    assert found.converged.all()
+    np.testing.assert_allclose(found.value, sigma, rtol=1e-5)
+    other_start = lipschitz.jacobian_norms(f, x, counted, [8, 9], 1e-3)
+    np.testing.assert_allclose(other_start.value, sigma, rtol=2e-3)
+
+
+def test_estimates_of_a_linear_model_are_at_most_its_largest_singular_value(linear: Any) -> None:
+    f, x, counted, sigma = linear
+    deltas = lipschitz.perturbations(x, counted, 0.01, 200, [3, 4])
+
+    def outputs(at: torch.Tensor) -> lipschitz.Output:
+        return lipschitz.Output(f(at), f(at))
+
+    few = lipschitz.respond(outputs, x, counted, deltas[:10], 4)
+    many = lipschitz.respond(outputs, x, counted, deltas, 64)
+    assert (many.lipschitz <= sigma * (1 + 1e-4)).all()
+    assert (many.lipschitz >= few.lipschitz).all()
+    # Var of the output of a linear map under these perturbations, from the perturbations alone.
+    variance = f(deltas.double().float()).double().var(0, correction=1).mean(-1)
+    expected = torch.stack([variance[row, c].mean() for row, c in enumerate(counted)])
+    np.testing.assert_allclose(many.output_variance, expected, rtol=1e-2)
+
+
+def test_what_does_not_settle_is_said(linear: Any) -> None:
+    f, x, counted, _ = linear
+    found = lipschitz.jacobian_norms(f, x, counted, [1, 2], 1e-12, max_iterations=2)
+    assert not found.converged.any() and (found.iterations == 2).all()
+
+
+def test_a_constant_has_no_slope() -> None:
+    x, counted = torch.randn(1, 3, 4), torch.ones(1, 3, dtype=torch.bool)
+    found = lipschitz.jacobian_norms(lambda at: 0 * at, x, counted, [1])
+    assert found.value.tolist() == [0] and found.converged.all()
+
+
+def test_perturbations_lie_on_spheres_and_padding_stays() -> None:
+    x = torch.randn(2, 4, 16)
+    counted = torch.tensor([[True] * 4, [False, True, True, False]])
+    deltas = lipschitz.perturbations(x, counted, 0.05, 400, [1, 2])
+    expected = 0.05 * x.norm(dim=-1) * counted
+    np.testing.assert_allclose(deltas.norm(dim=-1), expected.expand(400, 2, 4), rtol=1e-5)
+    assert deltas.mean(0).norm(dim=-1).max() < 0.2 * expected.max(), "no direction is preferred"
+    alone = lipschitz.perturbations(x[1:, :3], counted[1:, :3], 0.05, 400, [2])
+    np.testing.assert_array_equal(alone[:, 0], deltas[:, 1, :3])
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_every_family_takes_its_embeddings_and_has_the_jacobian_of_torch(family: str) -> None:
+    model = tiny_models.build(family, seed=1)
+    batch = models.pad_batch(IDS, 0, CPU)
+    anatomy, mask = locate(model), batch.attention_mask.bool()
+    with torch.no_grad():
+        asked = model(**batch._asdict(), output_hidden_states=True)
+        x = lipschitz.embed(anatomy, batch)
+        fed = lipschitz.run(model, anatomy, x, batch.attention_mask)
+    np.testing.assert_allclose(fed.logits[mask], asked.logits[mask], atol=1e-6)
+    np.testing.assert_allclose(fed.hidden[mask], asked.hidden_states[-1][mask], atol=1e-6)
+
+    lipschitz.make_differentiable(model)
+    f = lipschitz.trunk_function(anatomy, batch.attention_mask)
+    found = lipschitz.jacobian_norms(f, x, mask, [1, 2])
+    assert found.converged.all() and torch.isfinite(found.value).all()
+    short = lipschitz.trunk_function(anatomy, torch.ones(1, 3))
+    J = torch.autograd.functional.jacobian(short, x[1:, :3])
+    sigma = torch.linalg.svdvals(J.reshape(3 * x.shape[2], -1).double())[0]
+    assert float(found.value[1]) == pytest.approx(float(sigma), rel=1e-3), "padding and all"
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+def test_rows_agree_with_single_texts(family: str) -> None:
+    """Batched, padded and with BOS held fixed, against each text by itself in plain torch."""
+    model = tiny_models.build(family, seed=2)
+    plain = tiny_models.build(family, seed=2).double()
+    starts = [1, 0]
+    tokens = Tokens(IDS, starts, np.array([0, 1]), {})
+    lipschitz.make_differentiable(model)
+    settings = sensitivity.Settings(epsilon=0.02, perturbations=4, tolerance=1e-5)
+    reader = Reader("m", model)
+    rows = sensitivity.measure(reader, "m", "forget", tokens, 0, settings)
+    for row, ids, start in zip(rows, IDS, starts, strict=True):
+        anatomy, mask = locate(plain), torch.ones(1, len(ids), dtype=torch.long)
+        x = anatomy.embedding(torch.tensor([ids])).detach()
+        counted = torch.arange(len(ids))[None] >= start
+        seed = sensitivity._seed(42, "forget", row.text)
+        deltas = lipschitz.perturbations(x.float(), counted, 0.02, 4, [seed]).double()
+        with torch.no_grad():
+            centre = lipschitz.run(plain, anatomy, x, mask)
+            moved = [lipschitz.run(plain, anatomy, x + d, mask) for d in deltas]
+        slopes = [
+            (m.hidden - centre.hidden)[counted].norm() / d[counted].norm()
+            for m, d in zip(moved, deltas, strict=True)
+        ]
+        assert row.lipschitz == pytest.approx(float(max(slopes)), rel=1e-3)
+        variance = torch.stack([m.logits[counted] for m in moved]).var(0, correction=1).mean()
+        assert row.output_variance == pytest.approx(float(variance), rel=1e-3)
+        x.requires_grad_()
+        loss = plain(inputs_embeds=x, labels=torch.tensor([ids])).loss
+        (gradient,) = torch.autograd.grad(loss, x)
+        assert row.loss == pytest.approx(loss.item(), rel=1e-5)
+        assert row.gradient_norm == pytest.approx(float(gradient[counted].norm()), rel=1e-5)
+        f = lipschitz.trunk_function(anatomy, mask)
+        J = torch.autograd.functional.jacobian(f, x.detach())[0][counted[0]][:, :, 0, counted[0]]
+        n = int(counted.sum()) * x.shape[2]
+        sigma = torch.linalg.svdvals(J.reshape(n, n))[0]
+        assert row.jacobian_norm == pytest.approx(float(sigma), rel=1e-4)
+        assert row.lipschitz <= row.jacobian_norm * 1.1
+        assert row.tokens == len(ids) - start
+
+
+def test_a_single_token_predicts_nothing() -> None:
+    model = tiny_models.build("gpt_neox")
+    lipschitz.make_differentiable(model)
+    tokens = Tokens([[5], [5, 6, 7]], [0, 0], np.array([0, 1]), {})
+    one, other = sensitivity.measure(
+        Reader("m", model), "m", "forget", tokens, 0, sensitivity.Settings()
+    )
+    assert one.gradient_norm is one.loss is None and one.jacobian_norm > 0
+    assert other.gradient_norm is not None
+
+
+def test_samples_are_spread_evenly() -> None:
+    tokens = Tokens([[i] for i in range(500)], [0] * 500, np.arange(500), {})
+    sample = sensitivity.spread_sample(tokens, 64, seed=1)
+    steps = np.diff(sample.documents)
+    assert len(sample.ids) == 64 and set(steps) == {7, 8}
+    assert [ids[0] for ids in sample.ids] == sample.documents.tolist()
+    assert sensitivity.spread_sample(tokens, 0, 1) is tokens
+    assert sensitivity.spread_sample(tokens, 500, 1) is tokens
+
+
+def test_the_script_reads_the_base_once_and_pairs_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = tiny_models.save("gpt_neox", tmp_path / "a", seed=0)
+    b = tiny_models.save("gpt_neox", tmp_path / "b", seed=1)
+    same = tiny_models.save("gpt_neox", tmp_path / "same", seed=0)
+    (tmp_path / "forget.txt").write_text("\n".join(FORGET))
+    (tmp_path / "retain.txt").write_text("\n".join(RETAIN))
+    loaded: list[str] = []
+    load = models.load_model
+
+    def loading(model: str, *rest: object) -> Any:
+        loaded.append(Path(model).name)
+        return load(model, *rest)
+
+    monkeypatch.setattr(models, "load_model", loading)
+    texts = ["--forget-text", tmp_path / "forget.txt", "--retain-text", tmp_path / "retain.txt"]
+    rest = ["--outroot", tmp_path / "out", "--device", "cpu", "--num-perturbations", 3]
+    arguments = ["script", "--model-a", a, "--model-b", b, same, *texts, *rest]
+    arguments += ["--lipschitz-samples", 2]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+    planning.load_script(ROOT / "local_lipschitzness_analysis.py").main()
+    assert loaded == ["a", "b", "same"]
+    folders = {n: tmp_path / f"out/a__to__{n}/lipschitzness" for n in ("b", "same")}
+    for folder in folders.values():
+        names = {"lipschitzness_summary.csv", "per_text.csv", "summary.json", "run.json"}
+        assert {p.name for p in folder.iterdir()} == names | {"lipschitzness_analysis.png"}
+    table = pd.read_csv(folders["b"] / "lipschitzness_summary.csv")
+    assert table[["model", "data"]].to_numpy().tolist() == [
+        [m, d] for m in ("a", "b") for d in ("forget", "retain")
+    ]
+    per_text = pd.read_csv(folders["b"] / "per_text.csv")
+    part = per_text[(per_text["model"] == "a") & (per_text["data"] == "forget")]
+    assert len(part) == 2
+    row = table.iloc[0]
+    assert row["avg_jacobian_norm"] == pytest.approx(part["jacobian_norm"].mean())
+    assert row["std_lipschitz"] == pytest.approx(part["lipschitz"].std())
+    assert row["avg_lipschitz_low"] <= row["avg_lipschitz"] <= row["avg_lipschitz_high"]
+    still = json.loads((folders["same"] / "summary.json").read_text())["changes"]
+    for split in ("forget", "retain"):
+        for metric in sensitivity.METRICS:
+            assert still[split][metric]["change"] == {"mean": 0, "low": 0, "high": 0}
+    assert json.loads((folders["b"] / "run.json").read_text())["texts_measured"] == {
+        "forget": 2,
+        "retain": 2,
+    }
