@@ -7,7 +7,8 @@ span, with as many features as documents, and is the same classifier.
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,10 +119,19 @@ class Fit(NamedTuple):
         return states @ self.weights + self.intercept
 
 
+@cache
+def _threads() -> Any:
+    """The thread pools of the numerical libraries; finding them takes a while, so once."""
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+    return ThreadpoolController()
+
+
 def fit(train: Floats, labels: Labels, settings: Settings) -> Fit:
     """L2-regularised logistic regression `[n, r]` by scikit-learn's Newton solvers.
 
     Conjugate gradients first, which is the faster; where its line search gives up, the exact step.
+    On one thread: on products this small, threads wait for one another longer than they work.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -129,7 +139,7 @@ def fit(train: Floats, labels: Labels, settings: Settings) -> Fit:
         model = LogisticRegression(
             C=settings.C, solver=solver, tol=TOLERANCE, max_iter=settings.max_iter
         )
-        with warnings.catch_warnings(record=True) as caught:
+        with _threads().limit(limits=1), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model.fit(train, labels)
         # ConvergenceWarning, and a plain UserWarning for a line search that failed.
