@@ -115,12 +115,12 @@ def main() -> None:
         return
     import numpy as np
 
-    from model_diffs import activation_cache, covariance, separation
+    from model_diffs import activation_cache, covariance
 
     models = dict.fromkeys(model for p in todo for model in (p.model_a, p.model_b))
-    found = activation_cache.statistics(options, models, fresh=options.force)
+    found = activation_cache.statistics(options, models)
     for planned in todo:
-        separation.check_same_tokens(found, planned.model_a, planned.model_b)
+        activation_cache.check_same_tokens(found, planned.model_a, planned.model_b)
     a = spectra_of(found, options.model_a)
     for planned in todo:
         with runs.open_run(planned) as run:

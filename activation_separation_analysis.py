@@ -131,14 +131,14 @@ def main() -> None:
     todo = runs.pending(planned_runs(options), options.force)
     if not todo:
         return
-    from model_diffs import activation_cache, cross_validation, separation, texts
+    from model_diffs import activation_cache, cross_validation, texts
 
     splits = texts.read_splits(options.forget_text, options.retain_text, options.max_samples)
     cross_validation.check_splits(splits, cross_validation.FOLDS)
     models = dict.fromkeys(model for p in todo for model in (p.model_a, p.model_b))
-    found = activation_cache.statistics(options, models, fresh=options.force)
+    found = activation_cache.statistics(options, models)
     for planned in todo:
-        separation.check_same_tokens(found, planned.model_a, planned.model_b)
+        activation_cache.check_same_tokens(found, planned.model_a, planned.model_b)
     counts = [len(found.models[s.name, options.model_a].read("tokens").tokens) for s in splits]
     plan = cross_validation.design(counts[0], counts[1], cross_validation.FOLDS, options.seed)
     base = measure_model(found, options.model_a, plan)

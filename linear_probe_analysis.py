@@ -185,7 +185,7 @@ def main() -> None:
 
         questions = load_questions(options.questions)
     models = [planned.model_a for planned in todo]
-    found = activation_cache.statistics(options, models, fresh=options.force)
+    found = activation_cache.statistics(options, models)
     for planned in todo:
         with runs.open_run(planned) as run:
             facts = probe(run, found, options)

@@ -5,7 +5,7 @@ is made by `activations.collect`, in one pass.
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_diffs import runs
+from model_diffs.errors import BadInput
 from model_diffs.runs import PlannedRun
 from model_diffs.texts import Split, read_splits
 
@@ -81,6 +82,15 @@ class Saved(NamedTuple):
             loaded = {name: handle.get_tensor(name) for name in wanted}
         empty = {f.name: np.empty(0) for f in fields(self.kind)}
         return self.kind(**{**empty, **loaded})
+
+    def states(self, name: str) -> Iterator[Array]:
+        """One state of a `[S, …]` tensor after the other: all at once can be gigabytes."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / TENSORS, framework="numpy") as handle:
+            tensor = handle.get_slice(name)
+            for state in range(tensor.get_shape()[0]):
+                yield tensor[state]
 
     def record(self) -> dict[str, Any]:
         """The run.json beside them."""
@@ -157,6 +167,20 @@ def statistics(
         {(job.split.name, job.model_a): job.saved for job in jobs if not job.model_b},
         {(job.split.name, job.model_b): job.saved for job in jobs if job.model_b},
     )
+
+
+def check_same_tokens(found: Statistics, model_a: str, model_b: str) -> None:
+    """Raise BadInput where two models read other tokens in the same texts.
+
+    Statistics saved by separate runs were not checked against each other when they were made.
+    """
+    for split in found.splits:
+        a, b = (found.models[split.name, m].record()["tokens_sha256"] for m in (model_a, model_b))
+        if a != b:
+            raise BadInput(
+                f"{model_a} and {model_b} split the {split.name} texts into different tokens: "
+                "states of other tokens cannot be compared"
+            )
 
 
 def describe(run: runs.Run, found: Statistics) -> None:

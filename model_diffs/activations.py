@@ -1,6 +1,7 @@
 """Make the activation statistics that are missing: one pass per model and split for all of them."""
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -124,6 +125,7 @@ def _save(job: Job, one: SplitPass, checkpoints: dict[str, Checkpoint], dtype: s
             device=str(one.device),
             dtype=dtype,
             tokens=int(one.tokens.counts.sum()),
+            tokens_sha256=hashlib.sha256(repr(one.tokens.ids).encode()).hexdigest(),
             left_out=one.tokens.left_out,
         )
         if isinstance(found, ModelStatistics):

@@ -4,13 +4,13 @@ Spectra of pooled second moments: eigenvalues are biased by resampling (duplicat
 rank), so these numbers carry no bootstrap intervals.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_diffs.activation_cache import TENSORS, Saved
+from model_diffs.activation_cache import Saved
 from model_diffs.errors import BadInput
 from model_diffs.progress import progress
 
@@ -75,16 +75,6 @@ def eigenvalues(covariance: Floats, name: str = "the covariance") -> Floats:
     return np.maximum(found, 0.0)
 
 
-def _scatters(saved: Saved) -> Iterator[Floats]:
-    """The scatter of one state after the other: all at once are gigabytes for a wide model."""
-    from safetensors import safe_open
-
-    with safe_open(saved.folder / TENSORS, framework="numpy") as handle:
-        scatter = handle.get_slice("scatter")
-        for state in range(scatter.get_shape()[0]):
-            yield scatter[state]
-
-
 def spectra(saved: Saved, name: str) -> Floats:
     """Eigenvalues of the centred covariance over tokens in each state, `[S, d]`, falling.
 
@@ -92,7 +82,7 @@ def spectra(saved: Saved, name: str) -> Floats:
     """
     tokens = int(saved.read("tokens").tokens.sum())
     states = len(saved.read("mean").mean)
-    bar = progress(_scatters(saved), f"covariance, {name}", total=states, unit="state")
+    bar = progress(saved.states("scatter"), f"covariance, {name}", total=states, unit="state")
     found = [
         eigenvalues(scatter / tokens, f"covariance of {name}, state {state}")
         for state, scatter in enumerate(bar)

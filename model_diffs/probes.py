@@ -122,7 +122,7 @@ class Fit(NamedTuple):
 @cache
 def _threads() -> Any:
     """The thread pools of the numerical libraries; finding them takes a while, so once."""
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+    from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
 

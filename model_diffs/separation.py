@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model_diffs.activation_cache import ModelStatistics, Statistics
+from model_diffs.activation_cache import ModelStatistics
 from model_diffs.cross_validation import Design, Estimate, auc, quadratic
 from model_diffs.discriminant import out_of_fold
-from model_diffs.errors import BadInput
 from model_diffs.intervals import percentile_interval
 from model_diffs.progress import progress
 
@@ -38,21 +37,6 @@ def change_columns() -> list[str]:
     """Columns of `separation_changes.csv`, in order."""
     parts = [[f"{metric}_change{end}" for end in ("", "_low", "_high")] for metric in METRICS]
     return ["layer", *(column for part in parts for column in part)]
-
-
-def check_same_tokens(found: Statistics, model_a: str, model_b: str) -> None:
-    """Raise BadInput where the two models read other tokens in the same texts.
-
-    Statistics saved on different days were not checked against each other when they were made.
-    """
-    for split in found.splits:
-        a, b = (found.models[split.name, m].read("documents", "tokens") for m in (model_a, model_b))
-        same = np.array_equal(a.documents, b.documents) and np.array_equal(a.tokens, b.tokens)
-        if not same:
-            raise BadInput(
-                f"{model_a} and {model_b} split the {split.name} texts into different tokens: "
-                "states of other tokens cannot be compared"
-            )
 
 
 class Moments(NamedTuple):
