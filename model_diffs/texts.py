@@ -23,17 +23,18 @@ class Split(NamedTuple):
         return {"path": str(self.path), "texts": len(self.texts), "sha256": self.sha256}
 
 
-def read_split(path: str | Path, name: str, max_samples: int = 0) -> Split:
+def read_split(path: str | Path, name: str, max_samples: int = 0, flag: str = "") -> Split:
     """Read one sample per line, empty lines dropped; the first `max_samples` of them (0 = all).
 
-    Raises BadInput for a missing, empty or undecodable file.
+    Raises BadInput for a missing, empty or undecodable file; `flag` is the option to name in it,
+    `--<name>-text` by default.
     """
     path = Path(path)
     try:
         content = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise BadInput(
-            f"{path}: no such text file; make it or name another with --{name}-text"
+            f"{path}: no such text file; make it or name another with {flag or f'--{name}-text'}"
         ) from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 at byte {error.start}; convert it") from error

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,8 +176,9 @@ def test_settings_that_change_the_meaning_say_so_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     execute(command(base, method, tmp_path / "out", *texts, *more))
-    lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if says in line]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if says in line]
+    assert line.startswith("warning: ")
 
 
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────
@@ -263,34 +266,119 @@ def test_too_little_space_is_seen_before_training(
         execute(command(base, "ga", tmp_path / "out", *texts))
 
 
+# ── a run that is killed ──────────────────────────────────────────────────────────────────────────
+
+
+def test_a_killed_run_is_taken_up_and_ends_at_the_same_bytes(
+    base: Path, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = (*texts, "--batch-size", "2", "--epochs", "30", "--checkpoint-every", "2")
+    undisturbed = execute(command(base, "npo", tmp_path / "undisturbed", *more))
+    argv = command(base, "npo", tmp_path / "out", *more)
+    state = tmp_path / ".out.resume" / "training_state.pt"
+    with subprocess.Popen(
+        [sys.executable, "unlearn.py", *argv],
+        cwd=ROOT,
+        env={**plain_environment(), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        while not state.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    capsys.readouterr()
+    assert execute(argv) == tmp_path / "out"
+    assert "resumed after step" in capsys.readouterr().out
+    files = [folder / "model.safetensors" for folder in (undisturbed, tmp_path / "out")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    records = [json.loads((f.parent / "unlearning.json").read_text()) for f in files]
+    assert records[0]["losses"] == records[1]["losses"]
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
+
+
 # ── several processes ─────────────────────────────────────────────────────────────────────────────
 
+# (family, method, whether weights are sharded)
+LAUNCHED = [
+    ("gpt_neox", "npo", True),
+    ("gpt_neox", "rmu", True),
+    ("gpt2", "lat", True),  # tied weights, and backward passes inside a forward pass
+    ("gpt_neox", "npo", False),
+    ("gpt_neox", "rmu", False),
+]
 
-@pytest.mark.parametrize("method", ["npo", "rmu"])
-def test_two_processes_make_the_model_of_one(
-    method: str, base: Path, texts: list[str], tmp_path: Path
-) -> None:
-    """The same global batch, by `accelerate launch` on two CPU processes."""
-    one = execute(command(base, method, tmp_path / "one", *texts, "--batch-size", "4"))
-    argv = command(base, method, tmp_path / "two", *texts, "--batch-size", "2")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE", "WANDB"))}
-    # Without a GPU this is accelerate's way to start two processes: its --cpu wants MPI.
-    launch = ["launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+def plain_environment() -> dict[str, str]:
+    """This process's environment without what accelerate or wandb would read."""
+    steering = ("ACCELERATE", "FSDP", "WANDB")
+    return {k: v for k, v in os.environ.items() if not k.startswith(steering)}
+
+
+@pytest.fixture(scope="module")
+def launched(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one/ and two/: each job on one process and on two, the same global batch."""
+    folder = tmp_path_factory.mktemp("launched")
+    tiny_models.save("gpt2", folder / "gpt2")
+    (folder / "forget.txt").write_text("\n".join(FORGET))
+    (folder / "retain.txt").write_text("\n".join(RETAIN))
+    texts = [
+        *("--forget-data", str(folder / "forget.txt")),
+        *("--retain-data", str(folder / "retain.txt")),
+        *("--questions", str(questions_file(folder))),
+    ]
+    jobs = []
+    for family, method, sharded in LAUNCHED:
+        model = base if family == "gpt_neox" else folder / family
+        name = f"{family}_{method}_{sharded}"
+        argv = command(model, method, folder / "two" / name, *texts, "--batch-size", "2")
+        jobs.append([sharded, argv])
+        one = folder / "one" / f"{family}_{method}"
+        if not one.exists():
+            execute(command(model, method, one, *texts, "--batch-size", "4"))
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    words = ["launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"]
+    words += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    words += ["--main_process_port", "0", str(ROOT / "tests/unlearning_jobs.py")]
+    cli = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
     done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *launch, "unlearn.py", *argv],
+        [*cli, *words, str(folder / "jobs.json")],
         cwd=ROOT,
-        env={**environment, "OMP_NUM_THREADS": "1"},
+        env={**plain_environment(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    record = json.loads((tmp_path / "two" / "unlearning.json").read_text())
-    assert record["processes"] == 2
-    a, b = (load_file(f / "model.safetensors") for f in (one, tmp_path / "two"))
+    return folder
+
+
+@pytest.mark.xdist_group("launched")  # the fixture is made once
+@pytest.mark.parametrize(("family", "method", "sharded"), LAUNCHED)
+def test_two_processes_make_the_model_of_one(
+    family: str, method: str, sharded: bool, launched: Path
+) -> None:
+    one, two = (
+        launched / "one" / f"{family}_{method}",
+        launched / "two" / f"{family}_{method}_{sharded}",
+    )
+    single, record = (json.loads((f / "unlearning.json").read_text()) for f in (one, two))
+    assert (record["processes"], record["sharded"]) == (2, sharded)
+    a, b = (load_file(f / "model.safetensors") for f in (one, two))
+    assert {n: t.shape for n, t in a.items()} == {n: t.shape for n, t in b.items()}
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
-    single = json.loads((one / "unlearning.json").read_text())
     for mine, theirs in zip(single["losses"], record["losses"], strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-    assert single["after"]["forget_NLL"] == pytest.approx(record["after"]["forget_NLL"], rel=1e-4)
+    assert single["after"] == pytest.approx(record["after"], rel=1e-4)
+    _, report = AutoModelForCausalLM.from_pretrained(two, output_loading_info=True)
+    assert not report["missing_keys"]
+
+
+@pytest.mark.parametrize("flag", ["--checkpoint-every", "--lora-rank"])
+def test_what_sharded_weights_cannot_do_is_refused(
+    flag: str, base: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match=f"{flag} and sharded weights"):
+        execute(command(base, "npo", tmp_path / "out", *texts, flag, "2"))

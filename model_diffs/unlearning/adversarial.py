@@ -34,6 +34,7 @@ def attack(network: Network, batch: SplitBatch, settings: Settings) -> Perturbat
         best_log_probs = torch.where(better, log_probs.detach(), best_log_probs)
         if not last:
             (gradient,) = torch.autograd.grad(negative, candidate)
+            network.gather_again()
             delta = (delta - settings.lat_step_size * gradient.sign() * mask).clamp(
                 -settings.lat_eps, settings.lat_eps
             )

@@ -78,6 +78,16 @@ class Network(nn.Module):
         """
         return computation(self, *arguments)
 
+    def gather_again(self) -> None:
+        """To be called where a backward pass ended inside `forward` and another pass follows.
+
+        A backward pass lets go of sharded weights. Blocks gather theirs when they run, tied weights
+        are gathered when `forward` begins.
+        """
+        unshard = getattr(self, "unshard", None)  # there once weights are sharded
+        if unshard is not None:
+            unshard()
+
     @contextmanager
     def _cut_after(self, layer: int) -> Iterator[None]:
         """For the block's duration the model has no blocks above `layer`.

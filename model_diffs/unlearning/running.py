@@ -10,33 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 
 from model_diffs import arguments, knowledge
 from model_diffs.checkpoints import Checkpoint
-from model_diffs.devices import DTYPES, dtype_name, pick_device
-from model_diffs.errors import BadInput
+from model_diffs.devices import dtype_name
 from model_diffs.models import load_model, load_tokenizer
 from model_diffs.runs import Run
-from model_diffs.texts import Split, check_disjoint, read_split
-from model_diffs.unlearning import Method, get_method
+from model_diffs.unlearning import from_options, get_method, sharding
 from model_diffs.unlearning.adapters import Adapter
 from model_diffs.unlearning.checkpointing import resume_folder
-from model_diffs.unlearning.data import Tokens, tokenise
+from model_diffs.unlearning.data import tokenise
 from model_diffs.unlearning.network import Network, check_head
 from model_diffs.unlearning.optimizers import choose_trainable
 from model_diffs.unlearning.preparing import (
     automatic_steering,
     make_reference,
     state_norms,
-    state_splits,
 )
 from model_diffs.unlearning.saving import check_space, model_card, save_model, stored_dtype
 from model_diffs.unlearning.settings import resolve
-from model_diffs.unlearning.trainer import Schedule, Trainer
-
-DEFAULT_STEERING = 20.0
+from model_diffs.unlearning.sharding import is_sharded
+from model_diffs.unlearning.trainer import Trainer
 
 
 def unlearn(options: argparse.Namespace, run: Run) -> None:
@@ -44,19 +38,20 @@ def unlearn(options: argparse.Namespace, run: Run) -> None:
     started = time.perf_counter()
     arguments.seed_everything(options.seed)
     method = get_method(options.method)
-    forget, retain = _read(options)
+    forget, retain = from_options.read(options)
     questions = knowledge.load_questions(options.questions) if options.questions else None
     base = Checkpoint.open(options.model)
-    accelerator, weights_dtype = _engine(options)
+    shards = from_options.sharding_plan(options)
+    accelerator, weights_dtype = from_options.engine(options)
     tokenizer = load_tokenizer(options.model, options.trust_remote_code)
-    model: Any = load_model(
-        options.model, accelerator.device, weights_dtype, options.trust_remote_code
-    )
+    # What is cut into shards may not fit into one device whole.
+    place = torch.device("cpu") if shards else accelerator.device
+    model: Any = load_model(options.model, place, weights_dtype, options.trust_remote_code)
     save_dtype = stored_dtype(base, options.save_dtype)
     check_space(run.path, model, save_dtype)
     network = Network(model)  # before an adapter gives the parts other names
     adapter = Adapter.attach(model, options.lora_rank, options.seed)
-    settings = resolve(_with_steering(options, method), method, len(network.blocks))
+    settings = resolve(from_options.with_steering(options, method), method, len(network.blocks))
     trained = (
         adapter.size if adapter else choose_trainable(network, options.trainable, settings.layers)
     )
@@ -64,12 +59,14 @@ def unlearn(options: argparse.Namespace, run: Run) -> None:
         tokenise(tokenizer, split, options.max_length, options.eval_split, options.seed)
         for split in (forget, retain)
     ]
-    _check_lengths(model, splits)
+    from_options.check_lengths(model, splits)
+    if shards:
+        sharding.shard(network, accelerator.device, shards)
     trainer = Trainer(
         network,
         method,
         settings,
-        schedule(options, accelerator.device),
+        from_options.schedule(options, accelerator.device),
         splits[0],
         splits[1],
         tokenizer.pad_token_id,
@@ -77,8 +74,8 @@ def unlearn(options: argparse.Namespace, run: Run) -> None:
         resume_folder(run.planned.folder),
         dict(run.planned.arguments),
     )
-    check_head(network, trainer.batch("forget", [0]))
-    _warn(trainer, options, base, weights_dtype, save_dtype)
+    trainer.passage(check_head, trainer.batch("forget", [0]))
+    from_options.warn_of(trainer, options, base, weights_dtype)
     record = _train(
         trainer, options, run, tokenizer, questions, stored_dtype(base, "base"), adapter
     )
@@ -90,12 +87,14 @@ def unlearn(options: argparse.Namespace, run: Run) -> None:
         "weights_dtype": dtype_name(weights_dtype),
         "mixed_precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
+        "sharded": shards is not None,
         "saved_dtype": dtype_name(save_dtype),
         "seconds": round(time.perf_counter() - started, 3),
         **_peak_memory(),
     }
+    weights = sharding.whole_weights(model) if shards else None
     if accelerator.is_main_process:
-        _save(run, adapter.merged() if adapter else model, tokenizer, save_dtype, record)
+        _save(run, adapter.merged() if adapter else model, tokenizer, save_dtype, record, weights)
     run.reads(*base.files, forget.path, retain.path)
     if options.questions:
         run.reads(options.questions)
@@ -110,90 +109,6 @@ def unlearn(options: argparse.Namespace, run: Run) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(resume_folder(run.planned.folder), ignore_errors=True)
-
-
-# ── what is given ─────────────────────────────────────────────────────────────────────────────────
-
-
-def _read(options: argparse.Namespace) -> tuple[Split, Split]:
-    try:
-        forget = read_split(options.forget_data, "forget", options.max_samples)
-        retain = read_split(options.retain_data, "retain", options.max_samples)
-    except BadInput as error:
-        # Everywhere else these options end in -text.
-        message = str(error).replace("--forget-text", "--forget-data")
-        raise BadInput(message.replace("--retain-text", "--retain-data")) from error
-    check_disjoint(forget, retain)
-    return forget, retain
-
-
-def _engine(options: argparse.Namespace) -> tuple[Accelerator, torch.dtype]:
-    """accelerate on the device, and the dtype of the weights while they are trained."""
-    device = pick_device(options.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    mixed = "bf16" if options.dtype == "auto" and device.type == "cuda" else "no"
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=mixed,
-        # Representation losses leave the blocks above their target without a gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    return accelerator, DTYPES["fp32" if options.dtype == "auto" else options.dtype]
-
-
-def schedule(options: argparse.Namespace, device: torch.device) -> Schedule:
-    """The trainer's numbers from the options."""
-    fields = {f.name for f in dataclasses.fields(Schedule)}
-    values = {k: v for k, v in vars(options).items() if k in fields}
-    if values["gradient_checkpointing"] is None:
-        values["gradient_checkpointing"] = device.type == "cuda"
-    return Schedule(**values)
-
-
-def _with_steering(options: argparse.Namespace, method: Method) -> argparse.Namespace:
-    given = options.steering_coeff
-    if given is not None and method.name in ("cb", "cb_lat"):
-        print(f"--steering-coeff {given} has no effect on {method.name}: a cosine has no scale")
-    auto = given == "auto" and method.name == "rmu"
-    resolved = "auto" if auto else DEFAULT_STEERING if given in (None, "auto") else float(given)
-    return argparse.Namespace(**{**vars(options), "steering_coeff": resolved})
-
-
-def _check_lengths(model: Any, splits: list[Tokens]) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(ids) for split in splits for ids in (*split.train, *split.held_out))
-    if limit and longest > limit:
-        raise BadInput(f"--max-length: texts of {longest} tokens, the model takes {limit}")
-
-
-def _warn(
-    trainer: Trainer,
-    options: argparse.Namespace,
-    base: Checkpoint,
-    weights_dtype: torch.dtype,
-    save_dtype: torch.dtype,
-) -> None:
-    """One line for each setting that changes what the run means."""
-    if options.grad_accum_steps > 1:
-        trainer.say(
-            f"warning: a step averages {options.grad_accum_steps} batches, so there are "
-            f"{options.grad_accum_steps} times fewer steps at the same --lr"
-        )
-    if weights_dtype != torch.float32:
-        trainer.say(
-            f"warning: weights are trained in {dtype_name(weights_dtype)}: updates below its "
-            "resolution are lost; --dtype auto keeps fp32 weights"
-        )
-    cached = stored_dtype(base, "base")
-    keeps = state_splits(trainer.method, trainer.settings) and not options.lora_rank
-    if keeps and cached.itemsize < 4:
-        trainer.say(
-            f"warning: the base's states are kept in {dtype_name(cached)}, as its weights are: "
-            "the retain term does not start at exactly zero"
-        )
-    if options.eval_split == 0:
-        trainer.say("warning: --eval-split 0 trains on every text and measures no NLL")
 
 
 # ── what is done ──────────────────────────────────────────────────────────────────────────────────
@@ -243,8 +158,9 @@ def _measure(
     trainer: Trainer, tokenizer: Any, questions: list[knowledge.Question] | None
 ) -> dict[str, float | None]:
     found = trainer.evaluate().facts()
-    if questions and trainer.accelerator.is_main_process:
-        given = knowledge.score(trainer.network.model, tokenizer, questions)
+    # Sharded weights come together only where all processes make the pass.
+    if questions and (trainer.accelerator.is_main_process or is_sharded(trainer.network)):
+        given = trainer.network(_score, tokenizer, questions)
         for one in knowledge.accuracies(given):
             name = one.domain if one.fold is None else f"{one.domain}_{one.fold}"
             found |= {
@@ -254,6 +170,12 @@ def _measure(
             }
     trainer.accelerator.wait_for_everyone()
     return found
+
+
+def _score(
+    network: Network, tokenizer: Any, questions: list[knowledge.Question]
+) -> list[knowledge.Answer]:
+    return knowledge.score(network.model, tokenizer, questions)
 
 
 def _norms(trainer: Trainer, when: str) -> dict[str, list[float]] | None:
@@ -278,10 +200,17 @@ def _peak_memory() -> dict[str, int]:
     return found
 
 
-def _save(run: Run, model: Any, tokenizer: Any, dtype: torch.dtype, record: dict[str, Any]) -> None:
+def _save(
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    record: dict[str, Any],
+    weights: dict[str, torch.Tensor] | None,
+) -> None:
     from model_diffs.provenance import process_facts
 
-    save_model(model, tokenizer, run.path, dtype)
+    save_model(model, tokenizer, run.path, dtype, weights)
     packages = process_facts()["packages"]
     run.document("unlearning", {**record, "packages": packages})
     (Path(run.path) / "README.md").write_text(model_card(record), encoding="utf-8")

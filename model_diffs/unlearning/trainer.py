@@ -31,6 +31,7 @@ from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.optimizers import make_optimizers, make_schedules
 from model_diffs.unlearning.reference import Reference
 from model_diffs.unlearning.settings import Settings
+from model_diffs.unlearning.sharding import is_sharded
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,14 @@ class Trainer:
         ]
         self.optimizers = make_optimizers(schedule.optimizer, self.network, schedule.lr)
         self.schedules = make_schedules(self.optimizers, schedule.warmup_steps, len(self.steps))
-        self.passage: nn.Module
+        self.passage: nn.Module = self.network
+        if is_sharded(self.network):
+            # As prepare() does, but no half-precision copy outlives the gathered weights.
+            bf16 = self.accelerator.mixed_precision == "bf16"
+            kind = self.accelerator.device.type
+            autocast = torch.autocast(kind, torch.bfloat16, enabled=bf16, cache_enabled=False)
+            setattr(self.network, "forward", autocast(self.network.forward))  # noqa: B010
+            return
         self.passage, *self.optimizers = self.accelerator.prepare(self.network, *self.optimizers)
 
     # ── batches ───────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,96 @@
+"""Weights cut over the processes of `accelerate launch --use_fsdp`, for models beyond one device.
+
+torch's `fully_shard` is called here and not through `Accelerator.prepare`, which knows it on
+accelerators alone: so what runs on several GPUs is what the tests run on two CPU processes.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model_diffs.errors import BadInput
+from model_diffs.unlearning.network import Network
+
+
+def wanted() -> bool:
+    """Whether the launcher was asked for FSDP, on more than one process."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return asked and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def take_over() -> Any:
+    """accelerate's FSDP settings, once: from then on accelerate sees plain processes.
+
+    Raises BadInput for FSDP 1, which flattens weights, and for its checkpointing of activations,
+    which `--gradient-checkpointing` does.
+    """
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    # The other processes would load empty weights, to be filled by Accelerator.prepare.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    if os.environ.get("FSDP_VERSION") != "2":
+        raise BadInput("sharding needs FSDP 2: give accelerate launch --fsdp_version 2")
+    plugin = FullyShardedDataParallelPlugin()
+    if plugin.activation_checkpointing:
+        raise BadInput("fsdp_activation_checkpointing: give --gradient-checkpointing instead")
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+    return plugin
+
+
+def shard(network: Network, device: torch.device, plugin: Any) -> None:
+    """Cut the network's weights over all processes, in place; before its optimisers are made.
+
+    Every block and every other module with weights is gathered on its own, when it runs: losses run
+    parts of the model, and the adversary's search ends a backward pass between two forward passes.
+    Tied weights belong to several modules and stay gathered while a loss is computed.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    settings: dict[str, Any] = {
+        "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),)),
+        "reshard_after_forward": plugin.reshard_after_forward,
+        "offload_policy": plugin.cpu_offload,
+    }
+    for block in network.blocks:
+        fully_shard(block, **settings)
+    inside = {id(module) for module in network.blocks.modules()}
+    holders: dict[int, list[nn.Module]] = {}
+    for module in network.modules():
+        for weight in module.parameters(recurse=False):
+            holders.setdefault(id(weight), []).append(module)
+    tied = {id(one) for modules in holders.values() if len(modules) > 1 for one in modules}
+    for module in list(network.modules()):
+        own = list(module.parameters(recurse=False))
+        if own and id(module) not in inside | tied:
+            fully_shard(module, **settings)
+    fully_shard(network, **settings)
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether `shard` was called on it."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(network, FSDPModule)
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a sharded model with whole tensors on the CPU; to be called by all
+    processes, empty on all but the first. Tied weights share memory."""
+    from torch.distributed.tensor import DTensor
+
+    main = torch.distributed.get_rank() == 0
+    gathered: dict[int, Tensor] = {}
+    found: dict[str, Tensor] = {}
+    weight: Any
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if isinstance(weight, DTensor):
+            if id(weight) not in gathered:
+                whole: Tensor = weight.full_tensor().detach()  # one weight at a time, freed elsewhere
+                gathered[id(weight)] = whole.cpu() if main else torch.empty(0)
+            found[name] = gathered[id(weight)]
+        else:
+            found[name] = weight.detach().cpu()
+    return found if main else {}
