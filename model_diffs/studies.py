@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from model_diffs.errors import BadInput
 
-FOLDER = "studies"
+FOLDER = Path(__file__).parent.parent / "studies"
 _KEYS = ("BASE", "COMPARE", "FORGET_TEXT", "RETAIN_TEXT", "QUESTIONS", "UNLEARN")
 # One key and one value per line; a list is its values, one after the other.
 _PRINT = f"""
@@ -40,7 +40,7 @@ class Study(NamedTuple):
         return (self.base, *self.compare)
 
 
-def read_study(study: str, root: Path = Path(FOLDER)) -> Study:
+def read_study(study: str, root: Path = FOLDER) -> Study:
     """A study by its name in `root`, or by its path.
 
     It is shell code and is run as such, like `pipeline.sh` does. Raises BadInput where there is no
