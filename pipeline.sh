@@ -301,6 +301,13 @@ sort_states() {
   done <<< "$states"
 }
 
+to_do() { # what a unit is about to make, in words
+  case "$1" in
+    "0 unlearn"*) printf '%s' "${TODO_LABELS[0]}" ;;
+    *) printf '%s to do' "${#TODO[@]}" ;;
+  esac
+}
+
 run_unit() {
   local unit=$1 step log started status=0 n result
   step=${unit%% *}
@@ -312,7 +319,7 @@ run_unit() {
     return 0
   fi
   log=$OUTROOT/logs/$(printf '%s' "${step}_${SCRIPT%.py}$(printf '%s' "${unit#* }" | grep unlearn | sed 's/unlearn//; s/ /_/g')").log
-  printf 'step %-2s %s (%s)\n' "$step" "$SCRIPT" "${#TODO[@]} to do"
+  printf 'step %-2s %s (%s)\n' "$step" "$SCRIPT" "$(to_do "$unit")"
   started=$SECONDS
   exec 8>&2
   MODEL_DIFFS_PROGRESS_FD=8 "${RUN[@]}" "$SCRIPT" ${ARGUMENTS[@]+"${ARGUMENTS[@]}"} \
