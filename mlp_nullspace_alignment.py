@@ -77,7 +77,7 @@ def summary(table: "pd.DataFrame") -> dict[str, Any]:
 def draw(run: runs.Run, table: "pd.DataFrame") -> None:
     """Energy outside W's subspaces on both sides, rank before and after, size of the update."""
     from model_diffs.figures import Line, Panel, column_line, layer_figure
-    from model_diffs.subspaces import COMPONENT_COLOURS
+    from model_diffs.subspaces import COMPONENT_COLOURS, MLP_COMPONENTS
 
     keys = ["type", "layer"]
     numbers = table.drop(columns=["name", "shape"]).set_index(keys).astype(float)
@@ -85,7 +85,7 @@ def draw(run: runs.Run, table: "pd.DataFrame") -> None:
 
     def lines(column: str, dotted: str = "") -> list[Line]:
         found = []
-        for component in map(str, table["type"].unique()):
+        for component in MLP_COMPONENTS:
             rows = means[means["type"] == component]
             line = column_line(rows, column, component, COMPONENT_COLOURS[component])
             if not line.x:

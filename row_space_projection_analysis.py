@@ -113,6 +113,7 @@ def summary(table: "pd.DataFrame", change: "Change", model_b: str) -> dict[str, 
 def draw(run: runs.Run, table: "pd.DataFrame") -> None:
     """Per type of matrix the projection on both splits; below, the effect of dW beside W's."""
     from model_diffs.figures import STYLES, Line, Panel, column_line, layer_figure, model_colour
+    from model_diffs.subspaces import MLP_COMPONENTS
 
     colour = model_colour(run.planned.model_b)
     keys = ["weight_type", "layer"]
@@ -128,8 +129,10 @@ def draw(run: runs.Run, table: "pd.DataFrame") -> None:
         return [line for line in found if line.x]
 
     projections, effects = [], []
-    for kind in map(str, table["weight_type"].unique()):
+    for kind in MLP_COMPONENTS:
         rows = means[means["weight_type"] == kind]
+        if rows.empty:
+            continue
         random = column_line(rows, "random_proj_ratio", "random input", "#999999", ":")
         inside = [*lines(rows, "proj_ratio"), random]
         title = f"{kind}: inputs where ΔW reads"

@@ -2,7 +2,8 @@
 
 Both compute, in one run and from the same W_A and W_B: step 7 the spectrum of dW and the angles of
 both leading subspaces, step 10 the ranks and the energy of dW inside W_A's subspaces. The reference
-takes torch.linalg.svd (LAPACK, fp32, reduced) of W_A, W_B and dW.
+takes torch.linalg.svd (LAPACK) of W_A, W_B and dW: full and in fp64, the precision of ours, and
+once more in its cheapest form, reduced and in fp32.
 
     uv run benchmarks/subspaces.py
     uv run benchmarks/subspaces.py --shape 768 768 --matrices 3
@@ -11,6 +12,7 @@ takes torch.linalg.svd (LAPACK, fp32, reduced) of W_A, W_B and dW.
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,6 +22,7 @@ from model_diffs import mlp_nullspace, spectra, subspaces
 from model_diffs.architectures import Matrix
 
 K, THRESHOLD = 20, 0.99
+Decompose = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class Found(NamedTuple):
@@ -47,10 +50,20 @@ def step_7(W_A: Tensor, W_B: Tensor) -> Found:
     return Found((row.effective_rank,), (row.subspace_alignment, row.alignment_right))
 
 
-def step_7_reference(W_A: Tensor, W_B: Tensor) -> Found:
-    """The same through full decompositions."""
-    (U_A, _, V_A), (U_B, _, V_B) = torch.linalg.svd(W_A, False), torch.linalg.svd(W_B, False)
-    sigma = torch.linalg.svd(W_B - W_A, False)[1]
+def full(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, σ, Vᵀ with square U and V, in fp64."""
+    return torch.linalg.svd(W.double(), full_matrices=True)
+
+
+def reduced(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, σ, Vᵀ with min(m, n) vectors, in fp32."""
+    return torch.linalg.svd(W, full_matrices=False)
+
+
+def step_7_reference(svd: Decompose, W_A: Tensor, W_B: Tensor) -> Found:
+    """The same through decompositions of all three matrices."""
+    (U_A, _, V_A), (U_B, _, V_B) = svd(W_A), svd(W_B)
+    sigma = svd(W_B - W_A)[1]
     left = torch.linalg.svdvals(U_A[:, :K].T @ U_B[:, :K]).mean()
     right = torch.linalg.svdvals(V_A[:K] @ V_B[:K].T).mean()
     return Found((spectra.rank_for_share(sigma, THRESHOLD),), (float(left), float(right)))
@@ -66,11 +79,11 @@ def step_10(W_A: Tensor, W_B: Tensor) -> Found:
     return Found(ranks, (row.colspace_energy, row.rowspace_energy))
 
 
-def step_10_reference(W_A: Tensor, W_B: Tensor) -> Found:
-    """The same through full decompositions."""
-    U, sigma_A, V = torch.linalg.svd(W_A, False)
-    sigma_B = torch.linalg.svd(W_B, False)[1]
-    r, dW = spectra.rank_for_share(sigma_A, THRESHOLD), W_B - W_A
+def step_10_reference(svd: Decompose, W_A: Tensor, W_B: Tensor) -> Found:
+    """The same through decompositions of both matrices."""
+    U, sigma_A, V = svd(W_A)
+    sigma_B = svd(W_B)[1]
+    r, dW = spectra.rank_for_share(sigma_A, THRESHOLD), (W_B - W_A).to(U.dtype)
     total = dW.double().square().sum()
     inside = (U[:, :r].T @ dW, dW @ V[:r].T)
     left, right = (float(part.double().square().sum() / total) for part in inside)
@@ -92,24 +105,22 @@ def main() -> None:
     parser.add_argument("--matrices", type=int, default=2, help="of each shape")
     options = parser.parse_args()
     print(f"{options.matrices} matrices per shape, fp32, {torch.get_num_threads()} threads")
-    print(
-        f"{'step':5} {'shape':>12} {'ours s':>8} {'SVD s':>8} {'ratio':>6}  ranks  shares differ by"
-    )
+    columns = f"{'full fp64':>16} {'reduced fp32':>16}  ranks  shares differ by"
+    print(f"{'step':4} {'shape':>10} {'ours s':>8} {columns}")
     for shape in options.shape or [(3072, 768), (768, 3072)]:
         pairs = [pair(tuple(shape), seed) for seed in range(options.matrices)]
         for step, ours, reference in (
             ("7", step_7, step_7_reference),
             ("10", step_10, step_10_reference),
         ):
-            both = [(ours(*p), reference(*p)) for p in pairs[:1]]  # warm up, and compare
-            same = all(a.ranks == b.ranks for a, b in both)
-            gap = max(abs(x - y) for a, b in both for x, y in zip(a.shares, b.shares, strict=True))
-            fast, slow = timed(ours, pairs), timed(reference, pairs)
+            mine, others = ours(*pairs[0]), [reference(svd, *pairs[0]) for svd in (full, reduced)]
+            ranks = "same" if all(other.ranks == mine.ranks for other in others) else "DIFFER"
+            gap = max(abs(x - y) for x, y in zip(mine.shares, others[0].shares, strict=True))
+            fast = timed(ours, pairs)
+            slow = [timed(partial(reference, svd), pairs) for svd in (full, reduced)]
+            ratios = " ".join(f"{seconds:8.2f} {seconds / fast:6.1f}x" for seconds in slow)
             name = "x".join(map(str, shape))
-            print(
-                f"{step:5} {name:>12} {fast:8.2f} {slow:8.2f} {slow / fast:6.1f}  "
-                f"{'same' if same else 'DIFFER':6} {gap:.1e}"
-            )
+            print(f"{step:4} {name:>10} {fast:8.2f} {ratios}  {ranks:6} {gap:.1e}", flush=True)
 
 
 if __name__ == "__main__":
