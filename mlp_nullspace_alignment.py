@@ -113,7 +113,7 @@ def draw(run: runs.Run, table: "pd.DataFrame") -> None:
     ]
     drawn = [panel._replace(from_zero=panel.reference is None) for panel in panels]
     title = f"MLP updates against the base's subspaces: {arguments.title_of(run.planned)}"
-    run.figure("mlp_nullspace_alignment", layer_figure(title, drawn, legend="first"))
+    run.figure("mlp_nullspace_alignment", layer_figure(title, drawn, legend="below"))
 
 
 def write(

@@ -103,7 +103,7 @@ def draw(run: runs.Run, table: "pd.DataFrame") -> None:
     ]
     panels = [panel._replace(xlabel=xlabel, from_zero=True) for panel in panels]
     title = f"Spectrum and subspaces of sampled matrices: {arguments.title_of(run.planned)}"
-    run.figure("null_space_visualization", layer_figure(title, panels, legend="first"))
+    run.figure("null_space_visualization", layer_figure(title, panels, legend="below"))
 
 
 def main() -> None:

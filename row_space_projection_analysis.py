@@ -142,7 +142,7 @@ def draw(run: runs.Run, table: "pd.DataFrame") -> None:
             Panel(f"{kind}: what ΔW does to them", "mean ‖ΔW x‖ / ‖W x‖", effect, from_zero=True)
         )
     title = f"Inputs of the base against the change's row space: {arguments.title_of(run.planned)}"
-    figure = layer_figure(title, [*projections, *effects], len(projections), legend="first")
+    figure = layer_figure(title, [*projections, *effects], len(projections), legend="below")
     run.figure("row_space_projection", figure)
 
 

@@ -87,9 +87,11 @@ class Panel(NamedTuple):
 
 
 def method_of(label: str) -> str:
-    """Unlearning method that a model's label names (`base__npo__seed1` → `npo`), else empty."""
-    parts = label.replace("-", "_").split("__")
-    for part in parts[1:]:
+    """Unlearning method that a model's label or short name tells, else empty.
+
+    `base__npo__seed1` and `npo__seed1` give `npo`, `…-unfiltered-cb-lat` gives `cb_lat`.
+    """
+    for part in label.replace("-", "_").split("__"):
         if part in METHODS:
             return part
     # Published names end in the method: …-unfiltered-cb-lat.
@@ -193,7 +195,7 @@ def layer_figure(
         _draw_panel(cell, panel, legend == "each")
     if legend != "each":
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
     for cell in axes[len(panels) :]:
         cell.remove()
     figure.suptitle(title, fontsize=13)

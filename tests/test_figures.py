@@ -12,6 +12,7 @@ from model_diffs.figures import Line, Panel
 
 def test_colours_follow_what_a_model_is() -> None:
     assert figures.model_colour("base__npo") == figures.METHODS["npo"]
+    assert figures.model_colour("npo__seed1") == figures.METHODS["npo"]
     assert figures.model_colour("base__cb_lat__seed1337") == figures.METHODS["cb_lat"]
     assert (
         figures.model_colour("EleutherAI_deep-ignorance-unfiltered-cb-lat")
