@@ -143,10 +143,7 @@ def group_questions(
 
 
 def read_material(paths: Paths, max_lines: int, max_questions: int, seed: int) -> Material:
-    """Texts and questions, checked: no retain line is attacked, some forget line is not.
-
-    Raises BadInput for a file that is missing, empty or damaged, too.
-    """
+    """Texts and questions; BadInput for damaged files and for a retain line that is attacked."""
     forget, retain = _read_split(paths.forget, "forget"), _read_split(paths.retain, "retain")
     attack = _read_split(paths.attack, "attack") if paths.attack else None
     texts.check_disjoint(attack or forget, retain)
