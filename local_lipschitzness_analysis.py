@@ -19,27 +19,19 @@ lipschitzness_analysis.png, summary.json}.
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from model_diffs import arguments, runs
 from model_diffs.runs import PlannedRun
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
-    from matplotlib.axes import Axes
 
     from model_diffs.passes import Tokens
     from model_diffs.sensitivity import TextRow
     from model_diffs.texts import Split
 
 FOLDER = "lipschitzness"
-TITLES = {
-    "lipschitz": ("Largest response found", "max ‖f(x+δ) − f(x)‖ / ‖δ‖"),
-    "jacobian_norm": ("Largest response possible", "‖∂f/∂x‖₂"),
-    "gradient_norm": ("Pull of the loss", "‖∂loss/∂x‖"),
-    "output_variance": ("Spread of the logits", "variance over δ"),
-}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -152,87 +144,6 @@ def measure(model: str, options: argparse.Namespace, sample: Sample) -> "list[Te
     return rows
 
 
-def draw(run: runs.Run, table: "pd.DataFrame", change: dict[str, Any]) -> None:
-    """Means of both models on both splits, and the relative change of each metric below."""
-    from model_diffs.figures import BASE, WIDTH_INCHES, model_colour, plt
-
-    names = dict(zip(table["model"].unique(), arguments.names_of(run.planned), strict=False))
-    colours = dict(zip(names, (BASE, model_colour(run.planned.model_b)), strict=False))
-    figure, axes = plt.subplot_mosaic(
-        [list(TITLES), ["change"] * len(TITLES)],
-        figsize=(WIDTH_INCHES, 7.6),
-        layout="constrained",
-        height_ratios=(1.0, 0.9),
-    )
-    for metric in TITLES:
-        draw_levels(axes[metric], table, metric, names, colours)
-    axes["lipschitz"].legend(loc="lower left", fontsize=9)
-    draw_changes(axes["change"], change, colours[table["model"].iloc[-1]])
-    figure.suptitle(f"Sensitivity to the input: {arguments.title_of(run.planned)}", fontsize=13)
-    run.figure("lipschitzness_analysis", figure)
-
-
-def draw_levels(
-    axes: "Axes",
-    table: "pd.DataFrame",
-    metric: str,
-    names: dict[str, str],
-    colours: dict[str, str],
-) -> None:
-    """One metric: mean over texts and interval, a place per split and a colour per model."""
-    title, ylabel = TITLES[metric]
-    splits = list(table["data"].unique())
-    for position, (model, name) in enumerate(names.items()):
-        rows = table[table["model"] == model].set_index("data").loc[splits]
-        mean = rows[f"avg_{metric}"].astype(float)
-        low, high = (rows[f"avg_{metric}_{end}"].astype(float) for end in ("low", "high"))
-        x = [split + 0.24 * (position - 0.5) for split in range(len(splits))]
-        axes.errorbar(
-            x,
-            mean,
-            [mean - low, high - mean],
-            fmt="o",
-            color=colours[model],
-            label=name,
-            capsize=3,
-            ms=6,
-        )
-    axes.set_xticks(range(len(splits)), [f"{split}\ntexts" for split in splits])
-    axes.set_xlim(-0.6, len(splits) - 0.4)
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="x", visible=False)
-    axes.set_title(title)
-    axes.set_ylabel(ylabel)
-
-
-def draw_changes(axes: "Axes", change: dict[str, Any], colour: str) -> None:
-    """Each metric of B over that of A with its paired interval; forget filled, retain open."""
-    for position, (split, face) in enumerate({"forget": colour, "retain": "white"}.items()):
-        found = [
-            (place, change[split][metric]["relative"])
-            for place, metric in enumerate(TITLES)
-            if "relative" in change[split].get(metric, {})
-        ]
-        mean = [1 + f["mean"] for _, f in found]
-        ends = [[f["mean"] - f["low"] for _, f in found], [f["high"] - f["mean"] for _, f in found]]
-        x = [place + 0.2 * (position - 0.5) for place, _ in found]
-        axes.errorbar(
-            x, mean, ends, fmt="o", label=f"{split} texts", color=colour, mfc=face, capsize=3, ms=7
-        )
-    axes.axhline(1, color="#999999", lw=0.9, zorder=0)
-    axes.text(len(TITLES) - 0.42, 1, "unchanged", ha="right", va="bottom", fontsize=9, color="#777")
-    low, high = axes.get_ylim()
-    # Over more than a decade small changes would all lie on the line.
-    if high > 10 or low < 0.1:
-        axes.set_yscale("log")
-    axes.set_xticks(range(len(TITLES)), [title for title, _ in TITLES.values()])
-    axes.set_xlim(-0.6, len(TITLES) - 0.4)
-    axes.grid(axis="x", visible=False)
-    axes.set_title("Changed model over base, paired over texts")
-    axes.set_ylabel("mean of B / mean of A")
-    axes.legend(loc="best")
-
-
 def write(
     run: runs.Run,
     rows_a: "list[TextRow]",
@@ -243,15 +154,19 @@ def write(
     """Tables, figure and summary of one comparison."""
     import pandas as pd
 
-    from model_diffs import devices, sensitivity
+    from model_diffs import devices, sensitivity, sensitivity_figures
     from model_diffs.checkpoints import Checkpoint
+    from model_diffs.figures import model_colour
 
     run.table("per_text", [*rows_a, *rows_b])
     base, changed = (pd.DataFrame(rows) for rows in (rows_a, rows_b))
     texts = pd.concat([base, changed], ignore_index=True)
     table = run.table("lipschitzness_summary", sensitivity.summary_rows(texts, options.seed))
     change = sensitivity.changes(base, changed, options.seed)
-    draw(run, table, change)
+    names, title = arguments.names_of(run.planned), arguments.title_of(run.planned)
+    colour = model_colour(run.planned.model_b)
+    figure = sensitivity_figures.sensitivity_figure(table, change, names, colour, title)
+    run.figure("lipschitzness_analysis", figure)
     run.document("summary", {"changes": change, "epsilon": options.epsilon})
     checkpoints = [Checkpoint.open(m) for m in (run.planned.model_a, run.planned.model_b)]
     for checkpoint in checkpoints:
@@ -259,7 +174,7 @@ def write(
     run.reads(*(split.path for split in sample.splits))
     named = list(zip(sample.splits, sample.tokens, strict=True))
     run.record(
-        models={key: c.identity() for key, c in zip("ab", checkpoints, strict=True)},
+        models={c.model: c.identity() for c in checkpoints},
         texts={split.name: split.identity() for split, _ in named},
         texts_measured={split.name: len(tokens.ids) for split, tokens in named},
         tokens={split.name: int(tokens.counts.sum()) for split, tokens in named},

@@ -76,8 +76,8 @@ def summary(table: "pd.DataFrame") -> dict[str, Any]:
 
 def draw(run: runs.Run, table: "pd.DataFrame") -> None:
     """Energy outside W's subspaces on both sides, rank before and after, size of the update."""
-    from model_diffs.figures import Line, Panel, column_line, layer_figure
-    from model_diffs.subspaces import COMPONENT_COLOURS, MLP_COMPONENTS
+    from model_diffs.figures import COMPONENT_COLOURS, Line, Panel, column_line, layer_figure
+    from model_diffs.subspaces import MLP_COMPONENTS
 
     keys = ["type", "layer"]
     numbers = table.drop(columns=["name", "shape"]).set_index(keys).astype(float)
@@ -108,7 +108,9 @@ def draw(run: runs.Run, table: "pd.DataFrame") -> None:
         for side, title in sides.items()
     ]
     panels += [
-        Panel("Size of the update", "‖ΔW‖_F / ‖W‖_F", lines("relative_update_size")),
+        Panel(
+            "Size of the update", r"$\|\Delta W\|_F \;/\; \|W\|_F$", lines("relative_update_size")
+        ),
         Panel("Rank gained", "rank of W_B − rank of W_A", lines("rank_increase"), 0.0),
     ]
     drawn = [panel._replace(from_zero=panel.reference is None) for panel in panels]

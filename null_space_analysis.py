@@ -74,8 +74,7 @@ def summary(table: "pd.DataFrame", available: int) -> dict[str, Any]:
 
 def draw(run: runs.Run, table: "pd.DataFrame") -> None:
     """Four panels over layers, a line per component; several of a kind in a layer are averaged."""
-    from model_diffs.figures import Line, Panel, column_line, layer_figure
-    from model_diffs.subspaces import COMPONENT_COLOURS
+    from model_diffs.figures import COMPONENT_COLOURS, Line, Panel, column_line, layer_figure
 
     columns = ["effective_rank", "top10_variance_ratio", "subspace_alignment", "alignment_right"]
     random = ["random_alignment", "random_alignment_right"]

@@ -128,6 +128,15 @@ class Checkpoint:
         check_finite(tensor, f"{name} of {self.model}")
         return tensor
 
+    def matrix(self, matrix: Matrix, name: str = "") -> "torch.Tensor":
+        """A matrix [out, in] as stored, from the tensor `name` (by default the matrix's own).
+
+        Raises BadInput, naming it, for NaN, Inf or quantised weights.
+        """
+        stored = matrix.take(self.tensor(name or matrix.tensor))
+        check_finite(stored, f"{matrix.name} of {self.model}")
+        return stored
+
     def identity(self) -> dict[str, Any]:
         """What tells this model from another in run.json: the hub's commit, or sizes and hashes."""
         if self.folder.parent.name == "snapshots":

@@ -35,6 +35,16 @@ METHODS = {
     "lat": "#17a2a8",
     "cb_lat": "#c2185b",
 }
+COMPONENT_COLOURS = {
+    "qkv": "#b4591f",
+    "attn_out": "#e0a03c",
+    "mlp_in": "#2f7d5b",
+    "mlp_gate": "#7ab648",
+    "mlp_out": "#2b6fa8",
+    "router": "#8e5ba6",
+    "embed": "#555555",
+    "head": "#a5a5a5",
+}
 OTHERS = ["#9c4f96", "#5b8c2a", "#b8860b", "#a0522d", "#008080", "#cd5c5c"]
 STYLES = {"forget": "-", "retain": "--"}
 WIDTH_INCHES = 12.0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model_diffs import spectra
 from model_diffs.architectures import GROUPS, Matrix
-from model_diffs.checkpoints import Checkpoint, check_finite, chunks, match
+from model_diffs.checkpoints import Checkpoint, chunks, match
 from model_diffs.devices import gather_over_processes, share
 from model_diffs.progress import progress
 
@@ -165,22 +165,15 @@ def compare(base: Checkpoint, changed: Sequence[Checkpoint], settings: Settings)
     bar = progress(share(base.matrices()), "weights", unit="matrix")
     for matrix in bar:
         bar.set_postfix_str(matrix.name)
-        stored = _stored(base, matrix, matrix.tensor)
+        stored = base.matrix(matrix)
         W = spectrum(stored.float(), f"{matrix.name} of {base.model}", settings)
         for other, name_in_other, out in zip(changed, names, rows, strict=True):
-            entries = difference(stored, _stored(other, matrix, name_in_other[matrix.tensor]))
+            entries = difference(stored, other.matrix(matrix, name_in_other[matrix.tensor]))
             label = f"the change of {matrix.name} to {other.model}"
             dW = spectrum(entries.dW, label, settings)
             out.append(matrix_row(matrix, W, dW, entries))
             del entries  # before the next difference is made
     return [gather_over_processes(own) for own in rows]
-
-
-def _stored(checkpoint: Checkpoint, matrix: Matrix, name: str) -> Tensor:
-    """The matrix [out, in] as stored, finite."""
-    stored = matrix.take(checkpoint.tensor(name))
-    check_finite(stored, f"{matrix.name} of {checkpoint.model}")
-    return stored
 
 
 def check_vectors(checkpoint: Checkpoint) -> int:

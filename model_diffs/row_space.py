@@ -105,10 +105,10 @@ def read_changes(
         if matrix.layer in experts and matrix.component not in INPUT_COMPONENTS:
             left_out += 1
             continue
-        W_A = subspaces.stored(base, matrix, matrix.tensor).float()
+        W_A = base.matrix(matrix).float()
         reads: dict[str, Reads] = {}
         for other, name_in_other in zip(changed, names, strict=True):
-            W_B = subspaces.stored(other, matrix, name_in_other[matrix.tensor]).float()
+            W_B = other.matrix(matrix, name_in_other[matrix.tensor]).float()
             found = reads_of((W_B - W_A).to(device), top_k, dtype)
             if found is None:
                 unchanged[other.model] += 1

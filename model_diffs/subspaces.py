@@ -15,21 +15,11 @@ from torch import Tensor
 
 from model_diffs import spectra
 from model_diffs.architectures import Matrix
-from model_diffs.checkpoints import Checkpoint, check_finite, match
+from model_diffs.checkpoints import Checkpoint, match
 from model_diffs.progress import progress
 
 MLP_COMPONENTS = ("mlp_in", "mlp_gate", "mlp_out")
 # Attention in warm colours, MLP in green and blue, the rest in greys, darker on the way in.
-COMPONENT_COLOURS = {
-    "qkv": "#b4591f",
-    "attn_out": "#e0a03c",
-    "mlp_in": "#2f7d5b",
-    "mlp_gate": "#7ab648",
-    "mlp_out": "#2b6fa8",
-    "router": "#8e5ba6",
-    "embed": "#555555",
-    "head": "#a5a5a5",
-}
 RANDOM_PAIRS = 16
 SHARE = 0.99
 _CHUNK = 1 << 22  # entries converted to fp64 at a time: 32 MiB
@@ -91,19 +81,12 @@ def over_changes(
     bar = progress(matrices, "weights", unit="matrix")
     for matrix in bar:
         bar.set_postfix_str(matrix.name)
-        W_A = stored(base, matrix, matrix.tensor).to(device, torch.float32)
+        W_A = base.matrix(matrix).to(device, torch.float32)
         prepared = prepare(W_A)
         for other, name_in_other, out in zip(changed, names, rows, strict=True):
-            W_B = stored(other, matrix, name_in_other[matrix.tensor]).to(device, torch.float32)
+            W_B = other.matrix(matrix, name_in_other[matrix.tensor]).to(device, torch.float32)
             out.append(measure(matrix, prepared, W_B, W_B - W_A))
     return rows
-
-
-def stored(checkpoint: Checkpoint, matrix: Matrix, tensor: str) -> Tensor:
-    """A matrix [out, in] as stored; BadInput, naming it, for NaN, Inf or quantised weights."""
-    W = matrix.take(checkpoint.tensor(tensor))
-    check_finite(W, f"{matrix.name} of {checkpoint.model}")
-    return W
 
 
 # ── one matrix ────────────────────────────────────────────────────────────────────────────────────
