@@ -47,14 +47,19 @@ def engine(options: argparse.Namespace) -> tuple[Accelerator, torch.dtype]:
 
 
 def sharding_plan(options: argparse.Namespace) -> Any:
-    """accelerate's FSDP settings where the launcher asked for them, else None."""
+    """accelerate's FSDP settings where the launcher asked for them, else None.
+
+    Raises BadInput for what sharded weights do not go with.
+    """
     if not sharding.wanted():
         return None
-    for flag, value in (
+    for flag, given in (
         ("--lora-rank", options.lora_rank),
         ("--checkpoint-every", options.checkpoint_every),
+        # torch's own has no rule for the norm of a matrix that lies in pieces
+        ("--optimizer adafactor", options.optimizer == "adafactor"),
     ):
-        if value:
+        if given:
             raise BadInput(f"{flag} and sharded weights do not go together: leave one of them")
     return sharding.take_over()
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_diffs.architectures import locate
+from model_diffs.anatomy import locate
 from model_diffs.errors import BadInput
 from model_diffs.models import hooks
 

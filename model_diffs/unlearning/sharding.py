@@ -88,7 +88,9 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     for name, weight in model.state_dict(keep_vars=True).items():
         if isinstance(weight, DTensor):
             if id(weight) not in gathered:
-                whole: Tensor = weight.full_tensor().detach()  # one weight at a time, freed elsewhere
+                whole: Tensor = (
+                    weight.full_tensor().detach()
+                )  # one weight at a time, freed elsewhere
                 gathered[id(weight)] = whole.cpu() if main else torch.empty(0)
             found[name] = gathered[id(weight)]
         else:
