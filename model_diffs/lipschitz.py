@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model_diffs import models
-from model_diffs.architectures import Anatomy
+from model_diffs.anatomy import Anatomy
 
 Function = Callable[[Tensor], Tensor]
 """`[B, T, d]` → `[B, T, e]`, each text by itself."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model_diffs import knowledge, models, texts
-from model_diffs.architectures import locate
+from model_diffs.anatomy import locate
 from model_diffs.knowledge import Answer, Question
 from model_diffs.progress import progress
 

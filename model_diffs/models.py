@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from model_diffs import checkpoints
-from model_diffs.architectures import Anatomy
+from model_diffs.anatomy import Anatomy
 from model_diffs.devices import pick_device, pick_dtype
 from model_diffs.errors import BadInput
 

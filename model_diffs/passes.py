@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from model_diffs import devices, models, runs
 from model_diffs.accumulators import DifferenceSums, ModelSums, Place, place_of
 from model_diffs.activation_cache import FOLDER
-from model_diffs.architectures import Anatomy, locate
+from model_diffs.anatomy import Anatomy, locate
 from model_diffs.errors import BadInput
 from model_diffs.progress import progress
 from model_diffs.texts import Split, encode, length_batches

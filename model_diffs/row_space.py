@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from model_diffs import models, subspaces
 from model_diffs.accumulators import Place
-from model_diffs.architectures import Anatomy, Matrix, Mlp
+from model_diffs.anatomy import Anatomy, Mlp
+from model_diffs.architectures import Matrix
 from model_diffs.checkpoints import Checkpoint, match
 from model_diffs.devices import sum_over_processes
 from model_diffs.errors import BadInput

@@ -11,7 +11,7 @@ from torch import nn
 
 from model_diffs import devices, lipschitz, models
 from model_diffs.accumulators import place_of
-from model_diffs.architectures import Anatomy
+from model_diffs.anatomy import Anatomy
 from model_diffs.errors import BadInput
 from model_diffs.intervals import mean_interval, ratio_interval
 from model_diffs.passes import Reader, Tokens

@@ -4,7 +4,7 @@ import pytest
 import tiny_models
 import torch
 
-from model_diffs import architectures
+from model_diffs import anatomy, architectures
 from model_diffs.errors import BadInput
 
 
@@ -14,25 +14,25 @@ def model(request):
 
 
 def test_live_model_has_all_parts(model):
-    anatomy = architectures.locate(model)
-    assert len(anatomy.blocks) == len(anatomy.mlps) == len(anatomy.attentions) == tiny_models.LAYERS
-    assert anatomy.embedding.num_embeddings == tiny_models.VOCABULARY
-    assert anatomy.final_norm is not None
-    assert anatomy.head.out_features == tiny_models.VOCABULARY
+    found = anatomy.locate(model)
+    assert len(found.blocks) == len(found.mlps) == len(found.attentions) == tiny_models.LAYERS
+    assert found.embedding.num_embeddings == tiny_models.VOCABULARY
+    assert found.final_norm is not None
+    assert found.head.out_features == tiny_models.VOCABULARY
 
 
 def test_trunk_ends_where_the_head_begins(model):
     ids = torch.arange(3, 13)[None]
-    anatomy = architectures.locate(model)
+    found = anatomy.locate(model)
     with torch.no_grad():
-        states = anatomy.trunk(input_ids=ids).last_hidden_state
+        states = found.trunk(input_ids=ids).last_hidden_state
         expected = model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
     assert torch.equal(states, expected)
 
 
 def test_input_module_sees_what_the_input_matrices_multiply(model):
     """The hooked input times the weight is what the matrix put out."""
-    mlp = architectures.locate(model).mlps[1]
+    mlp = anatomy.locate(model).mlps[1]
     seen, outputs = [], {}
     handles = [mlp.input_module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))]
     for matrix in mlp.matrices:
@@ -127,4 +127,4 @@ def test_unknown_architecture_says_what_was_looked_for():
     model = tiny_models.build("llama")
     model.config.num_hidden_layers = 7
     with pytest.raises(BadInput, match="ModuleList"):
-        architectures.locate(model)
+        anatomy.locate(model)

@@ -12,7 +12,7 @@ import tiny_models
 import torch
 
 from model_diffs import lipschitz, models, planning, sensitivity
-from model_diffs.architectures import locate
+from model_diffs.anatomy import locate
 from model_diffs.passes import Reader, Tokens
 
 ROOT = Path(__file__).parent.parent

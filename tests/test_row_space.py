@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_diffs import models, planning, row_space
-from model_diffs.architectures import locate
+from model_diffs.anatomy import locate
 from model_diffs.checkpoints import Checkpoint
 
 ROOT = Path(__file__).parent.parent
