@@ -17,15 +17,17 @@ usage() {
 Steps
    0  the models of the study (create_miniature.py, unlearn.py)
    1  parameter statistics                2  their figures
+   3  the texts of the published study, where data/ has none
    4  activation norms                    5  their figures, and all comparisons side by side
    6  MLP against attention               7  null space and subspaces
    8  separation of forget and retain     9  covariance of activations
   10  MLP null-space alignment           11  row-space projection
   12  local Lipschitzness                13  linear probes, model by model
+  14  relearning attack: what comes back
 
 The environment, and .env, override the study:
-  BASE, COMPARE (space-separated), OUTROOT, FORGET_TEXT, RETAIN_TEXT, UNLEARN, UNLEARN_SEEDS,
-  MAX_SAMPLES, PARAM_DEVICE, PARAM_DTYPE, ACTIVATION_DEVICE, ACTIVATION_DTYPE,
+  BASE, COMPARE (space-separated), OUTROOT, FORGET_TEXT, RETAIN_TEXT, QUESTIONS, ATTACK_TEXT,
+  UNLEARN, UNLEARN_SEEDS, MAX_SAMPLES, PARAM_DEVICE, PARAM_DTYPE, ACTIVATION_DEVICE, ACTIVATION_DTYPE,
   LAUNCHER (for example "accelerate launch --num_processes 2")
 Results lie under OUTROOT (outputs), one folder per comparison; logs in OUTROOT/logs.
 USAGE
@@ -78,13 +80,13 @@ if [ -f .env ]; then
   done < .env
 fi
 
-SETTINGS="BASE FORGET_TEXT RETAIN_TEXT QUESTIONS MAX_SAMPLES"
+SETTINGS="BASE FORGET_TEXT RETAIN_TEXT QUESTIONS ATTACK_TEXT MAX_SAMPLES"
 LISTS="COMPARE UNLEARN UNLEARN_SEEDS"
 for key in $SETTINGS $LISTS; do
   if [ -n "${!key+set}" ]; then eval "GIVEN_$key=\${$key}"; unset "$key"; fi
 done
 MAKE=() COMPARE=() UNLEARN=() UNLEARN_SEEDS=()
-BASE="" FORGET_TEXT=data/forget.txt RETAIN_TEXT=data/retain.txt QUESTIONS="" MAX_SAMPLES=500
+BASE="" FORGET_TEXT=data/forget.txt RETAIN_TEXT=data/retain.txt QUESTIONS="" ATTACK_TEXT="" MAX_SAMPLES=500
 # shellcheck source=studies/miniature.sh
 . "$STUDY_FILE"
 for key in $SETTINGS; do
@@ -136,6 +138,11 @@ unlearned_folder() { # method seed
 CHANGED=(${COMPARE[@]+"${COMPARE[@]}"})
 UNITS=()
 for script in ${MAKE[@]+"${MAKE[@]}"}; do UNITS+=("0 make $script"); done
+# The texts of the published study are drawn where there are none, or where they were drawn before:
+# texts of one's own are left alone. Unlearning reads them, so they come first.
+if [ "$FORGET_TEXT" = data/forget.txt ] && [ "$RETAIN_TEXT" = data/retain.txt ]; then
+  if [ -d data/.datasets ] || ! [ -f data/forget.txt ] || ! [ -f data/retain.txt ]; then UNITS+=(3); fi
+fi
 for method in ${UNLEARN[@]+"${UNLEARN[@]}"}; do
   for seed in "${UNLEARN_SEEDS[@]}"; do
     UNITS+=("0 unlearn $method $seed")
@@ -143,7 +150,7 @@ for method in ${UNLEARN[@]+"${UNLEARN[@]}"}; do
   done
 done
 [ ${#CHANGED[@]} -gt 0 ] || fail "$STUDY_FILE compares the base with nothing: set COMPARE or UNLEARN"
-for step in 1 2 4 5 "5 together" 6 7 8 9 10 11 12 13; do UNITS+=("$step"); done
+for step in 1 2 4 5 "5 together" 6 7 8 9 10 11 12 13 "14 together"; do UNITS+=("$step"); done
 
 # Sets SCRIPT and ARGUMENTS of a unit, for the changed models that follow.
 unit_command() {
@@ -168,6 +175,15 @@ unit_command() {
       SCRIPT=plot_side_by_side.py
       ARGUMENTS=(--model-a "$BASE" --model-b "${CHANGED[@]}" --outroot "$OUTROOT")
       ;;
+    "14 together")
+      SCRIPT=relearn.py
+      ARGUMENTS=(--models "$BASE" "${CHANGED[@]}" --base "$BASE" --outroot "$OUTROOT"
+        --forget-data "$FORGET_TEXT" --retain-data "$RETAIN_TEXT"
+        --device "$ACTIVATION_DEVICE" --dtype "$ACTIVATION_DTYPE")
+      [ -z "$QUESTIONS" ] || ARGUMENTS+=(--questions "$QUESTIONS")
+      [ -z "$ATTACK_TEXT" ] || ARGUMENTS+=(--attack-data "$ATTACK_TEXT")
+      ;;
+    "3 --" | "3 ") SCRIPT=create_datasets.py ;;
     *)
       shift 2
       comparison_command "$step" "$@"
