@@ -8,6 +8,8 @@ COMPARE=(./models/miniature-filtered)
 FORGET_TEXT=data/miniature/forget.txt
 RETAIN_TEXT=data/miniature/retain.txt
 QUESTIONS=data/miniature/questions.jsonl
+ATTACK_TEXT=data/miniature/attack.txt
+STEP_14_ARGUMENTS="--lr 5e-4 1e-3 --max-questions 60"
 
 # Learning rates and weights suit 1 M parameters; docs/unlearning.md has the figures they come from.
 UNLEARN=(npo rmu cb cb_lat)
