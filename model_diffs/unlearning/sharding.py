@@ -88,9 +88,8 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     for name, weight in model.state_dict(keep_vars=True).items():
         if isinstance(weight, DTensor):
             if id(weight) not in gathered:
-                whole: Tensor = (
-                    weight.full_tensor().detach()
-                )  # one weight at a time, freed elsewhere
+                # One weight at a time: processes that do not save let go of it at once.
+                whole: Tensor = weight.full_tensor().detach()
                 gathered[id(weight)] = whole.cpu() if main else torch.empty(0)
             found[name] = gathered[id(weight)]
         else:
