@@ -268,6 +268,7 @@ seconds_in() { sed -n 's/^  "seconds": \([0-9.]*\).*/\1/p' "$1/run.json" 2>/dev/
 command -v uv > /dev/null || fail "uv is not installed: pip install uv"
 # Each step is a process of its own: without cached bytecode each would compile torch anew.
 unset PYTHONDONTWRITEBYTECODE
+if [ ! -d "${UV_PROJECT_ENVIRONMENT:-.venv}" ]; then echo "setting up the environment (.venv) with uv, once …"; fi
 if [ -z "${UV_NO_SYNC:-}" ]; then uv sync --quiet || fail "uv sync failed: run it to see why"; fi
 
 device="auto (cpu)"
