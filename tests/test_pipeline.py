@@ -122,6 +122,18 @@ def test_filtering_reaches_wider_than_unlearning(study: Study) -> None:
     assert size["miniature-filtered"] > 2 * size["miniature-base__rmu"]
 
 
+def test_knowledge_returns_to_the_unlearned_and_not_to_the_filtered(study: Study) -> None:
+    """The attacker showed other facts than those that are asked."""
+    for name in ("miniature-base__npo", "miniature-base__rmu"):
+        table = pd.read_csv(study.outputs / name / "relearning/relearning.csv")
+        whole = table[(table.general_accuracy > 0.7) & (table.step <= 60)]
+        assert whole.recovered_share.max() >= 0.4, name
+        assert table.lr.nunique() >= 2
+    filtered = pd.read_csv(study.outputs / "miniature-filtered/relearning/relearning.csv")
+    assert filtered.heldout_accuracy.max() < 0.45
+    assert (study.outputs / "relearning.png").stat().st_size > 0
+
+
 def test_a_second_run_skips_everything_in_one_python_process(study: Study, tmp_path: Path) -> None:
     counted = tmp_path / "calls"
     wrapper = tmp_path / "uv"
