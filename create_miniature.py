@@ -13,10 +13,15 @@ ordinary transformers folder with a model card. What is complete is skipped.
 """
 
 import argparse
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from model_diffs import arguments, runs
 from model_diffs.miniature.recipe import Recipe
+from model_diffs.progress import PROGRESS_LINE
 from model_diffs.runs import PlannedRun
 
 MODELS = ("base", "filtered")
@@ -122,14 +127,48 @@ def make_model(planned: PlannedRun, which: str, options: argparse.Namespace) -> 
     print(f"{planned.folder}: " + ", ".join(f"{s.fold or s.domain} {s.mean:.3f}" for s in scores))
 
 
+def train_alone(planned: PlannedRun, which: str, options: argparse.Namespace, line: int) -> None:
+    """Body of a process that trains one model on one thread.
+
+    Matrices this small gain nothing from a second thread, and would wait for it on a busy machine.
+    One thread also gives the same weights whatever the number of cores.
+    """
+    import torch
+
+    os.environ[PROGRESS_LINE] = str(line)
+    torch.set_num_threads(1)
+    arguments.run_script(lambda: make_model(planned, which, options))
+
+
+def train_models(todo: Sequence[tuple[PlannedRun, str]], options: argparse.Namespace) -> None:
+    """Train the models side by side, a process each. Leaves with the status of one that failed."""
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=train_alone, args=(planned, which, options, line))
+        for line, (planned, which) in enumerate(todo)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+    failed = [process.exitcode for process in processes if process.exitcode]
+    if failed:
+        sys.exit(failed[0] if failed[0] > 0 else 1)  # the process has said why
+
+
 def main() -> None:
     """Make what is missing or stale: texts first, since models are stale when those change."""
     options = parse_arguments()
     for planned in runs.pending([plan_data(options)], options.force):
         make_data(planned, options.seed)
-    for which in MODELS:
-        for planned in runs.pending([plan_model(options, which)], options.force):
-            make_model(planned, which, options)
+    plans = {plan_model(options, which).folder: which for which in MODELS}
+    todo = runs.pending([plan_model(options, which) for which in MODELS], options.force)
+    train_models([(planned, plans[planned.folder]) for planned in todo], options)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 PROGRESS_FD = "MODEL_DIFFS_PROGRESS_FD"
+# The line of the terminal, counted from the cursor, for processes that draw at the same time.
+PROGRESS_LINE = "MODEL_DIFFS_PROGRESS_LINE"
 
 
 def _stream() -> TextIO:
@@ -45,5 +47,6 @@ def progress(
         disable=quiet,
         dynamic_ncols=True,
         leave=False,
+        position=int(os.environ.get(PROGRESS_LINE, "0")),
         mininterval=0.2,
     )
