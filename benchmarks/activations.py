@@ -10,7 +10,7 @@ passes with every statistic of step 4 and later, at Pythia-160M's shapes with ra
 import argparse
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +66,14 @@ def with_statistics(readers: list[Reader], todo: list[SplitPass]) -> None:
         texts = len(one.tokens.ids)
         one.own = {reader.name: ModelSums(reader.name, texts) for reader in readers}
         one.changes = {(base, changed): DifferenceSums(texts)}
-    passes.run_side_by_side(readers, todo)
-    for one in todo:
+
+    def finish(one: SplitPass, _: Sequence[str]) -> None:
         for own in one.own.values():
             own.statistics(one.tokens.documents, one.tokens.counts)
         for change in one.changes.values():
             change.statistics(one.tokens.documents, one.tokens.counts)
+
+    passes.run_side_by_side(readers, todo, finish)
 
 
 def seconds(action: Callable[[], None]) -> float:

@@ -135,20 +135,27 @@ class ModelSums:
             )
 
     def _moments(self, state: int) -> tuple[Tensor, Tensor]:
-        """Mean `[d]` and scatter `[d, d]` of one state over all processes, by Chan's update."""
-        shift = self.shift[state].cpu().double()
-        first = self.first_moment[state].cpu()
+        """Mean `[d]` and scatter `[d, d]` of one state over all processes, by Chan's update.
+
+        The state's own sums are let go: for a wide model all of them twice are gigabytes.
+        """
+        shift, first = self.shift[state].cpu().double(), self.first_moment[state].cpu()
         own_mean = shift + first / self.count
         scatter = self.second_moment[state].cpu() - torch.outer(first, first) / self.count
+        self.second_moment[state] = torch.empty(0)
         count = sum_over_processes(torch.tensor(float(self.count), dtype=torch.float64))
         mean = sum_over_processes(own_mean * self.count) / count
         offset = own_mean - mean
         return mean, sum_over_processes(scatter + self.count * torch.outer(offset, offset))
 
     def statistics(self, documents: np.ndarray, tokens: np.ndarray) -> ModelStatistics:
-        """The finished statistics, equal on every process."""
+        """The finished statistics, equal on every process. Ends the sums: nothing can be added."""
         norms = self.norms.totals()
-        moments = [self._moments(state) for state in range(len(self.shift))]
+        states, width = len(self.shift), len(self.shift[0])
+        mean, scatter = np.empty((states, width)), np.empty((states, width, width))
+        for state in range(states):
+            for whole, part in zip((mean, scatter), self._moments(state), strict=True):
+                whole[state] = part.numpy()
         first = sum_over_processes(torch.stack([f.cpu() for f in self.first_position])).numpy()
         others = tokens.sum() - len(tokens)
         rest = norms["norm_l2"].sum(0) - first
@@ -159,8 +166,8 @@ class ModelSums:
             tokens=tokens,
             pooled=sum_over_processes(torch.stack(self.pooled, 1)).numpy(),
             last=sum_over_processes(torch.stack(self.last, 1)).numpy(),
-            mean=torch.stack([mean for mean, _ in moments]).numpy(),
-            scatter=torch.stack([scatter for _, scatter in moments]).numpy(),
+            mean=mean,
+            scatter=scatter,
             first_position_ratio=ratio,
             **norms,
         )

@@ -45,15 +45,18 @@ def collect(jobs: Sequence[Job], options: argparse.Namespace) -> None:
     def load(name: str) -> Reader:
         return Reader(name, models.load_for(options, name))
 
+    def finished(one: SplitPass, read: Sequence[str]) -> None:
+        for job in jobs:
+            if job.split.name == one.split.name and (job.model_b or job.model_a) in read:
+                _save(job, one, checkpoints, devices.dtype_name(dtype))
+
     # A model that has to be spread leaves no room for a second one.
     together = "no" if options.device_map and len(names) > 1 else options.side_by_side
     if _side_by_side(list(checkpoints.values()), together, device, dtype):
-        passes.run_side_by_side([load(name) for name in names], todo)
+        passes.run_side_by_side([load(name) for name in names], todo, finished)
     else:
-        passes.run_one_by_one(load, names, todo, options.outroot, options.cache_fp16)
-    by_split = {one.split.name: one for one in todo}
-    for job in jobs:
-        _save(job, by_split[job.split.name], checkpoints, devices.dtype_name(dtype))
+        cache = passes.StateCache(options.outroot, options.cache_fp16)
+        passes.run_one_by_one(load, names, todo, finished, cache)
     devices.wait_for_processes()
 
 
@@ -102,17 +105,29 @@ def _side_by_side(
     """Whether all models fit the device at once, with room left for the pass itself."""
     if wanted != "auto":
         return wanted == "yes"
-    values = sum(int(np.prod(c.shape(name))) for c in checkpoints for name in c.names)
+    weights = sum(int(np.prod(c.shape(name))) for c in checkpoints for name in c.names)
+    needed = weights * dtype.itemsize + sum(_moment_bytes(c) for c in checkpoints)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = psutil.virtual_memory().available
-    return len(checkpoints) == 1 or values * dtype.itemsize < SHARE * free
+    return len(checkpoints) == 1 or needed < SHARE * free
+
+
+def _moment_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of one split's second moments, fp64: states × width²."""
+    matrices = checkpoint.matrices()
+    states = max(matrix.layer for matrix in matrices) + 2
+    width = max(m.shape[1] for m in matrices if m.component == "embed")
+    return states * width * width * 8
 
 
 def _save(job: Job, one: SplitPass, checkpoints: dict[str, Checkpoint], dtype: str) -> None:
-    sums: ModelSums | DifferenceSums
-    sums = one.changes[job.model_a, job.model_b] if job.model_b else one.own[job.model_a]
+    pair = (job.model_a, job.model_b)
+    # Let go here: for a wide model the sums are gigabytes.
+    sums: ModelSums | DifferenceSums = (
+        one.changes[pair] if job.model_b else one.own.pop(job.model_a)
+    )
     found = sums.statistics(one.tokens.documents, one.tokens.counts)
     involved = [checkpoints[name] for name in (job.model_a, job.model_b) if name]
     with runs.open_run(job.planned) as run:

@@ -90,6 +90,9 @@ class AtBatch(NamedTuple):
 class Store(Protocol):
     """Where a base's states wait for the changed models."""
 
+    def keep(self, h: Tensor) -> Tensor:
+        """A state on its way into the store, where the store wants it."""
+
     def write(self, key: str, states: list[Tensor]) -> None:
         """Keep the states of one batch."""
 
@@ -151,7 +154,7 @@ class SplitPass:
             for pair, base_state in against.items():
                 self.changes[pair].add(state, base_state(state), h, at.place)
             if kept is not None:
-                kept.append(h)
+                kept.append(store.keep(h))
 
         models.stream_states(reader.anatomy, at.batch, receive)
         if sums is not None:
@@ -169,6 +172,9 @@ class _InMemory:
     def __init__(self) -> None:
         self.held: dict[str, list[Tensor]] = {}
 
+    def keep(self, h: Tensor) -> Tensor:
+        return h
+
     def write(self, key: str, states: list[Tensor]) -> None:
         self.held[key] = states
 
@@ -176,7 +182,13 @@ class _InMemory:
         return self.held[key].__getitem__
 
 
-def run_side_by_side(readers: Sequence[Reader], passes: Sequence[SplitPass]) -> None:
+Finished = Callable[[SplitPass, Sequence[str]], None]
+"""Called when models have read a split, so that its sums can be saved and let go."""
+
+
+def run_side_by_side(
+    readers: Sequence[Reader], passes: Sequence[SplitPass], finished: Finished
+) -> None:
     """All models over each batch, bases first; a base's states live as long as the batch."""
     for one in passes:
         for at in one.batches("activations"):
@@ -184,6 +196,7 @@ def run_side_by_side(readers: Sequence[Reader], passes: Sequence[SplitPass]) -> 
             for reader in readers:
                 if one.concerns(reader.name):
                     one.run(reader, at, store)
+        finished(one, [reader.name for reader in readers])
 
 
 # ── one by one, against a disk cache ──────────────────────────────────────────────────────────────
@@ -204,8 +217,11 @@ class _OnDisk:
                 f"{free / 1e9:.1f} GB are free: lower --max-samples or use --cache-fp16"
             )
 
+    def keep(self, h: Tensor) -> Tensor:
+        return h.to("cpu", self.dtype).contiguous()
+
     def write(self, key: str, states: list[Tensor]) -> None:
-        named = {str(i): h.to("cpu", self.dtype).contiguous() for i, h in enumerate(states)}
+        named = {str(i): h for i, h in enumerate(states)}
         save_file(named, self.folder / f"{key}.safetensors")
 
     def read(self, key: str) -> StateOf:
@@ -227,15 +243,22 @@ def _on_disk(outroot: str, half: bool) -> Iterator[_OnDisk]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class StateCache(NamedTuple):
+    """Where the base's states go, and whether in half precision."""
+
+    outroot: str
+    half: bool
+
+
 def run_one_by_one(
     load: Callable[[str], Reader],
     names: Sequence[str],
     passes: Sequence[SplitPass],
-    outroot: str,
-    half: bool,
+    finished: Finished,
+    cache: StateCache,
 ) -> None:
     """One model in memory at a time, bases first. Raises BadInput where the disk is too small."""
-    with _on_disk(outroot, half) as store:
+    with _on_disk(*cache) as store:
         for name in names:
             reader = load(name)
             tokens = sum(int(p.tokens.counts.sum()) for p in passes if p.is_base(name))
@@ -245,6 +268,7 @@ def run_one_by_one(
                 if one.concerns(name):
                     for at in one.batches(runs.model_label(name)):
                         one.run(reader, at, store)
+                    finished(one, [name])
             del reader
             gc.collect()
             if torch.cuda.is_available():
