@@ -51,6 +51,7 @@ class Study:
         )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs the study goes to one worker, and first, since it takes longest."""
     for item in items:
