@@ -51,13 +51,9 @@ class Study:
         )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the study goes to one worker, and first, since it takes longest."""
-    for item in items:
-        if "study" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("study"))
-    items.sort(key=lambda item: "study" not in getattr(item, "fixturenames", ()))
+    """What needs the miniature study starts first, since it takes longest."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
 
 
 def copy_project(folder: Path) -> Path:

@@ -15,6 +15,8 @@ from conftest import Study
 
 from model_diffs import runs
 
+# One worker runs the study and all that looks at it.
+pytestmark = pytest.mark.xdist_group("study")
 READ_WEIGHTS = {"1", "7", "10", "11"}
 READ_TEXTS = {"4", "8", "9", "11", "12", "13"}
 
