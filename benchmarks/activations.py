@@ -1,7 +1,8 @@
-"""What do the activation statistics cost beyond the forward passes that they need?
+"""What do the activation steps cost beyond the forward passes that they need?
 
-Times, in one run, the bare forward passes of two models' trunks over both splits and the same
-passes with every statistic of step 4 and later, at Pythia-160M's shapes with random weights.
+Times, in one run, the bare forward passes of two models' trunks over both splits, the same passes
+with every statistic of step 4 and later, and what steps 8, 9 and 13 then compute from these
+(bootstrap, figures and process starts left out), at Pythia-160M's shapes with random weights.
 
     uv run benchmarks/activations.py
     uv run benchmarks/activations.py --texts 16 --repeats 1
@@ -17,8 +18,10 @@ import numpy as np
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from model_diffs import devices, passes
+from model_diffs import covariance, cross_validation, devices, passes, probes, separation
 from model_diffs.accumulators import DifferenceSums, ModelSums
+from model_diffs.activation_cache import ModelStatistics
+from model_diffs.cross_validation import Design
 from model_diffs.passes import Reader, SplitPass, Tokens
 from model_diffs.texts import Split
 
@@ -39,9 +42,9 @@ def make_reader(name: str, seed: int, device: torch.device) -> Reader:
 
 
 def make_pass(name: str, texts: int, device: torch.device) -> SplitPass:
-    """Random token ids of 16 to 96 tokens a text, as sentences have."""
+    """Random token ids of 64 to 192 tokens a text, as paragraphs have."""
     drawn = random.Random(name)
-    lengths = [drawn.randint(16, 96) for _ in range(texts)]
+    lengths = [drawn.randint(64, 192) for _ in range(texts)]
     ids = [[drawn.randrange(50000) for _ in range(length)] for length in lengths]
     tokens = Tokens(ids, [0] * texts, np.arange(texts), {})
     return SplitPass(Split(name, Path(name), [], ""), tokens, 16, 0, device)
@@ -59,21 +62,53 @@ def bare(readers: list[Reader], todo: list[SplitPass]) -> None:
                 )
 
 
-def with_statistics(readers: list[Reader], todo: list[SplitPass]) -> None:
-    """The same passes with all sums, finished."""
+Found = dict[tuple[str, str], ModelStatistics]
+
+
+def with_statistics(readers: list[Reader], todo: list[SplitPass]) -> Found:
+    """The same passes with all sums, finished: statistics by model and split."""
     base, changed = (reader.name for reader in readers)
     for one in todo:
         texts = len(one.tokens.ids)
         one.own = {reader.name: ModelSums(reader.name, texts) for reader in readers}
         one.changes = {(base, changed): DifferenceSums(texts)}
+    found: Found = {}
 
     def finish(one: SplitPass, _: Sequence[str]) -> None:
-        for own in one.own.values():
-            own.statistics(one.tokens.documents, one.tokens.counts)
+        for name, own in one.own.items():
+            statistics = own.statistics(one.tokens.documents, one.tokens.counts)
+            found[name, one.split.name] = statistics
         for change in one.changes.values():
             change.statistics(one.tokens.documents, one.tokens.counts)
 
     passes.run_side_by_side(readers, todo, finish)
+    return found
+
+
+def without_intervals(texts: int) -> Design:
+    """Folds as the steps use them, and one resample in place of a thousand."""
+    plan = cross_validation.design(texts, texts, cross_validation.FOLDS, 42)
+    return plan._replace(forget=plan.forget[:1], retain=plan.retain[:1])
+
+
+def separations(found: Found, names: Sequence[str], plan: Design) -> None:
+    """Step 8 of both models."""
+    for name in names:
+        separation.measure(found[name, "forget"], found[name, "retain"], plan, name)
+
+
+def spectra(found: Found) -> None:
+    """Step 9 of both models and splits."""
+    for (name, _), statistics in found.items():
+        for scatter in statistics.scatter:
+            covariance.eigenvalues(scatter / statistics.tokens.sum(), name)
+
+
+def probe(found: Found, names: Sequence[str], plan: Design) -> None:
+    """Step 13 of both models."""
+    for name in names:
+        forget, retain = (found[name, split].last for split in ("forget", "retain"))
+        probes.probe_rows(forget, retain, plan, probes.Settings(), name)
 
 
 def seconds(action: Callable[[], None]) -> float:
@@ -98,19 +133,26 @@ def main() -> None:
     todo = [make_pass(split, options.texts, device) for split in ("forget", "retain")]
     tokens = sum(int(one.tokens.counts.sum()) for one in todo)
     bare(readers, todo)  # warm up
-    # Alternating, so that a drifting clock or a busy neighbour touches both alike.
-    rounds = [
-        (seconds(lambda: bare(readers, todo)), seconds(lambda: with_statistics(readers, todo)))
-        for _ in range(options.repeats)
-    ]
+    found: Found = {}
+    rounds = []
+    for _ in range(options.repeats):  # alternating, so that a busy neighbour touches both alike
+        plain = seconds(lambda: bare(readers, todo))
+        rounds.append((plain, seconds(lambda: found.update(with_statistics(readers, todo)))))
     plain, full = (min(times) for times in zip(*rounds, strict=True))
-    ratios = [f / p for p, f in rounds]
+    names, plan = [reader.name for reader in readers], without_intervals(options.texts)
+    rows = {"with all statistics of the pass": full}
+    rows["step 8 from them"] = seconds(lambda: separations(found, names, plan))
+    rows["step 9 from them"] = seconds(lambda: spectra(found))
+    rows["step 13 from them"] = seconds(lambda: probe(found, names, plan))
+    rows["steps 4, 5, 8, 9 and 13 together"] = sum(rows.values())
     print(f"two models of Pythia-160M's shapes, {options.texts} + {options.texts} texts, ", end="")
     print(f"{tokens} tokens, {device}, {torch.get_num_threads()} threads")
     print(f"{'':34} {'seconds':>8} {'ratio':>6}")
     print(f"{'bare forward passes, no head':34} {plain:8.2f} {1:6.2f}")
-    print(f"{'with all statistics of the pass':34} {full:8.2f} {full / plain:6.2f}")
-    print("ratio of each round: " + ", ".join(f"{ratio:.3f}" for ratio in ratios))
+    for what, spent in rows.items():
+        print(f"{what:34} {spent:8.2f} {spent / plain:6.2f}")
+    ratios = ", ".join(f"{f / p:.3f}" for p, f in rounds)
+    print(f"ratio of the pass in each round: {ratios}")
 
 
 if __name__ == "__main__":
