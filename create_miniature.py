@@ -166,6 +166,10 @@ def main() -> None:
     options = parse_arguments()
     for planned in runs.pending([plan_data(options)], options.force):
         make_data(planned, options.seed)
+    if options.device != "auto":
+        from model_diffs.devices import pick_device
+
+        pick_device(options.device)  # said once, here, not by each process
     plans = {plan_model(options, which).folder: which for which in MODELS}
     todo = runs.pending([plan_model(options, which) for which in MODELS], options.force)
     train_models([(planned, plans[planned.folder]) for planned in todo], options)

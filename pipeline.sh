@@ -248,7 +248,7 @@ states_of() {
 }
 
 ROWS=()
-row() { ROWS+=("$1$TAB$2$TAB$3$TAB$4"); }
+row() { ROWS+=("$1$TAB$2$TAB$3$TAB${4:--}"); } # a field is never empty: `set` would drop it
 
 finish() {
   local status=$1 line
