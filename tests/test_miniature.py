@@ -327,4 +327,4 @@ def test_a_device_that_is_not_there_is_one_line_and_leaves_nothing(in_folder, mo
         arguments.run_script(create_miniature.main)
     assert stopped.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
-    assert list((in_folder / "models").iterdir()) == []
+    assert not (in_folder / "models").exists()
