@@ -31,6 +31,7 @@ def launch(processes: int, script: str, words: list[str], place: Path) -> None:
     [
         ("collect_param_stats.py", "param_stats/per_matrix.csv"),
         ("collect_activation_norms.py", "activation_stats/activation_stats.csv"),
+        ("row_space_projection_analysis.py", "row_space_projection/projection_metrics.csv"),
     ],
 )
 def test_two_processes_give_the_tables_of_one(tmp_path: Path, script: str, table: str) -> None:
@@ -39,7 +40,7 @@ def test_two_processes_give_the_tables_of_one(tmp_path: Path, script: str, table
     (tmp_path / "forget.txt").write_text("\n".join(TEXTS[:9]))
     (tmp_path / "retain.txt").write_text("\n".join(TEXTS[9:]))
     words = ["--model-a", "./a", "--model-b", "./b"]
-    if "activation" in script:
+    if "param_stats" not in script:
         words += ["--forget-text", "forget.txt", "--retain-text", "retain.txt", "--batch-size", "2"]
     found = {}
     for processes in (1, 2):
