@@ -172,6 +172,8 @@ def draw_knowledge(run: runs.Run, table: "pd.DataFrame") -> None:
 def main() -> None:
     """Probe the models that are not complete."""
     options = parse_arguments()
+    if options.questions:
+        arguments.refuse_device_map(options)
     todo = runs.pending(planned_runs(options), options.force)
     if not todo:
         return

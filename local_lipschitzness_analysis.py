@@ -188,6 +188,7 @@ def write(
 def main() -> None:
     """Measure what is not complete; the base once for all comparisons."""
     options = parse_arguments()
+    arguments.refuse_device_map(options)
     todo = runs.pending(planned_runs(options), options.force)
     if not todo:
         return

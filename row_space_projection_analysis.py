@@ -180,6 +180,7 @@ def write(
 def main() -> None:
     """Measure what is not complete, all comparisons in one pass over the base."""
     options = parse_arguments()
+    arguments.refuse_device_map(options)
     todo = runs.pending(planned_runs(options), options.force)
     if not todo:
         return

@@ -126,6 +126,14 @@ def add_texts(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_device_map(options: argparse.Namespace) -> None:
+    """Raise BadInput for `--device-map` where a step has its model on one device only."""
+    if options.device_map:
+        raise BadInput(
+            "--device-map serves the pass of steps 4, 8, 9 and 13; this needs one device"
+        )
+
+
 def add_compute(parser: argparse.ArgumentParser) -> None:
     """Device, dtype and trust."""
     group = parser.add_argument_group("compute")
