@@ -44,7 +44,7 @@ class Measure(NamedTuple):
     meaning: str
     """One sentence: what the number is, with its unit."""
     unit: str
-    """How to write it: `ratio`, `share` (0 to 1), `accuracy` (0 to 1), `change`, `rank`, `steps`."""
+    """How to write it: `ratio`, `share`, `accuracy` (both 0 to 1), `change`, `rank` or `steps`."""
     unchanged: float | None
     """The value that a model identical to the base has; None where it is not defined (rank of ΔW)
     or where the base's own value is the reference (see `Signature.base_values`)."""
