@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,7 @@ from model_diffs.checkpoints import Checkpoint
 from model_diffs.devices import dtype_name
 from model_diffs.models import load_model, load_tokenizer
 from model_diffs.runs import Run
+from model_diffs.texts import Split
 from model_diffs.unlearning import from_options, get_method, sharding
 from model_diffs.unlearning.adapters import Adapter
 from model_diffs.unlearning.checkpointing import resume_folder
@@ -33,10 +34,54 @@ from model_diffs.unlearning.sharding import is_sharded
 from model_diffs.unlearning.trainer import Trainer
 
 
+class _Job(NamedTuple):
+    """What a run works with, once everything that the options can get wrong has been checked."""
+
+    base: Checkpoint
+    forget: Split
+    retain: Split
+    questions: list[knowledge.Question] | None
+    shards: Any
+    """accelerate's settings of a sharded run, or None."""
+    weights_dtype: torch.dtype
+    save_dtype: torch.dtype
+    tokenizer: Any
+    model: Any
+    adapter: Adapter | None
+    trained: int
+    """Weights that are trained."""
+    trainer: Trainer
+
+
 def unlearn(options: argparse.Namespace, run: Run) -> None:
     """Train and save one model into `run`. Raises BadInput for what the options get wrong."""
     started = time.perf_counter()
     arguments.seed_everything(options.seed)
+    job = _prepare(options, run)
+    record = _train(job, run) | _circumstances(job, options)
+    record |= {"seconds": round(time.perf_counter() - started, 3), **_peak_memory()}
+    accelerator = job.trainer.accelerator
+    weights = sharding.whole_weights(job.model) if job.shards else None
+    if accelerator.is_main_process:
+        model = job.adapter.merged() if job.adapter else job.model
+        _save(run, model, job.tokenizer, job.save_dtype, record, weights)
+    run.reads(*job.base.files, job.forget.path, job.retain.path)
+    if options.questions:
+        run.reads(options.questions)
+    run.record(
+        models={"base": job.base.identity()},
+        texts=record["texts"],
+        device=record["device"],
+        dtype=record["weights_dtype"],
+        seed=options.seed,
+        tokens=job.trainer.tokens,
+    )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(resume_folder(run.planned.folder), ignore_errors=True)
+
+
+def _prepare(options: argparse.Namespace, run: Run) -> _Job:
     method = get_method(options.method)
     forget, retain = from_options.read(options)
     questions = knowledge.load_questions(options.questions) if options.questions else None
@@ -76,54 +121,18 @@ def unlearn(options: argparse.Namespace, run: Run) -> None:
     )
     trainer.passage(check_head, trainer.batch("forget", [0]))
     from_options.warn_of(trainer, options, base, weights_dtype)
-    record = _train(
-        trainer, options, run, tokenizer, questions, stored_dtype(base, "base"), adapter
+    return _Job(
+        *(base, forget, retain, questions, shards, weights_dtype, save_dtype),
+        *(tokenizer, model, adapter, trained, trainer),
     )
-    record |= {
-        "base": options.model,
-        "texts": {"forget": splits[0].facts, "retain": splits[1].facts},
-        "trained_weights": trained,
-        "device": str(accelerator.device),
-        "weights_dtype": dtype_name(weights_dtype),
-        "mixed_precision": accelerator.mixed_precision,
-        "processes": accelerator.num_processes,
-        "sharded": shards is not None,
-        "saved_dtype": dtype_name(save_dtype),
-        "seconds": round(time.perf_counter() - started, 3),
-        **_peak_memory(),
-    }
-    weights = sharding.whole_weights(model) if shards else None
-    if accelerator.is_main_process:
-        _save(run, adapter.merged() if adapter else model, tokenizer, save_dtype, record, weights)
-    run.reads(*base.files, forget.path, retain.path)
-    if options.questions:
-        run.reads(options.questions)
-    run.record(
-        models={"base": base.identity()},
-        texts=record["texts"],
-        device=record["device"],
-        dtype=record["weights_dtype"],
-        seed=options.seed,
-        tokens=trainer.tokens,
-    )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(resume_folder(run.planned.folder), ignore_errors=True)
 
 
 # ── what is done ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _train(
-    trainer: Trainer,
-    options: argparse.Namespace,
-    run: Run,
-    tokenizer: Any,
-    questions: list[knowledge.Question] | None,
-    cache_dtype: torch.dtype,
-    adapter: Adapter | None,
-) -> dict[str, Any]:
-    before = _measure(trainer, tokenizer, questions)
+def _train(job: _Job, run: Run) -> dict[str, Any]:
+    trainer, adapter = job.trainer, job.adapter
+    before = _measure(trainer, job.tokenizer, job.questions)
     norms = _norms(trainer, "before")
     if norms and not trainer.settings.steering:
         steering = automatic_steering(norms["forget"])
@@ -131,12 +140,15 @@ def _train(
     if trainer.method.name == "rmu":
         trainer.say(f"steering coefficient per block: {_list(trainer.settings.steering)}")
     reference = make_reference(
-        trainer, cache_dtype, run.path, adapter.switched_off if adapter else None
+        trainer,
+        stored_dtype(job.base, "base"),
+        run.path,
+        adapter.switched_off if adapter else None,
     )
     trainer.train(reference)
     for file in run.path.glob("reference_*.bin"):
         file.unlink()
-    after = _measure(trainer, tokenizer, questions)
+    after = _measure(trainer, job.tokenizer, job.questions)
     trainer.say(f"before: {before}")
     trainer.say(f"after:  {after}")
     return {
@@ -151,6 +163,22 @@ def _train(
         "training_seconds": round(trainer.seconds, 3),
         "losses": [log._asdict() for log in trainer.steps_log],
         "evaluations": trainer.evaluations,
+    }
+
+
+def _circumstances(job: _Job, options: argparse.Namespace) -> dict[str, Any]:
+    """What was trained on what, for unlearning.json and the card."""
+    trainer = job.trainer
+    return {
+        "base": options.model,
+        "texts": {"forget": trainer.forget.facts, "retain": trainer.retain.facts},
+        "trained_weights": job.trained,
+        "device": str(trainer.accelerator.device),
+        "weights_dtype": dtype_name(job.weights_dtype),
+        "mixed_precision": trainer.accelerator.mixed_precision,
+        "processes": trainer.accelerator.num_processes,
+        "sharded": job.shards is not None,
+        "saved_dtype": dtype_name(job.save_dtype),
     }
 
 
