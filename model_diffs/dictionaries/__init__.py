@@ -1,0 +1,1 @@
+"""Dictionaries of activations: ITDA, and loaders of sparse autoencoders."""

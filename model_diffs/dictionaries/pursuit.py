@@ -1,0 +1,120 @@
+"""Matching pursuit over a dictionary of unit atoms, many activations at once.
+
+Mallat & Zhang 1993: take the atom with the largest |⟨residual, atom⟩|, subtract its coefficient
+times the atom, and repeat. The products of x with all atoms are formed once; a step that takes atom
+j with coefficient c changes the residual's products by −c·G[j], G = D Dᵀ, so that no later step
+needs a product of matrices. A few rows of products at a time stay in the cache of a core, and
+memory is bounded by them, not by activations × atoms.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+# Rows of products worked on at a time, in bytes: the cache of a core, or launches worth their time.
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+# G is kept up to this size (16,384 atoms in fp32); beyond, every step forms the products anew.
+GRAM_BYTES = 1 << 30
+# A coefficient below this part of ‖x‖ is rounding of fp32 products: the pursuit has ended.
+ROUNDING = 1e-6
+
+
+class Codes(NamedTuple):
+    """Sparse codes of n activations, k slots each."""
+
+    indices: Tensor
+    """`[n, k]` int64, atoms."""
+    values: Tensor
+    """`[n, k]` fp32, signed coefficients; 0 where a slot is not used."""
+    fvu: Tensor
+    """`[n]` fp32, ‖x − x̂‖² / ‖x‖², good to about 1e-6; 0 for an activation that is zero."""
+
+
+def gram_of(atoms: Tensor) -> Tensor | None:
+    """G = D Dᵀ `[m, m]` of atoms `[m, d]`; None where it would be too large to keep."""
+    too_large = len(atoms) ** 2 * atoms.element_size() > GRAM_BYTES
+    return None if too_large else atoms @ atoms.T
+
+
+def chunk_rows(atoms: int, device: torch.device) -> int:
+    """Activations encoded at a time: as many rows of fp32 products as the chunk's bytes hold."""
+    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * max(1, atoms)))
+
+
+def matching_pursuit(x: Tensor, atoms: Tensor, k: int, gram: Tensor | None) -> Codes:
+    """k steps for every row of `x` `[n, d]` over unit `atoms` `[m, d]`, both fp32 on one device.
+
+    Slot t of a row is its step t, so an atom may come twice (`merged` adds those up). Of atoms that
+    tie, the first is taken. `gram` is `gram_of(atoms)`. No pick is made, and the slot is 0, where
+    the coefficient would be rounding. Raises ValueError for other dtypes and shapes.
+    """
+    if x.dtype != torch.float32 or atoms.dtype != torch.float32 or x.shape[1] != atoms.shape[1]:
+        raise ValueError(f"{x.dtype} {list(x.shape)} and {atoms.dtype} {list(atoms.shape)}")
+    indices = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
+    values = torch.zeros(len(x), k, device=x.device)
+    norms = torch.linalg.vector_norm(x, dim=1)
+    if len(atoms):
+        rows = chunk_rows(len(atoms), x.device)
+        products = torch.empty(min(rows, len(x)), len(atoms), device=x.device)
+        work = torch.empty_like(products)
+        for start in range(0, len(x), rows):
+            part = slice(start, min(start + rows, len(x)))
+            count = part.stop - start
+            floor = ROUNDING * norms[part]
+            residual = None if gram is not None else x[part].clone()
+            torch.mm(x[part], atoms.T, out=products[:count])
+            for step in range(k):
+                j, c = _best(products[:count], work[:count], floor)
+                indices[part, step], values[part, step] = j, c
+                if step == k - 1 or not bool(c.any()):
+                    break
+                if gram is not None:
+                    torch.index_select(gram, 0, j, out=work[:count])
+                    products[:count].addcmul_(work[:count], c[:, None], value=-1)
+                elif residual is not None:
+                    residual.addcmul_(atoms[j], c[:, None], value=-1)
+                    torch.mm(residual, atoms.T, out=products[:count])
+    return Codes(indices, values, _unexplained(values, norms))
+
+
+def _best(products: Tensor, work: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """Atom with the largest |product| of each row, and its product; 0 where below `floor`."""
+    torch.abs(products, out=work)
+    if products.device.type == "cpu":
+        # NumPy's argmax uses the processor's vector units; torch's takes twice as long.
+        j = torch.from_numpy(work.numpy().argmax(1))
+    else:
+        j = work.argmax(1)
+    c = products.gather(1, j[:, None])[:, 0]
+    return j, c.masked_fill(c.abs() <= floor, 0.0)
+
+
+def _unexplained(values: Tensor, norms: Tensor) -> Tensor:
+    """FVU from the coefficients: every step takes c² off the residual's squared norm."""
+    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    energy = norms.to(wide).square()
+    left = (energy - values.to(wide).square().sum(1)).clamp_min(0.0)
+    return torch.where(energy > 0, left / energy.clamp_min(torch.finfo(wide).tiny), 0.0).float()
+
+
+def merged(codes: Codes) -> Codes:
+    """The same codes, the coefficients of repeated atoms added up; slots by atom, unused last."""
+    # Unused slots go behind all atoms, so that they do not join atom 0.
+    unused = codes.values == 0
+    order = codes.indices.masked_fill(unused, torch.iinfo(torch.int64).max)
+    order, place = order.sort(dim=1, stable=True)
+    values = codes.values.gather(1, place)
+    new = torch.ones_like(order)
+    new[:, 1:] = (order[:, 1:] != order[:, :-1]).long()
+    group = new.cumsum(1) - 1
+    sums = torch.zeros_like(values).scatter_add_(1, group, values)
+    indices = codes.indices.gather(1, place)
+    first = torch.zeros_like(indices).scatter_reduce_(1, group, indices, "amax")
+    return Codes(first.masked_fill(sums == 0, 0), sums, codes.fvu)
+
+
+def decode(codes: Codes, atoms: Tensor) -> Tensor:
+    """x̂ `[n, d]` = Σ coefficient · atom, without activations × atoms in between."""
+    return embedding_bag(codes.indices, atoms, per_sample_weights=codes.values, mode="sum")

@@ -1,0 +1,122 @@
+"""Matching pursuit against a loop over single activations in fp64, and what must hold of it."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model_diffs.dictionaries import pursuit
+from model_diffs.dictionaries.pursuit import Codes, decode, gram_of, matching_pursuit, merged
+
+
+def unit(rows: int, width: int, seed: int) -> Tensor:
+    drawn = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(drawn, dim=1)
+
+
+def activations(rows: int, width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    scale = 10 ** (4 * torch.rand(rows, 1, generator=generator) - 2)
+    return scale * (torch.randn(rows, width, generator=generator) + 0.5)
+
+
+def check_against_loop(x: Tensor, atoms: Tensor, k: int, codes: Codes) -> int:
+    """Follow each token alone in fp64, step by step; returns how many ended in a tie."""
+    D = atoms.double().numpy()
+    ties = 0
+    for n, row in enumerate(x.double().numpy()):
+        residual, size = row.copy(), np.linalg.norm(row)
+        for step in range(k):
+            products = D @ residual
+            j = int(np.abs(products).argmax())
+            taken, c = int(codes.indices[n, step]), float(codes.values[n, step])
+            if taken != j:  # only where both are as good, to rounding
+                assert abs(abs(products[taken]) - abs(products[j])) < 2e-6 * size
+                ties += 1
+                break
+            assert abs(c - products[j]) < 1e-5 * size
+            residual -= products[j] * D[j]
+    return ties
+
+
+@pytest.mark.parametrize("with_gram", [True, False])
+@pytest.mark.parametrize(("width", "atoms", "k"), [(16, 40, 10), (48, 300, 40)])
+def test_picks_and_coefficients_are_those_of_a_loop_over_tokens(
+    width: int, atoms: int, k: int, with_gram: bool
+) -> None:
+    D, x = unit(atoms, width, 1), activations(120, width, 2)
+    codes = matching_pursuit(x, D, k, gram_of(D) if with_gram else None)
+    assert check_against_loop(x, D, k, codes) <= 6
+
+
+def test_the_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    D, x = unit(200, 32, 3), activations(97, 32, 4)
+    whole = matching_pursuit(x, D, 12, gram_of(D))
+    for rows in (1, 7, 50):
+        parts = [matching_pursuit(part, D, 12, gram_of(D)) for part in x.split(rows)]
+        assert torch.equal(torch.cat([p.indices for p in parts]), whole.indices)
+        values = torch.cat([p.values for p in parts])
+        assert ((values - whole.values).abs() < 1e-5 * x.norm(dim=1, keepdim=True)).all()
+    monkeypatch.setitem(pursuit.CHUNK_BYTES, "cpu", 4 * 200 * 3)
+    assert pursuit.chunk_rows(200, x.device) == 3
+    assert torch.equal(matching_pursuit(x, D, 12, gram_of(D)).indices, whole.indices)
+
+
+def test_residuals_never_grow_and_fvu_is_what_is_left() -> None:
+    D, x = unit(150, 24, 5), activations(80, 24, 6)
+    before = torch.ones(80)
+    for k in range(1, 30):
+        codes = matching_pursuit(x, D, k, gram_of(D))
+        left = (x - decode(codes, D)).double().norm(dim=1) / x.double().norm(dim=1)
+        assert (left <= before + 1e-6).all()
+        assert torch.allclose(codes.fvu.double(), left**2, atol=1e-6)
+        before = left
+
+
+def test_an_atom_is_reproduced_by_itself_alone() -> None:
+    D = unit(100, 20, 7)
+    scale = torch.tensor([3.0, -0.01, 1e4])[torch.arange(100) % 3]
+    codes = matching_pursuit(scale[:, None] * D, D, 10, gram_of(D))
+    assert torch.equal(codes.indices[:, 0], torch.arange(100))
+    assert torch.allclose(codes.values[:, 0], scale, rtol=1e-5)
+    assert (codes.values[:, 1:] == 0).all()
+    assert (codes.fvu < 1e-6).all()
+
+
+def test_more_steps_leave_nothing_of_what_the_atoms_span() -> None:
+    D = unit(6, 40, 8)
+    x = activations(50, 6, 9) @ D
+    left = []
+    for k in (5, 20, 80, 300):
+        codes = matching_pursuit(x, D, k, gram_of(D))
+        error = (x - decode(codes, D)).norm(dim=1) / x.norm(dim=1)
+        assert torch.allclose(codes.fvu, error**2, atol=2e-6)
+        left.append(float(error.max()))
+    assert left == sorted(left, reverse=True) and left[0] > 0.1 and left[-1] < 1e-5
+    outside = torch.linalg.qr(torch.cat([D, activations(1, 40, 1)]).T)[0][:, -1]
+    assert torch.allclose(matching_pursuit(outside[None], D, 50, gram_of(D)).fvu, torch.ones(1))
+
+
+def test_merging_adds_repeated_picks_and_changes_nothing_else() -> None:
+    D = unit(5, 12, 10)
+    codes = matching_pursuit(activations(60, 12, 11), D, 15, gram_of(D))
+    found = merged(codes)
+    for before, after in zip(
+        zip(*codes[:2], strict=True), zip(*found[:2], strict=True), strict=True
+    ):
+        dense = torch.zeros(2, 5)
+        for row, (indices, values) in enumerate((before, after)):
+            dense[row].index_add_(0, indices, values)
+        assert torch.allclose(dense[0], dense[1], rtol=1e-5, atol=1e-6)
+        fired = after[0][after[1] != 0].tolist()
+        assert len(fired) == len(set(fired))
+    assert (codes.values != 0).sum() > (found.values != 0).sum()
+
+
+def test_ties_take_the_first_atom_and_zeros_take_none() -> None:
+    D = torch.eye(4)[[2, 0, 0, 1]]
+    codes = matching_pursuit(torch.tensor([[1.0, 1, 1, 0], [0, 0, 0, 0]]), D, 3, gram_of(D))
+    assert codes.indices[0].tolist() == [0, 1, 3]
+    assert codes.values[1].tolist() == [0, 0, 0] and codes.fvu[1] == 0
+    empty = matching_pursuit(torch.ones(2, 4), torch.empty(0, 4), 3, gram_of(torch.empty(0, 4)))
+    assert empty.fvu.tolist() == [1, 1] and not empty.values.any()
