@@ -1,0 +1,205 @@
+"""ITDA: a dictionary whose atoms are real activations, encoded by matching pursuit.
+
+Leask, Nanda & Al Moubayed, "Inference-Time Decomposition of Activations", ICML 2025. No bias, no
+centring: x ≈ Σ coefficient · atom.
+
+    itda = ITDA.from_pretrained("artifacts/runs/one", "cpu")
+    codes = itda.encode(x)
+    x_hat = itda.decode(codes)
+
+A folder holds `atoms.safetensors` and `metadata.yaml`; one in the published layout holds
+`atoms.pt`, `atom_indices.pt` and `metadata.yaml`.
+"""
+
+import pickle
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model_diffs.dictionaries import pursuit
+from model_diffs.dictionaries.pursuit import Codes
+from model_diffs.errors import BadInput
+
+TENSORS, METADATA = "atoms.safetensors", "metadata.yaml"
+PUBLISHED_ATOMS, PUBLISHED_INDICES = "atoms.pt", "atom_indices.pt"
+# What every metadata.yaml says, in the published order.
+PUBLISHED_KEYS = (
+    *("lm_name", "layer", "submodule_name", "activation_dim", "k", "loss_threshold", "dataset"),
+    *("seq_len", "batch_size", "seed", "max_dict_size", "steps"),
+)
+DEFAULT_K = 40
+
+
+class ITDA:
+    """Atoms, where each was found, and what they were made from."""
+
+    def __init__(self, atoms: Tensor, atom_indices: Tensor, metadata: Mapping[str, Any]) -> None:
+        """`atoms` `[n, d]` fp32 unit rows; `atom_indices` `[n, 2]` sequence and position."""
+        self.atoms, self.atom_indices, self.metadata = atoms, atom_indices, dict(metadata)
+
+    @property
+    def k(self) -> int:
+        """Steps of the pursuit."""
+        return int(self.metadata.get("k") or DEFAULT_K)
+
+    @property
+    def layer(self) -> int:
+        """Number of the block whose output is encoded, 0-based."""
+        return int(self.metadata["layer"])
+
+    @property
+    def activation_dim(self) -> int:
+        """Width d of the activations."""
+        return self.atoms.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Number of atoms."""
+        return len(self.atoms)
+
+    @cached_property
+    def _gram(self) -> Tensor | None:
+        return pursuit.gram_of(self.atoms)
+
+    def encode(self, x: Tensor, k: int | None = None) -> Codes:
+        """Sparse codes of activations `[…, d]`, flattened to `[n, d]`; k steps, by default its own.
+
+        Raises BadInput where the width is not that of the atoms or a value is not finite.
+        """
+        if x.shape[-1] != self.activation_dim:
+            raise BadInput(
+                f"activations are {x.shape[-1]} wide and the dictionary's atoms "
+                f"{self.activation_dim}: it was trained on another model"
+            )
+        flat = x.reshape(-1, x.shape[-1]).to(self.atoms.device, torch.float32)
+        if not bool(torch.isfinite(flat).all()):
+            raise BadInput("activations hold NaN or Inf: try --dtype fp32")
+        codes = pursuit.matching_pursuit(flat.contiguous(), self.atoms, k or self.k, self._gram)
+        return pursuit.merged(codes)
+
+    def decode(self, codes: Codes) -> Tensor:
+        """Reconstructions `[n, d]`."""
+        return pursuit.decode(codes, self.atoms)
+
+    def to(self, device: torch.device | str) -> "ITDA":
+        """The same dictionary on a device."""
+        return ITDA(self.atoms.to(device), self.atom_indices, self.metadata)
+
+    def save(self, folder: Path) -> None:
+        """Write `atoms.safetensors` and `metadata.yaml` into an existing folder."""
+        tensors = {"atoms": self.atoms.cpu().contiguous(), "atom_indices": self.atom_indices}
+        save_file(tensors, folder / TENSORS)
+        text = yaml.safe_dump(self.metadata, sort_keys=False, allow_unicode=True)
+        (folder / METADATA).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: torch.device | str = "cpu") -> "ITDA":
+        """Open a dictionary's folder, ours or one in the published layout.
+
+        Raises BadInput where there is none, or it is damaged, or a file holds code or anything else
+        but tensors.
+        """
+        folder = Path(path).expanduser()
+        metadata = _metadata(folder)
+        if (folder / TENSORS).is_file():
+            atoms, indices = _own_tensors(folder / TENSORS)
+        elif (folder / PUBLISHED_ATOMS).is_file():
+            atoms, indices = _published_tensors(folder)
+        else:
+            raise BadInput(
+                f"{folder}: no atoms; looked for {TENSORS} and {PUBLISHED_ATOMS}. "
+                "Train it again with train_itda.py"
+            )
+        _check(folder, atoms, indices, metadata)
+        return cls(atoms.to(device), indices, metadata)
+
+
+def files_of(folder: str | Path) -> list[Path]:
+    """The files of a dictionary that decide what it encodes."""
+    names = (TENSORS, METADATA, PUBLISHED_ATOMS, PUBLISHED_INDICES)
+    return [file for file in (Path(folder).expanduser() / name for name in names) if file.is_file()]
+
+
+def jaccard(a: ITDA, b: ITDA) -> float:
+    """|A ∩ B| / |A ∪ B| of the sets of (sequence, position) that became atoms (Leask et al., 2025).
+
+    It says how alike two models' representations are where both dictionaries read the same data.
+    """
+    sets = [set(map(tuple, one.atom_indices.tolist())) for one in (a, b)]
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    path = folder / METADATA
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such dictionary; train one with train_itda.py")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        inside = sorted(file.parent.name for file in folder.glob(f"*/{METADATA}"))
+        hint = f"name one of the folders in it, such as {inside[0]}" if inside else "train it again"
+        raise BadInput(f"{folder}: no {METADATA}, so no dictionary; {hint}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not valid YAML: copy the dictionary again") from error
+    if not isinstance(found, dict) or not isinstance(found.get("layer"), int):
+        raise BadInput(f"{path} does not say which layer; looked for a number under 'layer'")
+    return found
+
+
+def _own_tensors(path: Path) -> tuple[Tensor, Tensor]:
+    try:
+        found = load_file(path)
+        return found["atoms"], found["atom_indices"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise BadInput(f"{path} is damaged ({error}): train the dictionary again") from error
+
+
+def _published_tensors(folder: Path) -> tuple[Tensor, Tensor]:
+    """Atoms in fp32 with norms of 1 to rounding, as their pursuit needs them, and their indices."""
+    atoms = _load_tensor(folder / PUBLISHED_ATOMS).float()
+    if (folder / PUBLISHED_INDICES).is_file():
+        indices = _load_tensor(folder / PUBLISHED_INDICES).long()
+    else:
+        raise BadInput(f"{folder}: no {PUBLISHED_INDICES} beside {PUBLISHED_ATOMS}")
+    if atoms.ndim == 2:
+        norms = torch.linalg.vector_norm(atoms, dim=1, keepdim=True)
+        if bool((norms > 0).all()) and bool(((norms - 1).abs() > 1e-6).any()):
+            atoms = atoms / norms  # saved in half precision, perhaps
+    return atoms, indices
+
+
+def _load_tensor(path: Path) -> Tensor:
+    """A tensor from torch's format. Nothing but tensors is unpickled: code in a file is refused."""
+    try:
+        found = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+        raise BadInput(
+            f"{path} is damaged or holds more than tensors, which may be code: refused"
+        ) from error
+    if not isinstance(found, Tensor):
+        raise BadInput(f"{path} holds a {type(found).__name__}, not a tensor: refused")
+    return found
+
+
+def _check(folder: Path, atoms: Tensor, indices: Tensor, metadata: Mapping[str, Any]) -> None:
+    if atoms.ndim != 2 or not len(atoms) or indices.shape != (len(atoms), 2):
+        raise BadInput(
+            f"{folder}: atoms are {list(atoms.shape)} and their indices {list(indices.shape)}; "
+            "[n, d] and [n, 2] are expected"
+        )
+    norms = torch.linalg.vector_norm(atoms, dim=1)
+    if not bool(((norms - 1).abs() < 1e-3).all()):  # NaN fails this too
+        raise BadInput(f"{folder}: atoms are not finite or not of norm 1; train it again")
+    width = metadata.get("activation_dim")
+    if width is not None and width != atoms.shape[1]:
+        raise BadInput(f"{folder}: atoms are {atoms.shape[1]} wide, its {METADATA} says {width}")
