@@ -78,8 +78,10 @@ def inside_energies(base: BaseSpace, dW: Tensor) -> Energies:
         small += float((d @ S).square().sum())
         cross.addmm_(t.T, d)
     large = float(((S.T @ cross) / sigma[:, None]).square().sum())
-    # A share is at most one; rounding may say otherwise in the last digit.
-    small, large = min(1.0, small / total), min(1.0, large / total)
+    # A share is at most one, and one where the subspace is the whole side; rounding may say
+    # otherwise, and the root of what it leaves outside would not look like rounding any more.
+    small = 1.0 if base.rank == len(S) else min(1.0, small / total)
+    large = 1.0 if base.rank == len(T) else min(1.0, large / total)
     left, right = (large, small) if dW.shape[0] >= dW.shape[1] else (small, large)
     return Energies(math.sqrt(total), left, right)
 
