@@ -1,0 +1,73 @@
+"""Which features of a sparse autoencoder are active, or matter to the loss?
+
+As layer_gradient_analysis.py, with the features of an SAE of each layer's activation in place of
+its entries. Gradients are taken at the features with the reconstruction error added back, so that
+the model's loss is unchanged; inactive features have none. Formats: sparsify, SAELens,
+dictionary_learning. Flags take dashes as well as underscores.
+
+    uv run important_acts_ftrs/sae_gradient_analysis.py --model_name ./models/miniature-base \\
+        --sae models/miniature-sae --dataset data/miniature/forget.txt --save_outputs
+    uv run important_acts_ftrs/sae_gradient_analysis.py --model_name EleutherAI/pythia-160m \\
+        --sae EleutherAI/sae-pythia-160m-32k --aggregate_by gradients --layers 3,5 --save_outputs
+
+Prints a line per layer. With --save_outputs writes
+<outroot>/importance/sae_features_model_…_{timestamp}/, as the other script does.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from model_diffs import arguments, importance_options
+from model_diffs.importance_results import load_results
+
+if TYPE_CHECKING:
+    import torch
+
+    from model_diffs.importance_lenses import Lens
+
+__all__ = ["load_results"]
+
+PREFIX = "sae_features"
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = importance_options.new_parser(__doc__)
+    parser.add_argument("--sae", required=True, help="folder or hub name of the SAEs")
+    return importance_options.parse(parser, argv)
+
+
+def main() -> None:
+    """Measure every feature; of all layers, where none are named, those that have an SAE."""
+    options = parse_arguments()
+    from model_diffs import importance_run
+    from model_diffs.checkpoints import Checkpoint
+    from model_diffs.dictionaries import sae_files, sae_sources
+    from model_diffs.importance_lenses import SaeFeatures
+
+    importance_run.check_places(options)
+    checkpoint = Checkpoint.open(options.model_name)
+    count = importance_run.block_count(checkpoint)
+    found = sae_sources.find(options.sae)
+    if options.layers is not None:
+        importance_options.layers_of(options.layers, count, options.model_name)
+    chosen = sae_sources.choose(options.sae, found, options.layers, options.site)
+    layers = importance_options.layers_of(tuple(chosen), count, options.model_name)
+    fetched = {layer: sae_sources.fetch(one) for layer, one in chosen.items()}
+    saes = {layer: sae_files.read_sae(one.folder, one.format) for layer, one in fetched.items()}
+
+    def lens_on(device: "torch.device") -> "Lens":
+        return SaeFeatures({layer: sae.to(device) for layer, sae in saes.items()})
+
+    analysis = importance_run.analyse(
+        *(options, PREFIX, layers, checkpoint, lens_on),
+        [file for one in fetched.values() for file in sae_sources.files_of(one)],
+        dictionaries={layer: sae_sources.describe(one) for layer, one in fetched.items()},
+        formats=sorted({one.format for one in fetched.values()}),
+    )
+    importance_run.finish(analysis)
+
+
+if __name__ == "__main__":
+    arguments.run_script(main)

@@ -1,0 +1,189 @@
+"""Where sparse autoencoders are: a folder or hub name, and which of its checkpoints is for what."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from model_diffs import model_files, runs
+from model_diffs.dictionaries.sae_files import CONFIG_OF, LEARNING, SAELENS, WEIGHTS, WEIGHTS_OF
+from model_diffs.dictionaries.sae_files import read_config as read_sae_config
+from model_diffs.errors import BadInput
+
+OTHER = "another place"
+
+
+class Place(NamedTuple):
+    """Where in a model a dictionary belongs; None is not known."""
+
+    layer: int | None
+    site: str | None
+    """mlp_out, mlp_hidden, residual or OTHER."""
+
+
+class Found(NamedTuple):
+    """A checkpoint; its weights may still lie on the hub."""
+
+    folder: Path
+    name: str
+    """Path below what was named."""
+    format: str
+    place: Place
+    repository: str = ""
+    """Where the weights come from, for those of the hub."""
+
+
+# ── places ────────────────────────────────────────────────────────────────────────────────────────
+
+_LAYER = re.compile(r"(?:^|[._/-])(?:layers?|h|blocks)[._](\d+)(?!\d)", re.IGNORECASE)
+# What stands beside the layer's number decides, the first that fits.
+_SITES = (
+    (re.compile(r"attn|attention|hook_z|resid_mid|norm|ln\d|mlp_in|act"), OTHER),
+    (re.compile(r"resid_pre"), "entering"),
+    (re.compile(r"resid"), "residual"),
+    (re.compile(r"mlp\.hook_post"), "mlp_hidden"),
+    (re.compile(r"mlp|feed_forward|moe"), "mlp_out"),
+    (re.compile(r"^\W*$"), "residual"),
+)
+
+
+def place_of(name: str) -> Place:
+    """Layer and site from the name of a hook point.
+
+    `layers.3.mlp` (sparsify), `blocks.3.hook_mlp_out` (SAELens), `resid_post_layer_3`
+    (dictionary_learning). What enters block n is what leaves block n − 1.
+    """
+    found = _LAYER.search(name)
+    if found is None:
+        return Place(None, None)
+    layer, after = int(found[1]), name[found.end() :].lower()
+    beside = after.strip("._/") or re.sub(
+        r"^(gpt_neox|model|transformer|h)$", "", name[: found.start()]
+    )
+    site = next((site for pattern, site in _SITES if pattern.search(beside.lower())), OTHER)
+    if site == "entering":
+        return Place(layer - 1, "residual") if layer else Place(layer, OTHER)
+    return Place(layer, site)
+
+
+def _place(name: str, kind: str, config: Mapping[str, Any]) -> Place:
+    """What the configuration says, else the innermost folder name that says something."""
+    said = ""
+    if kind == SAELENS:
+        said = str(config.get("hook_name") or (config.get("metadata") or {}).get("hook_name") or "")
+    elif kind == LEARNING:
+        trainer = config.get("trainer") or {}
+        said, layer = str(trainer.get("submodule_name") or ""), trainer.get("layer")
+        if isinstance(layer, int) and place_of(said).layer is None:
+            site = place_of(f"{said}_layer_0").site if said else None
+            return Place(layer, site)
+    for one in (said, *reversed(name.split("/"))):
+        found = place_of(one)
+        if found.layer is not None:
+            return found
+    return Place(None, None)
+
+
+# ── finding ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def find(source: str) -> list[Found]:
+    """All checkpoints of a folder or hub name, by the weight files of the known formats.
+
+    Of the hub only configurations are fetched. Raises BadInput where there is none.
+    """
+    if runs.is_local(source):
+        root, repository = Path(source).expanduser(), ""
+        if not root.is_dir():
+            raise BadInput(f"{source}: no such folder; give a folder with an SAE or org/name")
+        files = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.name in WEIGHTS]
+    else:
+        repository = source
+        root, files = _hub_files(source)
+    found = []
+    for file in sorted(files):
+        folder, kind = Path(file).parent, WEIGHTS[Path(file).name]
+        config = read_sae_config(root / folder / CONFIG_OF[kind])
+        name = "" if folder.as_posix() == "." else folder.as_posix()
+        place = _place(name or Path(os.path.abspath(root)).name, kind, config)
+        found.append(Found(root / folder, name, kind, place, repository))
+    if not found:
+        raise BadInput(f"{source}: no SAE in it; looked for {', '.join(WEIGHTS)}")
+    return found
+
+
+def _hub_files(source: str) -> tuple[Path, list[str]]:
+    """Where the configurations of a hub name lie now, and the weight files that it has."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    repository, _, revision = source.partition("@")
+    token = os.environ.get("HF_TOKEN") or False
+    try:
+        listed = HfApi(token=token).list_repo_files(repository, revision=revision or None)
+        root = snapshot_download(
+            repository,
+            revision=revision or None,
+            token=token,
+            allow_patterns=[f"*{name}" for name in set(CONFIG_OF.values())],
+        )
+    except Exception as error:  # whatever it is, it is raised again, in one line where known
+        raise model_files._hub_problem(source, error) from error
+    return Path(root), [file for file in listed if Path(file).name in WEIGHTS]
+
+
+def fetch(found: Found) -> Found:
+    """The same with its weights on this disk."""
+    if not found.repository:
+        return found
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = found.repository.partition("@")
+    file = "/".join([*([found.name] if found.name else []), WEIGHTS_OF[found.format]])
+    token = os.environ.get("HF_TOKEN") or False
+    try:
+        path = hf_hub_download(repository, file, revision=revision or None, token=token)
+    except Exception as error:  # as above
+        raise model_files._hub_problem(found.repository, error) from error
+    return found._replace(folder=Path(path).parent)
+
+
+def choose(
+    source: str, found: Sequence[Found], layers: Sequence[int] | None, site: str
+) -> dict[int, Found]:
+    """The checkpoint of each layer at a site; without `layers`, of all that there are.
+
+    A single checkpoint that says nothing of its place is taken for the one layer that is asked for.
+    Raises BadInput where a layer has none, or several.
+    """
+    fitting = [one for one in found if one.place.site in (site, None)]
+    if len(found) == 1 and found[0].place.layer is None and layers is not None and len(layers) == 1:
+        return {layers[0]: found[0]}
+    if layers is None:
+        layers = sorted({one.place.layer for one in fitting if one.place.layer is not None})
+    chosen = {}
+    for layer in layers:
+        candidates = [one for one in fitting if one.place.layer == layer]
+        if len(candidates) > 1:
+            names = ", ".join(one.name for one in candidates[:4])
+            raise BadInput(f"{source}: several SAEs for layer {layer} ({names}): name one folder")
+        if candidates:
+            chosen[layer] = candidates[0]
+    missing = [layer for layer in layers if layer not in chosen]
+    if missing or not chosen:
+        has = ", ".join(describe(one) for one in found[:6]) + (", …" if len(found) > 6 else "")
+        what = f"{site} of layer {missing[0]}" if missing else site
+        raise BadInput(f"{source}: no SAE for {what}; it has {has}: change --layers or --site")
+    return chosen
+
+
+def describe(found: Found) -> str:
+    """Its name and what it is for, as messages say it."""
+    layer, site = found.place
+    where = "a place it does not name" if layer is None else f"{site or 'some place'} of {layer}"
+    return f"{found.name or found.folder.name} ({where})"
+
+
+def files_of(found: Found) -> list[Path]:
+    """What a checkpoint is read from, once it lies on this disk."""
+    return [found.folder / CONFIG_OF[found.format], found.folder / WEIGHTS_OF[found.format]]
