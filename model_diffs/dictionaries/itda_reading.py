@@ -29,6 +29,12 @@ class Reading(NamedTuple):
         """All texts, also of documents without a token that counts."""
         return [text for split in self.splits for text in split.texts]
 
+    @property
+    def names(self) -> list[str]:
+        """A short name of each data set: the file's own, where no two share it."""
+        short = [split.path.stem for split in self.splits]
+        return short if len(set(short)) == len(short) else [str(s.path) for s in self.splits]
+
     def sha256(self) -> str:
         """Of all texts, joined by newlines."""
         return hashlib.sha256("\n".join(self.texts).encode()).hexdigest()
