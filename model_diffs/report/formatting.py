@@ -1,0 +1,96 @@
+"""How numbers, sizes and times are written on the page: short, with a true minus."""
+
+from datetime import datetime
+
+NO_VALUE = "–"
+
+
+def _signed(text: str, plus: bool) -> str:
+    if text.strip("-0.") == "":
+        return text.lstrip("-")  # −0.00 is 0.00
+    if text.startswith("-"):
+        return "−" + text[1:]
+    return "+" + text if plus else text
+
+
+def _decimals(value: float, unit: str) -> int:
+    """Decimals of about two to three significant digits, the same for numbers of like size."""
+    size = abs(value)
+    if unit == "steps":
+        return 0 if float(value).is_integer() else 1
+    if unit == "rank":
+        return 1 if size < 100 else 0
+    if unit in ("share", "accuracy", "change") and size < 10:
+        return 2 if size >= 0.095 or size == 0 else 3
+    for least, decimals in ((100, 0), (10, 1), (0.095, 2), (0.0095, 3)):
+        if size >= least:
+            return decimals
+    return 4
+
+
+def _written(value: float, decimals: int, unit: str) -> str:
+    plus = unit == "change"
+    if value and (abs(value) >= 100_000 or (unit == "ratio" and abs(value) < 0.00095)):
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{_signed(mantissa, plus)}e{int(exponent)}".replace("-", "−")
+    return _signed(f"{value:.{decimals}f}", plus)
+
+
+def number(
+    value: float, unit: str, low: float | None = None, high: float | None = None
+) -> tuple[str, str]:
+    """A number and its interval as text, the interval empty where there is none.
+
+    `unit`: `ratio`, `share`, `accuracy`, `change`, `rank` or `steps`. All three have the same
+    decimals, and more of them where the interval is narrower than a unit of the last.
+    """
+    decimals = 0 if value == 0 and low is None and unit == "ratio" else _decimals(value, unit)
+    if low is None or high is None:
+        return _written(value, decimals, unit), ""
+    while low != high and decimals < 4 and abs(high - low) < 10**-decimals:
+        decimals += 1
+    ends = (_written(end, decimals, unit) for end in (low, high))
+    return _written(value, decimals, unit), " to ".join(ends)
+
+
+def exact(value: float) -> str:
+    """All digits of a table's cell."""
+    return repr(float(value)) if not float(value).is_integer() else str(int(value))
+
+
+def size(count: float | None) -> str:
+    """Bytes in the largest unit that leaves a number above 1."""
+    if count is None:
+        return NO_VALUE
+    for name in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {name}" if name == "B" or count >= 100 else f"{count:.1f} {name}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person would say them."""
+    if seconds is None:
+        return NO_VALUE
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def day(stamp: str | None) -> str:
+    """The day of an ISO time; the text itself where it is none."""
+    if not stamp:
+        return ""
+    try:
+        found = datetime.fromisoformat(stamp)
+    except ValueError:
+        return stamp
+    return f"{found.day} {found:%B %Y}"
+
+
+def count(value: int | float | None) -> str:
+    """A whole number with thin spaces between thousands."""
+    return NO_VALUE if value is None else f"{value:,.0f}".replace(",", "\u202f")

@@ -1,0 +1,269 @@
+"""What lies under an outroot: the comparisons, and which step left a result for which of them.
+
+Comparisons are known by the models that the records of their runs name. Standard library only: the
+pipeline asks before anything is read.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from model_diffs import runs
+from model_diffs.errors import BadInput
+from model_diffs.report.signature import Comparison, Missing
+from model_diffs.runs import PlannedRun
+
+BETWEEN = "__to__"
+
+
+class Step(NamedTuple):
+    """One step of the pipeline and where it leaves its results."""
+
+    number: int
+    script: str
+    folder: str
+    scope: str = "comparison"
+    """Whose folder it is in: a `comparison`'s, a `model`'s, or of the whole `study`."""
+    optional: bool = False
+    """A study may do without: its absence is worth a line only where another comparison has it."""
+
+
+STEPS = (
+    Step(1, "collect_param_stats.py", "param_stats"),
+    Step(2, "plot_param_stats.py", "param_plots"),
+    Step(4, "collect_activation_norms.py", "activation_stats"),
+    Step(5, "plot_activation_norms.py", "activation_plots"),
+    Step(5, "plot_side_by_side.py", "{base}__side_by_side", "study"),
+    Step(6, "analyze_mlp_vs_attn.py", "mlp_attn_analysis"),
+    Step(7, "null_space_analysis.py", "null_space_analysis"),
+    Step(8, "activation_separation_analysis.py", "activation_separation"),
+    Step(9, "activation_covariance_analysis.py", "activation_covariance"),
+    Step(10, "mlp_nullspace_alignment.py", "mlp_nullspace"),
+    Step(11, "row_space_projection_analysis.py", "row_space_projection"),
+    Step(12, "local_lipschitzness_analysis.py", "lipschitzness"),
+    Step(13, "linear_probe_analysis.py", "linear_probes", "model"),
+    Step(14, "relearn.py", "relearning", "model"),
+    Step(14, "relearn.py", "relearning", "study"),
+    Step(15, "diff.py", "itda_diffing", optional=True),
+)
+
+
+class Pair(NamedTuple):
+    """A comparison by its three labels."""
+
+    label: str
+    base: str
+    changed: str
+
+
+class Result(NamedTuple):
+    """The folder of one step for one comparison, model or study, and its state."""
+
+    step: Step
+    owner: str
+    """Label of the comparison or model; empty for the study."""
+    comparison: str
+    """Label of the comparison that it serves; empty where it serves all."""
+    folder: Path
+    status: str
+    """`complete`, `stale`, `missing` or `failed`."""
+    reason: str
+    record: Mapping[str, Any]
+    """Its run.json; empty where there is none."""
+
+    @property
+    def there(self) -> bool:
+        """Whether it can be read."""
+        return self.status in ("complete", "stale")
+
+
+# ── comparisons ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _labels_of(folder: str, model_a: str) -> Pair | None:
+    """Part a comparison's folder name by the base that its record names.
+
+    A model's label depends on whether its folder is there, and it may be gone: both are tried.
+    """
+    path = Path(model_a)
+    names = [path.parent.name] if path.name == "unlearned_model" else [path.name]
+    for base in (*names, model_a.rstrip("/").replace("/", "_")):
+        if base and folder.startswith(base + BETWEEN):
+            return Pair(folder, base, folder[len(base + BETWEEN) :])
+    return None
+
+
+def find_pairs(outroot: Path) -> list[Pair]:
+    """Every comparison under an outroot that at least one readable run.json vouches for."""
+    found = []
+    for folder in sorted(outroot.glob(f"*{BETWEEN}*")):
+        for record in sorted(folder.glob(f"*/{runs.RECORD}")):
+            arguments = (runs.read_record(record.parent) or {}).get("arguments", {})
+            base = arguments.get("model_a")
+            pair = _labels_of(folder.name, base) if isinstance(base, str) and base else None
+            if pair:
+                found.append(pair)
+                break
+    return found
+
+
+def choose_pairs(
+    outroot: Path, model_a: str | None = None, model_b: Sequence[str] | None = None
+) -> list[Pair]:
+    """The comparisons that were asked for, else all of the base, else all there are.
+
+    Raises BadInput where they have more than one base.
+    """
+    if model_b:
+        if not model_a:
+            raise BadInput("--model-b needs its base: name --model-a too")
+        base = runs.model_label(model_a)
+        named = [
+            Pair(runs.comparison_label(model_a, b), base, runs.model_label(b)) for b in model_b
+        ]
+        return list(dict.fromkeys(named))
+    pairs = find_pairs(outroot)
+    if model_a:
+        return [pair for pair in pairs if pair.base == runs.model_label(model_a)]
+    bases = sorted({pair.base for pair in pairs})
+    if len(bases) > 1:
+        raise BadInput(
+            f"{outroot} holds comparisons of {len(bases)} bases ({', '.join(bases)}): "
+            "a report is of one, name it by --model-a"
+        )
+    return pairs
+
+
+def comparisons_of(pairs: Iterable[Pair], filtered: str | None) -> list[Comparison]:
+    """Comparisons for a report, the filtered model first and the others by name.
+
+    `filtered` is its label or short name; without it, models are known as everywhere in figures.
+    Raises BadInput where no comparison has that name.
+    """
+    from model_diffs.figures import FILTERED, model_colour
+
+    found = []
+    for label, base, changed in pairs:
+        short = changed.removeprefix(base + "__") or changed
+        if filtered is None:
+            is_filtered = model_colour(changed) == FILTERED
+        else:
+            is_filtered = filtered in (label, changed, short)
+        found.append(Comparison(label, base, changed, short, is_filtered))
+    if filtered is not None and not any(one.filtered for one in found):
+        there = ", ".join(one.short for one in found) or "none"
+        raise BadInput(f"--filtered {filtered}: no such changed model; there are: {there}")
+    return sorted(found, key=lambda one: (not one.filtered, one.short))
+
+
+# ── results ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _places(outroot: Path, pairs: Sequence[Pair]) -> list[tuple[Step, str, str, Path]]:
+    """Step, owner, comparison and folder of everything that the pipeline leaves for these pairs."""
+    base = pairs[0].base
+    found = []
+    for step in STEPS:
+        if step.scope == "study":
+            found.append((step, "", "", outroot / step.folder.format(base=base)))
+        elif step.scope == "comparison":
+            found += [(step, p.label, p.label, outroot / p.label / step.folder) for p in pairs]
+        else:
+            found.append((step, base, "", outroot / base / step.folder))
+            found += [(step, p.changed, p.label, outroot / p.changed / step.folder) for p in pairs]
+    return found
+
+
+def _last_line(log: Path) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else ""
+
+
+def _absence(outroot: Path, step: Step, newest: float) -> tuple[str, str]:
+    """Status and reason of a folder that is not there; `newest`: time of the step's last result.
+
+    A log is written while its step runs. One that is newer than every result, and says something,
+    is that of a failure.
+    """
+    log = outroot / "logs" / f"{step.number}_{step.script.removesuffix('.py')}.log"
+    if log.is_file() and log.stat().st_mtime > newest:
+        last = _last_line(log)
+        if last or not newest:
+            return "failed", f"failed, {last or 'its log is empty'}"
+    return "missing", "not run"
+
+
+def _state(folder: Path, label: str) -> tuple[str, str, dict[str, Any]]:
+    record = runs.read_record(folder)
+    if not isinstance(record, dict):
+        there = (folder / runs.RECORD).exists()
+        return (
+            ("failed", f"failed, its {runs.RECORD} cannot be read", {}) if there else ("", "", {})
+        )
+    # Against its own arguments: what may have changed is files.
+    found = runs.state(PlannedRun(folder, label, record.get("arguments", {})))
+    if found.status == "stale" and found.reason.endswith(" is gone"):
+        return "failed", f"failed, {found.reason}", record
+    return found.status, found.reason, record
+
+
+def take_inventory(outroot: Path, pairs: Sequence[Pair]) -> list[Result]:
+    """The state of every step's result for these pairs, in the order of the steps."""
+    if not pairs:
+        return []
+    places = _places(outroot, pairs)
+    newest: dict[str, float] = {}
+    for step, _, _, folder in places:
+        written = folder / runs.RECORD
+        if written.exists():
+            newest[step.script] = max(newest.get(step.script, 0.0), written.stat().st_mtime)
+    found = []
+    for step, owner, comparison, folder in places:
+        status, reason, record = _state(folder, owner)
+        if not status:
+            status, reason = _absence(outroot, step, newest.get(step.script, 0.0))
+            if step.optional and status == "missing" and step.script not in newest:
+                continue
+        elif status == "stale":
+            reason = f"stale, {reason} since; its older numbers are shown"
+        found.append(Result(step, owner, comparison, folder, status, reason, record))
+    return found
+
+
+def missing_of(results: Iterable[Result]) -> list[Missing]:
+    """What is missing, stale or failed, for the list on the page."""
+    found = []
+    for one in results:
+        if one.status != "complete":
+            # A model that serves all comparisons is the base; its row has to say so.
+            reason = (
+                f"{one.owner}: {one.reason}" if one.owner and not one.comparison else one.reason
+            )
+            found.append(Missing(one.step.number, one.step.script, one.comparison, reason))
+    return found
+
+
+def files_of(results: Iterable[Result], *endings: str) -> list[Path]:
+    """The files with these endings that the readable results say they wrote."""
+    found = []
+    for one in results:
+        if one.there:
+            for name in one.record.get("outputs", []):
+                inside = os.path.normpath(name)
+                if name.endswith(endings) and not inside.startswith(("..", os.sep)):
+                    found.append(one.folder / inside)
+    return sorted(set(found))
+
+
+def fingerprint(outroot: Path, results: Iterable[Result]) -> str:
+    """Which results there are and in which state, in a few letters: a new one changes it."""
+    lines = [
+        f"{one.folder.relative_to(outroot).as_posix()}\t{one.status}\t{one.reason}"
+        for one in results
+    ]
+    there = sum(line.split("\t")[1] in ("complete", "stale") for line in lines)
+    digest = sha256("\n".join(lines).encode()).hexdigest()
+    return f"{there} of {len(lines)} ({digest[:8]})"

@@ -1,0 +1,198 @@
+"""The page: one HTML file that needs nothing else, from a signature and the figures that it names.
+
+Names and texts come from outside: Jinja2 escapes whatever is put in, links are percent-encoded, and
+the page's own policy lets a browser run only the one script that was written for it.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from model_diffs import figures
+from model_diffs.report import embedding, formatting, views
+from model_diffs.report.embedding import Embedding
+from model_diffs.report.signature import Measure, Signature
+from model_diffs.report.views import Picture
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("size", "duration", "day", "count"):
+        environment.filters[f"as_{name}"] = getattr(formatting, name)
+    environment.filters["link"] = views.link
+    environment.filters["file_name"] = views.file_name
+    return environment
+
+
+def _allow(text: str) -> str:
+    """A block's entry in the page's content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
+
+
+def model_colours(signature: Signature) -> list[str]:
+    """The colours that figures give to the changed models."""
+    names = [comparison.short for comparison in signature.comparisons]
+    return [
+        figures.FILTERED
+        if comparison.filtered
+        else figures.model_colour(comparison.changed, names)
+        if figures.method_of(comparison.changed)
+        else figures.model_colour(comparison.short, names)
+        for comparison in signature.comparisons
+    ]
+
+
+def _style(signature: Signature) -> str:
+    """The style sheet, with a class per model: the policy allows no style in an element."""
+    rules = [
+        f".model-{position} {{ --model: {colour}; }}\n"
+        for position, colour in enumerate(model_colours(signature))
+    ]
+    return (TEMPLATES / "page.css").read_text(encoding="utf-8") + "".join(rules)
+
+
+def wanted_figures(signature: Signature, outroot: Path) -> list[tuple[str, str, str]]:
+    """Path, caption and alternative text of all figures, the most telling first.
+
+    Each comparison's first figure of an axis comes before the second of any: where the page has no
+    room for all, all models lose alike. A step that drew in another format left another ending.
+    """
+    ranked: list[tuple[int, str, str, str]] = []
+    for axis in signature.axes:
+        owners = [None, *signature.comparisons]
+        for owner in owners:
+            whose = f"{owner.short} against {signature.base}" if owner else "all models"
+            for rank, (path, caption) in enumerate(views.figure_paths(axis, owner)):
+                there = _in_any_format(outroot, path)
+                if there:
+                    alternative = f"Figure, {axis.title}, {whose}: {caption}"
+                    ranked.append((rank, there, caption, alternative))
+    return [(path, caption, text) for _, path, caption, text in sorted(ranked, key=lambda r: r[0])]
+
+
+def _in_any_format(outroot: Path, path: str) -> str:
+    for ending in (Path(path).suffix, ".png", ".svg", ".pdf"):
+        candidate = str(Path(path).with_suffix(ending).as_posix())
+        if (outroot / candidate).is_file():
+            return candidate
+    return ""
+
+
+def pictures_of(
+    signature: Signature, outroot: Path, budget: int = embedding.BUDGET_BYTES
+) -> tuple[dict[str, Picture], Embedding]:
+    """The figures of all axes by the path that the axis names, embedded as far as they fit."""
+    wanted = wanted_figures(signature, outroot)
+    embedded = embedding.embed([outroot / path for path, _, _ in wanted], budget)
+    found = {}
+    for path, caption, alternative in wanted:
+        one = embedded.figures.get(outroot / path)
+        shown = (one.uri, one.width, one.height) if one else ("", None, None)
+        picture = Picture(*shown, views.link(path), caption, alternative)
+        # An axis names the PNG; the picture may be of another format.
+        found[path] = found[str(Path(path).with_suffix(".png").as_posix())] = picture
+    return found, embedded
+
+
+def _signature_picture(image: bytes, signature: Signature) -> Picture:
+    one = embedding.as_uri(image, ".png")
+    names = ", ".join(comparison.short for comparison in signature.comparisons)
+    alternative = (
+        f"The signature of {names} against {signature.base}: for every measure one mark per model "
+        "with its 95 % interval. The table below has its numbers."
+    )
+    return Picture(one.uri, one.width, one.height, "signature.png", "", alternative)
+
+
+def _spans(signature: Signature) -> list[tuple[str, str, int]]:
+    """Key, title and number of columns of each axis, over the table's columns as they stand."""
+    titles = {axis.key: axis.title for axis in signature.axes}
+    spans: list[tuple[str, str, int]] = []
+    for measure in signature.measures:
+        if spans and spans[-1][0] == measure.axis:
+            key, title, width = spans[-1]
+            spans[-1] = (key, title, width + 1)
+        else:
+            spans.append((measure.axis, titles.get(measure.axis, measure.axis), 1))
+    return spans
+
+
+def by_step(runs: Sequence[Mapping[str, Any]], signature: Signature) -> list[dict[str, Any]]:
+    """The runs of the provenance by step and script, with links to their tables and records."""
+    short = {comparison.label: comparison.short for comparison in signature.comparisons}
+    steps: dict[tuple[int, str], dict[str, Any]] = {}
+    for run in runs:
+        key = (run["step"], run["script"])
+        entry = steps.setdefault(
+            key,
+            {"step": key[0], "script": key[1], "seconds": 0.0, "owners": [], "command": ""},
+        )
+        entry["seconds"] += run["seconds"] or 0.0
+        entry["command"] = run["command"] or entry["command"]
+        name = short.get(run["comparison"]) or run["owner"] or "all models"
+        entry["owners"].append(
+            {
+                "name": name,
+                "record": f"{run['folder']}/run.json",
+                "tables": [f"{run['folder']}/{table}" for table in run["tables"]],
+            }
+        )
+    return list(steps.values())
+
+
+def _context(signature: Signature, image: bytes, outroot: Path, budget: int) -> dict[str, Any]:
+    picture = _signature_picture(image, signature)
+    pictures, embedded = pictures_of(signature, outroot, max(0, budget - len(picture.uri)))
+    measures: Sequence[Measure] = signature.measures
+    return {
+        "signature": signature,
+        "picture": picture,
+        "spans": _spans(signature),
+        "reference": [views.reference_cell(signature, measure) for measure in measures],
+        "rows": views.table_rows(signature),
+        "verdicts": views.verdicts(signature),
+        "axes": views.axis_views(signature, pictures),
+        "lacking": views.lacking(signature),
+        "note": embedded.note,
+        "conditions": signature.provenance,
+        "steps": by_step(signature.provenance.get("runs", []), signature),
+    }
+
+
+def render(
+    signature: Signature, image: bytes, outroot: Path, budget: int = embedding.BUDGET_BYTES
+) -> str:
+    """The whole page as HTML.
+
+    `image`: signature.png; `outroot`: where the axes' figures lie; `budget`: bytes for figures.
+    """
+    style = _style(signature)
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_allow(style)}; "
+        f"script-src {_allow(script)}; base-uri 'none'; form-action 'none'"
+    )
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            **_context(signature, image, outroot, budget),
+            policy=policy,
+            # Both are files of this package, not values: nothing in them comes from outside.
+            style=Markup(style),
+            script=Markup(script),
+        )
+    )

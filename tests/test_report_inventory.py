@@ -1,0 +1,207 @@
+"""What is found under an outroot: comparisons, states, failures, conditions; numbers as written."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from model_diffs import runs
+from model_diffs.errors import BadInput
+from model_diffs.report import conditions, formatting, inventory
+from model_diffs.report.inventory import Pair
+from model_diffs.runs import PlannedRun
+
+A, B, C = "models/base", "models/filtered", "models/base__npo"
+BOTH = [
+    Pair("base__to__base__npo", "base", "base__npo"),
+    Pair("base__to__filtered", "base", "filtered"),
+]
+
+
+def leave(outroot: Path, folder: str, arguments: dict[str, str], *reads: Path) -> Path:
+    """What a step leaves: a table and its record."""
+    with runs.open_run(PlannedRun(outroot / folder, folder.split("/")[0], arguments)) as run:
+        run.table("table", [{"layer": 0, "value": 1.0}])
+        run.reads(*reads)
+        run.record(
+            models={
+                model: {"bytes": 4000, "config_sha256": "c" * 64} for model in arguments.values()
+            },
+            texts={"forget": {"path": "f.txt", "texts": 20, "sha256": "a" * 64}},
+            tokens={"forget": 200},
+            left_out={"forget": {"documents": 1, "tokens": 19}},
+            device="cpu",
+            dtype="fp32",
+        )
+    return outroot / folder
+
+
+@pytest.fixture
+def outroot(tmp_path: Path) -> Path:
+    """Step 1 of two comparisons, step 13 of two models, and a folder that is no comparison."""
+    root = tmp_path / "outputs"
+    for label, changed in (("base__to__base__npo", C), ("base__to__filtered", B)):
+        leave(root, f"{label}/param_stats", {"model_a": A, "model_b": changed})
+    for label, model in (("base", A), ("filtered", B)):
+        leave(root, f"{label}/linear_probes", {"model": model})
+    (root / "notes__to__self").mkdir()
+    return root
+
+
+def states(outroot: Path) -> dict[str, tuple[str, str]]:
+    """State and reason by folder."""
+    return {
+        one.folder.relative_to(outroot).as_posix(): (one.status, one.reason)
+        for one in inventory.take_inventory(outroot, inventory.choose_pairs(outroot))
+    }
+
+
+def test_comparisons_are_known_by_their_records(outroot: Path) -> None:
+    assert inventory.choose_pairs(outroot) == BOTH
+    assert inventory.choose_pairs(outroot, "models/base") == []  # a hub id, as nothing is there
+    assert inventory.choose_pairs(outroot, "./models/base") == BOTH
+    assert inventory.choose_pairs(outroot, "./models/other") == []
+    named = inventory.choose_pairs(outroot, "./models/base", ["./models/filtered", "./models/new"])
+    assert [pair.changed for pair in named] == ["filtered", "new"]
+    with pytest.raises(BadInput, match="--model-a"):
+        inventory.choose_pairs(outroot, None, ["./models/filtered"])
+
+
+def test_a_base_whose_name_has_the_words_between(tmp_path: Path) -> None:
+    leave(tmp_path, "a__to__b__to__c/param_stats", {"model_a": "./x/a__to__b", "model_b": "./x/c"})
+    leave(tmp_path, "org_m@v1__to__c/param_stats", {"model_a": "org/m@v1", "model_b": "./x/c"})
+    assert inventory.find_pairs(tmp_path) == [
+        Pair("a__to__b__to__c", "a__to__b", "c"),
+        Pair("org_m@v1__to__c", "org_m@v1", "c"),
+    ]
+    with pytest.raises(BadInput, match="2 bases"):
+        inventory.choose_pairs(tmp_path)
+
+
+def test_which_one_is_filtered_and_in_which_order(outroot: Path) -> None:
+    found = inventory.comparisons_of(BOTH, None)
+    assert [(one.short, one.filtered) for one in found] == [("filtered", True), ("npo", False)]
+    for name in ("npo", "base__npo", "base__to__base__npo"):
+        first = inventory.comparisons_of(BOTH, name)[0]
+        assert (first.short, first.filtered) == ("npo", True)
+    with pytest.raises(BadInput, match="no such changed model; there are: npo, filtered"):
+        inventory.comparisons_of(BOTH, "other")
+
+
+def test_states_of_results(outroot: Path, tmp_path: Path) -> None:
+    text = tmp_path / "forget.txt"
+    text.write_text("one")
+    models = {"model_a": A, "model_b": B}
+    late = leave(outroot, "base__to__filtered/activation_stats", models, text)
+    gone = leave(outroot, "base__to__filtered/mlp_nullspace", models)
+    torn = leave(outroot, "base__to__filtered/lipschitzness", models)
+    assert states(outroot)["base__to__filtered/activation_stats"] == ("complete", "")
+    text.write_text("one and two")
+    (gone / "table.csv").unlink()
+    (torn / "run.json").write_text('{"label": ')
+    found = states(outroot)
+    assert found["base__to__filtered/activation_stats"][0] == "stale"
+    assert "forget.txt changed since" in found["base__to__filtered/activation_stats"][1]
+    assert found["base__to__filtered/mlp_nullspace"] == ("failed", "failed, table.csv is gone")
+    assert found["base__to__filtered/lipschitzness"][0] == "failed"
+    assert found["base__to__base__npo/lipschitzness"] == ("missing", "not run")
+    assert found["base__npo/linear_probes"] == ("missing", "not run")
+    assert "base__to__filtered/itda_diffing" not in found  # a study may do without
+    results = inventory.take_inventory(outroot, BOTH)
+    tables = inventory.files_of(results, ".csv")
+    assert late / "table.csv" in tables and torn / "table.csv" not in tables
+    missing = inventory.missing_of(results)
+    assert len(missing) == sum(one.status != "complete" for one in results)
+    assert {m.comparison for m in missing if m.step == 13} == {"base__to__base__npo"}
+
+
+def test_a_log_newer_than_every_result_tells_of_a_failure(outroot: Path) -> None:
+    logs = outroot / "logs"
+    logs.mkdir()
+    record = outroot / "base__to__filtered/param_stats/run.json"
+    newest = record.stat().st_mtime
+    for name, text, time in (
+        ("8_activation_separation_analysis", "a\nscript.py: no such file <b>\n\n", newest),
+        ("13_linear_probe_analysis", "Killed: out of memory\n", newest + 60),
+        ("12_local_lipschitzness_analysis", "", newest),
+    ):
+        (logs / f"{name}.log").write_text(text)
+        os.utime(logs / f"{name}.log", (time, time))
+    found = states(outroot)
+    told = "failed, script.py: no such file <b>"
+    assert found["base__to__filtered/activation_separation"] == ("failed", told)
+    assert found["base__npo/linear_probes"] == ("failed", "failed, Killed: out of memory")
+    assert found["filtered/linear_probes"] == ("complete", "")
+    assert found["base__to__filtered/lipschitzness"][0] == "failed"
+    # An older log is of the run that left the others' results.
+    os.utime(logs / "13_linear_probe_analysis.log", (newest - 60, newest - 60))
+    assert states(outroot)["base__npo/linear_probes"] == ("missing", "not run")
+
+
+def test_the_fingerprint_changes_with_what_there_is(outroot: Path) -> None:
+    def seen() -> str:
+        return inventory.fingerprint(outroot, inventory.take_inventory(outroot, BOTH))
+
+    before = seen()
+    assert before == seen()
+    leave(outroot, "base__to__filtered/mlp_nullspace", {"model_a": A, "model_b": B})
+    assert seen() != before
+
+
+def test_conditions_are_those_of_the_records(outroot: Path) -> None:
+    found = conditions.conditions(outroot, BOTH, inventory.take_inventory(outroot, BOTH))
+    assert [(m["label"], m["id"], m["bytes"]) for m in found["models"]] == [
+        ("base", A, 4000),
+        ("base__npo", C, 4000),
+        ("filtered", B, 4000),
+    ]
+    (text,) = found["texts"]
+    assert (text["texts"], text["tokens"], text["steps"]) == (20, 200, [1, 13])
+    assert (text["texts_left_out"], text["tokens_left_out"]) == (1, 19)
+    assert found["devices"] == ["cpu"] and found["dtypes"] == ["fp32"]
+    assert len(found["runs"]) == 4
+    assert found["runs"][0]["tables"] == ["table.csv"]
+
+
+def test_a_record_of_other_types_is_no_reason_to_stop(outroot: Path) -> None:
+    record = outroot / "base__to__filtered/param_stats/run.json"
+    odd = {"arguments": {"model_a": A, "model_b": 7}, "models": [1], "texts": "all", "outputs": []}
+    record.write_text(json.dumps(odd))
+    results = inventory.take_inventory(outroot, BOTH)
+    found = conditions.conditions(outroot, BOTH, results)
+    assert len(found["runs"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "low", "high", "text", "interval"),
+    [
+        (0.8217, "ratio", 0.8143, 0.8288, "0.82", "0.81 to 0.83"),
+        (1.0041, "ratio", 1.0012, 1.0079, "1.004", "1.001 to 1.008"),
+        (12.345, "ratio", None, None, "12.3", ""),
+        (0.000012, "ratio", None, None, "1.2e−5", ""),
+        (0.0, "ratio", None, None, "0", ""),
+        (-0.0625, "change", -0.1, 0.02, "−0.062", "−0.100 to +0.020"),
+        (-0.0001, "change", None, None, "0.000", ""),
+        (0.256, "accuracy", 0.18, 0.33, "0.26", "0.18 to 0.33"),
+        (1.0, "accuracy", 1.0, 1.0, "1.00", "1.00 to 1.00"),
+        (9.93, "rank", None, None, "9.9", ""),
+        (40.0, "steps", None, None, "40", ""),
+    ],
+)
+def test_numbers_as_written(
+    value: float, unit: str, low: float | None, high: float | None, text: str, interval: str
+) -> None:
+    assert formatting.number(value, unit, low, high) == (text, interval)
+
+
+def test_sizes_times_and_counts() -> None:
+    assert [formatting.size(n) for n in (17, 4_166_976, 2.4e11, None)] == [
+        *("17 B", "4.2 MB", "240 GB", "–"),
+    ]
+    assert [formatting.duration(s) for s in (0.914, 45.0, 600.0, 9000.0)] == [
+        *("0.9 s", "45 s", "10 min", "2.5 h"),
+    ]
+    assert formatting.day("2026-11-21T07:56:03+0000") == "21 November 2026"
+    assert formatting.day("yesterday") == "yesterday"
+    assert formatting.exact(0.1 + 0.2) == repr(0.1 + 0.2) and formatting.exact(40.0) == "40"
