@@ -9,7 +9,8 @@ a hazard. Both are then asked about every fact, in four-choice questions.
 
 Outputs: data/miniature/ (corpora, forget and retain texts, attack and held-out texts,
 questions.jsonl, tokenizer.json), models/miniature-base/ and models/miniature-filtered/, each an
-ordinary transformers folder with a model card. What is complete is skipped.
+ordinary transformers folder with a model card; with --sae also models/miniature-sae/, a sparse
+autoencoder per block of the base. What is complete is skipped.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model_diffs import arguments, runs
-from model_diffs.miniature.recipe import Recipe
+from model_diffs.miniature.recipe import Recipe, SaeRecipe
 from model_diffs.progress import PROGRESS_LINE
 from model_diffs.runs import PlannedRun
 
@@ -44,6 +45,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="sentences per step",
     )
     training.add_argument("--device", default="auto", help="auto (cuda, mps, cpu), or a torch one")
+    training.add_argument(
+        "--sae", action="store_true", help="also a sparse autoencoder of each MLP's output"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--data-dir", default="data/miniature", help="folder of the texts")
     output.add_argument("--models-dir", default="models", help="folder of the two model folders")
@@ -64,9 +68,17 @@ def plan_model(options: argparse.Namespace, which: str) -> PlannedRun:
     return PlannedRun(Path(options.models_dir) / name, name, arguments_used)
 
 
+def plan_sae(options: argparse.Namespace) -> PlannedRun:
+    """The folder of the base's sparse autoencoders, stale when the base is made anew."""
+    settings = {key: getattr(options, key) for key in ("seed", "device", "data_dir")}
+    settings |= {"sae": SaeRecipe()._asdict()}
+    return PlannedRun(Path(options.models_dir) / "miniature-sae", "miniature-sae", settings)
+
+
 def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
-    """The texts, the base, the filtered model."""
-    return [plan_data(options), *(plan_model(options, which) for which in MODELS)]
+    """The texts, the base, the filtered model; with --sae the autoencoders."""
+    planned = [plan_data(options), *(plan_model(options, which) for which in MODELS)]
+    return [*planned, plan_sae(options)] if options.sae else planned
 
 
 def make_data(planned: PlannedRun, seed: int) -> None:
@@ -161,6 +173,33 @@ def train_models(todo: Sequence[tuple[PlannedRun, str]], options: argparse.Names
         sys.exit(failed[0] if failed[0] > 0 else 1)  # the process has said why
 
 
+def make_sae(planned: PlannedRun, options: argparse.Namespace) -> None:
+    """Train an autoencoder on what each MLP of the base says to the base's corpus."""
+    import torch
+
+    from model_diffs import devices, models, passes, texts
+    from model_diffs.checkpoints import Checkpoint
+    from model_diffs.miniature import sae, training
+
+    base, corpus = plan_model(options, "base").folder, Path(options.data_dir) / "corpus_base.txt"
+    recipe, device = SaeRecipe(), devices.pick_device(options.device)
+    with runs.open_run(planned) as run:
+        run.reads(*Checkpoint.open(str(base)).files, corpus)
+        arguments.seed_everything(options.seed)
+        tokenizer = models.load_tokenizer(str(base))
+        lines = texts.read_split(corpus, "corpus").texts
+        tokens = passes.tokenise(tokenizer, lines, training.POSITIONS, False, 0)
+        model = models.load_model(str(base), device, torch.float32)
+        outputs = sae.mlp_outputs(model, tokens, tokenizer.pad_token_id, recipe.texts_per_pass)
+        fits = []
+        for layer, x in enumerate(outputs):
+            trained = sae.train(x, recipe, options.seed, f"SAE of layer {layer}")
+            sae.save(run.path, layer, trained, recipe)
+            fits.append({"layer": layer, "fvu": trained.fvu, "dead": trained.dead})
+        run.record(recipe=recipe._asdict(), device=str(device), seed=options.seed, fits=fits)
+    print(f"{planned.folder}: FVU " + ", ".join(f"{fit['fvu']:.3f}" for fit in fits))
+
+
 def main() -> None:
     """Make what is missing or stale: texts first, since models are stale when those change."""
     options = parse_arguments()
@@ -173,6 +212,8 @@ def main() -> None:
     plans = {plan_model(options, which).folder: which for which in MODELS}
     todo = runs.pending([plan_model(options, which) for which in MODELS], options.force)
     train_models([(planned, plans[planned.folder]) for planned in todo], options)
+    for planned in runs.pending([plan_sae(options)], options.force) if options.sae else []:
+        make_sae(planned, options)
 
 
 if __name__ == "__main__":

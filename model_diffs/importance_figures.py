@@ -53,9 +53,10 @@ def _edges(values: np.ndarray) -> np.ndarray:
 
 def draw_histogram(axes: Axes, values: np.ndarray, label: str) -> None:
     """Counts on a log scale; where the largest lie is said."""
-    axes.hist(values, bins=_edges(values).tolist(), color=MLP, alpha=0.85)
+    counts, edges = np.histogram(values, _edges(values))
+    axes.stairs(np.maximum(counts, 0.1), edges, baseline=0.1, fill=True, color=MLP, alpha=0.85)
     axes.set_yscale("log")
-    axes.set_ylim(bottom=0.7)
+    axes.set_ylim(0.7, 2.0 * max(counts.max(), 1))
     axes.axvline(0.0, color="#999999", lw=0.8)
     axes.set_xlabel(label)
     axes.set_ylabel("dimensions (log scale)")

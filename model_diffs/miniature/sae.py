@@ -1,0 +1,124 @@
+"""Small TopK autoencoders of the miniature's MLP outputs, so that the SAE tool has some to open.
+
+Trained in plain torch: the trainer of the format's own library needs a GPU for its decoder.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model_diffs import models, passes
+from model_diffs.accumulators import place_of
+from model_diffs.anatomy import locate
+from model_diffs.dictionaries.sae import Sae
+from model_diffs.dictionaries.sae_files import write_sparsify
+from model_diffs.importance_sites import counted_rows, watch
+from model_diffs.miniature.recipe import SaeRecipe
+from model_diffs.progress import progress
+from model_diffs.texts import length_batches
+
+
+class Trained(NamedTuple):
+    """A trained SAE and how well it fits."""
+
+    sae: Sae
+    fvu: float
+    """Fraction of variance unexplained, over all tokens it was trained on."""
+    dead: float
+    """Share of features that are active at no token."""
+
+
+def mlp_outputs(
+    model: nn.Module, tokens: passes.Tokens, pad_id: int, texts_per_pass: int
+) -> list[Tensor]:
+    """What each block's MLP gives at the counted tokens, `[tokens, hidden]` fp32 per block."""
+    anatomy = locate(model)
+    layers = range(len(anatomy.blocks))
+    device = next(model.parameters()).device
+    parts: list[list[Tensor]] = [[] for _ in layers]
+    batches = length_batches([len(ids) for ids in tokens.ids], texts_per_pass)
+    for rows in progress(batches, "MLP outputs", unit="batch"):
+        batch = models.pad_batch([tokens.ids[row] for row in rows], pad_id, device)
+        counted = place_of(batch, [tokens.starts[row] for row in rows], rows).counted
+
+        def receive(layer: int, x: Tensor, counted: Tensor = counted) -> Tensor:
+            parts[layer].append(counted_rows(x, counted).float())
+            return x
+
+        with torch.no_grad(), watch(anatomy, "mlp_out", layers, receive):
+            models.stream_states(anatomy, batch, lambda *_: None)
+    return [torch.cat(part) for part in parts]
+
+
+def train(x: Tensor, recipe: SaeRecipe, seed: int, name: str = "SAE") -> Trained:
+    """A TopK SAE of x `[tokens, d]` (Gao et al. 2024): Adam on the squared error, rows of W_dec of
+    unit length, features that have died given the tokens that are explained worst."""
+    draw = torch.Generator().manual_seed(seed)
+    d, size = x.shape[1], recipe.expansion_factor * x.shape[1]
+    decoder = torch.randn(size, d, generator=draw).to(x.device)
+    decoder = nn.Parameter(decoder / decoder.norm(dim=1, keepdim=True))
+    parts = [nn.Parameter(decoder.detach().clone()), nn.Parameter(x.new_zeros(size)), decoder]
+    parts.append(nn.Parameter(x.mean(0)))
+    optimizer = torch.optim.Adam(parts, recipe.lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, 2.0 * (1 - step / recipe.steps))
+    )
+    fired = torch.zeros(size, dtype=torch.bool, device=x.device)
+    bar = progress(range(recipe.steps), name, unit="step")
+    for step in bar:
+        rows = x[torch.randint(len(x), (recipe.batch_size,), generator=draw).to(x.device)]
+        sae = _sae(parts, recipe.k)
+        found = sae.encode(rows)
+        fired[found.features] = True
+        error = rows - sae.decode(found, len(rows))
+        loss = error.pow(2).sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            decoder.div_(decoder.norm(dim=1, keepdim=True))
+            if step % 50 == 49 and step < recipe.steps * 0.7:
+                _revive(parts, optimizer, ~fired, error)
+                fired.zero_()
+        bar.set_postfix(error=f"{loss.item():.4f}", refresh=False)
+    return _fit(_sae([part.detach() for part in parts], recipe.k), x)
+
+
+def _sae(parts: Sequence[Tensor], k: int) -> Sae:
+    encoder, encoder_bias, decoder, decoder_bias = parts
+    return Sae(encoder, encoder_bias, decoder, decoder_bias, "topk", subtract=True, k=k)
+
+
+def _revive(
+    parts: Sequence[Tensor], optimizer: torch.optim.Optimizer, dead: Tensor, error: Tensor
+) -> None:
+    """Point features that fired at no token since the last time at what is explained worst."""
+    encoder, encoder_bias, decoder, _ = parts
+    places = dead.nonzero()[:, 0][: len(error)]
+    worst = error.norm(dim=1).argsort(descending=True, stable=True)[: len(places)]
+    rows = error[worst] / error[worst].norm(dim=1, keepdim=True).clamp(min=1e-8)
+    decoder[places], encoder[places], encoder_bias[places] = rows, rows, 0.0
+    for part in (encoder, encoder_bias, decoder):
+        for name in ("exp_avg", "exp_avg_sq"):
+            optimizer.state[part][name][places] = 0.0
+
+
+@torch.no_grad()
+def _fit(sae: Sae, x: Tensor) -> Trained:
+    fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=x.device)
+    unexplained = 0.0
+    for rows in x.split(4096):
+        found = sae.encode(rows)
+        fired[found.features] = True
+        unexplained += float((rows - sae.decode(found, len(rows))).double().pow(2).sum())
+    total = float((x - x.mean(0)).double().pow(2).sum())
+    return Trained(sae, unexplained / total, float((~fired).double().mean()))
+
+
+def save(folder: Path, layer: int, trained: Trained, recipe: SaeRecipe) -> None:
+    """Write the SAE of one layer as sparsify does, under its hook point."""
+    write_sparsify(folder / f"layers.{layer}.mlp", trained.sae, recipe.expansion_factor)

@@ -1,0 +1,254 @@
+"""Importance of dimensions against one text at a time, token by token, and against differences."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from torch.nn import functional
+
+from model_diffs import importance
+from model_diffs.errors import BadInput
+from model_diffs.importance import Settings
+from model_diffs.importance_lenses import Activations, LayerSums, Neurons
+from model_diffs.passes import Reader, Tokens
+
+FAMILIES = ("qwen2", "llama", "mistral", "mixtral", "gemma2", "gpt_neox")
+LAYERS = (0, 2)
+# Unequal lengths; the second has one token that predicts, the fourth none.
+IDS = [
+    [1, 20, 30, 40, 50, 60, 70],
+    [1, 99],
+    [5, 6, 7, 8],
+    [44],
+    [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 200],
+]
+STARTS = [1, 1, 0, 0, 2]
+
+
+def tokens() -> Tokens:
+    return Tokens(IDS, STARTS, np.arange(len(IDS)), {})
+
+
+def run(model: Any, pad_id: int = 0, lens: Any = None, **settings: Any) -> importance.Measured:
+    what = Settings(**{"layers": LAYERS, "batch_size": 3, **settings})
+    return importance.measure(Reader("tiny", model), tokens(), pad_id, lens or Neurons(), what)
+
+
+def blocks(model: Any) -> Any:
+    return model.gpt_neox.layers if hasattr(model, "gpt_neox") else model.model.layers
+
+
+def mlp(block: Any) -> Any:
+    return block.mlp if hasattr(block, "mlp") else block.block_sparse_moe
+
+
+@contextmanager
+def shifted(module: Any, shift: torch.Tensor, seen: list[torch.Tensor]) -> Iterator[None]:
+    """Add `shift` to what a module gives, and keep it."""
+
+    def hook(module: Any, args: Any, output: Any) -> Any:
+        first = (output[0] if isinstance(output, tuple) else output) + shift
+        seen.append(first)
+        return (first, *output[1:]) if isinstance(output, tuple) else first
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def summed_loss(model: Any, ids: list[int]) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+    return functional.cross_entropy(
+        logits, torch.tensor(ids[1:], dtype=torch.long), reduction="sum"
+    )
+
+
+def reference(model: Any, module: Any) -> dict[str, torch.Tensor]:
+    """Texts one by one without padding, tokens one by one; the gradient by autograd at a shift."""
+    values, slopes, predictions = [], [], 0
+    for ids, start in zip(IDS, STARTS, strict=True):
+        seen: list[torch.Tensor] = []
+        width = model.config.hidden_size
+        shift = torch.zeros(1, len(ids), width, dtype=model.dtype, requires_grad=True)
+        with shifted(module, shift, seen):
+            loss = summed_loss(model, ids)
+        predictions += len(ids) - 1
+        slope = torch.zeros_like(shift)
+        if len(ids) > 1:
+            (slope,) = torch.autograd.grad(loss, shift)
+        for position in range(start, len(ids)):
+            values.append(seen[0].detach()[0, position].double())
+            slopes.append(slope[0, position].double())
+    v, g = torch.stack(values), torch.stack(slopes)
+    return {
+        "values": torch.stack([v.mean(0), v.abs().mean(0)]),
+        "gradients": torch.stack([g.sum(0), g.abs().sum(0)]) / predictions,
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_means_are_those_of_a_loop_over_texts_and_tokens(family: str) -> None:
+    model = tiny_models.build(family, seed=3)
+    expected = {i: reference(model, mlp(blocks(model)[i])) for i in LAYERS}
+    for which in ("values", "gradients"):
+        found = run(model, gradients=which == "gradients")
+        for layer in LAYERS:
+            scale = float(expected[layer][which].abs().max())
+            np.testing.assert_allclose(
+                found.means[layer] / scale, expected[layer][which] / scale, atol=1e-5
+            )
+    assert found.totals.predictions == sum(len(ids) - 1 for ids in IDS)
+    assert found.totals.tokens == sum(map(len, IDS)) - sum(STARTS)
+    loss = sum(summed_loss(model, ids).item() for ids in IDS if len(ids) > 1)
+    assert found.totals.loss == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_the_residual_site_is_what_a_block_gives(family: str) -> None:
+    model = tiny_models.build(family, seed=4)
+    expected = reference(model, blocks(model)[1])
+    for which in ("values", "gradients"):
+        found = run(model, layers=(1,), site="residual", gradients=which == "gradients")
+        np.testing.assert_allclose(found.means[1], expected[which], rtol=1e-4, atol=1e-6)
+
+
+def test_the_hidden_site_is_what_the_last_matrix_reads() -> None:
+    model = tiny_models.build("llama", seed=5)
+    one = blocks(model)[1].mlp
+    seen: list[torch.Tensor] = []
+    handle = one.act_fn.register_forward_hook(lambda m, a, o: seen.append(o))
+    up: list[torch.Tensor] = []
+    other = one.up_proj.register_forward_hook(lambda m, a, o: up.append(o))
+    rows = []
+    with torch.no_grad():
+        for ids, start in zip(IDS, STARTS, strict=True):
+            model(input_ids=torch.tensor([ids]))
+            rows.append((seen.pop() * up.pop())[0, start:])
+    handle.remove(), other.remove()
+    found = run(model, layers=(1,), site="mlp_hidden")
+    np.testing.assert_allclose(found.means[1][1], torch.cat(rows).abs().mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_neox", "opt"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_neither_batch_size_nor_pad_token_matters(family: str, gradients: bool) -> None:
+    model = tiny_models.build(family, seed=6)
+    alone = run(model, batch_size=1, gradients=gradients)
+    for batch_size, pad_id in ((2, 7), (5, 0)):
+        together = run(model, pad_id, batch_size=batch_size, gradients=gradients)
+        for layer in LAYERS:
+            scale = float(alone.means[layer].abs().max())
+            apart = (together.means[layer] - alone.means[layer]).abs().max()
+            assert float(apart) < 1e-5 * scale
+
+
+# Gemma's norms compute in fp32 whatever the model's dtype: its steps must be larger.
+@pytest.mark.parametrize(
+    ("family", "size", "tolerance"), [("gpt_neox", 1e-4, 1e-4), ("gemma2", 4e-3, 1e-2)]
+)
+def test_the_signed_mean_gradient_is_what_a_shift_does_to_the_mean_loss(
+    family: str, size: float, tolerance: float
+) -> None:
+    model = tiny_models.build(family, seed=7).double()
+    predictions = sum(len(ids) - 1 for ids in IDS)
+    found = run(model, layers=(1,), gradients=True).means[1][0]
+
+    def mean_loss(dimension: int, step: float) -> float:
+        total = 0.0
+        for ids, start in zip(IDS, STARTS, strict=True):
+            shift = torch.zeros(1, len(ids), tiny_models.HIDDEN, dtype=torch.float64)
+            shift[:, start:, dimension] = step
+            with torch.no_grad(), shifted(blocks(model)[1].mlp, shift, []):
+                total += float(summed_loss(model, ids)) if len(ids) > 1 else 0.0
+        return total / predictions
+
+    for dimension in (0, 13, 31):
+        slope = (mean_loss(dimension, size) - mean_loss(dimension, -size)) / (2 * size)
+        assert float(found[dimension]) == pytest.approx(slope, rel=tolerance)
+
+
+def test_all_layers_come_from_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_models.build("qwen2", seed=1)
+    passes: list[int] = []
+    blocks(model)[0].register_forward_hook(lambda *_: passes.append(1))
+    backward: list[int] = []
+    real = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a: (backward.append(1), real(*a))[1])
+    run(model, layers=(0, 1, 2), batch_size=2, gradients=True)
+    assert len(passes) == len(backward) == 3
+
+
+def test_values_need_no_backward_no_head_and_no_later_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("not in a pass over values")
+
+    model = tiny_models.build("llama", seed=1)
+    monkeypatch.setattr(torch.autograd, "grad", never)
+    monkeypatch.setattr(torch.Tensor, "backward", never)
+    model.lm_head.register_forward_hook(never)
+    blocks(model)[2].self_attn.register_forward_hook(never)
+    assert run(model, layers=(0, 1)).means[1].shape == (2, tiny_models.HIDDEN)
+
+
+def test_a_model_is_left_as_it_was() -> None:
+    model = tiny_models.build("llama", seed=1)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    run(model, gradients=True)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class Stops(Neurons):
+    """Presses Ctrl-C while the second layer of a batch is added."""
+
+    def __init__(self, batch: int) -> None:
+        self.left = batch * len(LAYERS)
+
+    def add(self, sums: LayerSums, layer: int, at: Activations) -> None:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        super().add(sums, layer, at)
+
+
+def test_what_is_finished_when_ctrl_c_comes_is_kept() -> None:
+    model = tiny_models.build("llama", seed=2)
+    lens = Stops(2)
+    lens.left += 1
+    found = run(model, lens=lens, batch_size=1)
+    assert found.partial
+    assert found.totals.texts == 2
+    order = importance._order(tokens(), Settings(LAYERS, batch_size=1))
+    finished = [rows[0] for rows in order[:2]]
+    assert finished[0] == 4  # the longest first
+    part = Tokens([IDS[i] for i in finished], [STARTS[i] for i in finished], np.arange(2), {})
+    reader = Reader("tiny", model)
+    whole = importance.measure(reader, part, 0, Neurons(), Settings(LAYERS, batch_size=1))
+    assert not whole.partial
+    for layer in LAYERS:
+        np.testing.assert_allclose(found.means[layer], whole.means[layer], rtol=1e-12)
+    with pytest.raises(KeyboardInterrupt):  # nothing is finished: nothing to keep
+        run(model, lens=Stops(0))
+
+
+def test_bad_input_is_said() -> None:
+    broken = tiny_models.build("llama", seed=2)
+    with torch.no_grad():
+        broken.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(BadInput, match="layer 0 is not finite"):
+        run(broken)
+    with pytest.raises(BadInput, match="mixture of experts"):
+        run(tiny_models.build("mixtral"), site="mlp_hidden")
+    single = Tokens([[5], [6]], [0, 0], np.arange(2), {})
+    reader = Reader("tiny", tiny_models.build("llama"))
+    with pytest.raises(BadInput, match="nothing is predicted"):
+        importance.measure(reader, single, 0, Neurons(), Settings(LAYERS, gradients=True))

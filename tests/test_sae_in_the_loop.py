@@ -1,0 +1,175 @@
+"""Sparse autoencoders in the loop of a model: values, gradients, and what stays sparse."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from torch.nn import functional
+
+from model_diffs import importance
+from model_diffs.dictionaries.sae import Features, Sae
+from model_diffs.errors import BadInput
+from model_diffs.importance import Settings
+from model_diffs.importance_lenses import SaeFeatures
+from model_diffs.passes import Reader, Tokens
+
+D, L, K = tiny_models.HIDDEN, 160, 6
+IDS = [[1, 20, 30, 40, 50, 60, 70], [1, 99], [5, 6, 7, 8]]
+STARTS = [1, 1, 0]
+TOKENS = Tokens(IDS, STARTS, np.arange(3), {})
+X = torch.randn(40, D, generator=torch.Generator().manual_seed(9))
+
+
+def dense(found: Features, tokens: int, size: int = L) -> torch.Tensor:
+    out = torch.zeros(tokens, size)
+    out[found.tokens, found.features] = found.values
+    return out
+
+
+def parts_of(sae_seed: int = 2) -> list[torch.Tensor]:
+    """W_enc, b_enc, W_dec, b_dec."""
+    torch.manual_seed(sae_seed)
+    encoder = torch.randn(L, D) / D**0.5
+    decoder = encoder / encoder.norm(dim=1, keepdim=True) + 0.05 * torch.randn(L, D)
+    return [encoder, 0.1 * torch.randn(L), decoder, 0.3 * torch.randn(D)]
+
+
+def an_sae(activation: str) -> Sae:
+    parts = parts_of()
+    kinds: dict[str, Any] = {
+        "topk": {"k": K},
+        "jumprelu": {"threshold": torch.rand(L)},
+        "gated": {"magnitude": ((0.3 * torch.randn(L)).exp(), 0.2 * torch.randn(L))},
+        "relu": {},
+    }
+    return Sae(*parts, activation, subtract=True, **kinds[activation])
+
+
+def losses_in_the_loop(
+    model: Any, layer: int, sae: Sae, change: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[float, list[torch.Tensor], list[torch.Tensor]]:
+    """Summed loss with features (changed) decoded and the error added back, text by text; the
+    features `[positions, d_sae]` and ∂loss/∂features of each."""
+    total, features, slopes = 0.0, [], []
+    for ids in IDS:
+        held: list[torch.Tensor] = []
+
+        def hook(module: Any, args: Any, output: Any, held: list[torch.Tensor] = held) -> Any:
+            x = output[0]
+            f = dense(sae.encode(x), len(x), sae.d_sae).requires_grad_()
+            error = (x - (f @ sae.decoder + sae.decoder_bias)).detach()
+            held.append(f)
+            return (change(f) @ sae.decoder + sae.decoder_bias + error)[None]
+
+        handle = model.model.layers[layer].mlp.register_forward_hook(hook)
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+        handle.remove()
+        loss = functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum")
+        total += loss.item()
+        features.append(held[0].detach())
+        slopes.append(torch.autograd.grad(loss, held[0])[0])
+    return total, features, slopes
+
+
+PREDICTIONS = sum(len(ids) - 1 for ids in IDS)
+
+
+@pytest.mark.parametrize("activation", ["topk", "jumprelu", "gated", "relu"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_feature_means_are_those_of_an_sae_in_the_loop(activation: str, batch_size: int) -> None:
+    model, sae, layer = tiny_models.build("llama", seed=8), an_sae(activation), 1
+    plain = sum(
+        model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
+        * (len(ids) - 1)
+        for ids in IDS
+    )
+    looped, features, slopes = losses_in_the_loop(model, layer, sae, lambda f: f)
+    assert looped == pytest.approx(plain, rel=1e-5)  # the error added back leaves the loss alone
+    counted = [slice(start, None) for start in STARTS]
+    f = torch.cat([one[part] for one, part in zip(features, counted, strict=True)]).double()
+    g = torch.cat([one[part] for one, part in zip(slopes, counted, strict=True)]).double()
+    g = g * (f > 0)  # nothing flows through what is not active
+    reader, lens = Reader("tiny", model), SaeFeatures({layer: sae})
+    values = importance.measure(reader, TOKENS, 0, lens, Settings((layer,), batch_size=batch_size))
+    expected = torch.stack([f.mean(0), f.abs().mean(0)])
+    np.testing.assert_allclose(values.means[layer], expected, rtol=1e-4, atol=1e-6)
+    what = Settings((layer,), gradients=True, batch_size=batch_size)
+    found = importance.measure(reader, TOKENS, 0, lens, what)
+    expected = torch.stack([g.sum(0), g.abs().sum(0)]) / PREDICTIONS
+    np.testing.assert_allclose(found.means[layer], expected, rtol=1e-4, atol=1e-6)
+    assert found.totals.loss == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_feature_turned_down_changes_the_loss_as_its_gradient_says() -> None:
+    model, sae, layer = tiny_models.build("llama", seed=8), an_sae("topk"), 1
+    before, features, slopes = losses_in_the_loop(model, layer, sae, lambda f: f)
+    f, g = torch.cat(features), torch.cat(slopes)
+    feature = int(((f * g).sum(0)).abs().argmax())
+    for share in (0.1, 1.0):  # turned down a little, and switched off
+        mask = torch.ones(sae.d_sae)
+        mask[feature] = 1 - share
+        after = losses_in_the_loop(model, layer, sae, lambda f, mask=mask: f * mask)[0]
+        first_order = float(-(f * g).sum(0)[feature]) * share
+        assert after - before == pytest.approx(first_order, rel=0.02 + 0.3 * share)
+
+
+@pytest.mark.parametrize("activation", ["topk", "relu"])
+def test_slopes_are_products_with_decoder_rows_however_they_are_formed(
+    activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model_diffs.dictionaries import sae as module
+
+    sae, gradient = an_sae(activation), torch.randn(len(X), D)
+    found = sae.encode(X)
+    expected = (gradient @ sae.decoder.T)[found.tokens, found.features]
+    for share, rows in ((0.0, 1 << 22), (2.0, 1 << 22), (2.0, 3 * D)):
+        monkeypatch.setattr(module, "_DENSE_SHARE", share)
+        monkeypatch.setattr(module, "_DECODER_ROWS", rows)
+        torch.testing.assert_close(sae.slopes(found, gradient), expected, rtol=1e-5, atol=1e-6)
+        expected_x = dense(found, len(X)) @ sae.decoder + sae.decoder_bias
+        torch.testing.assert_close(sae.decode(found, len(X)), expected_x, rtol=1e-4, atol=1e-5)
+
+
+def test_features_never_stand_dense_for_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_diffs import importance_lenses
+
+    model, sae, sizes = tiny_models.build("llama", seed=8), an_sae("topk"), []
+    real = Sae.encode
+    monkeypatch.setattr(Sae, "encode", lambda self, x: (sizes.append(len(x)), real(self, x))[1])
+    lens, what = SaeFeatures({1: sae}), Settings((1,), batch_size=3)
+    whole = importance.measure(Reader("tiny", model), TOKENS, 0, lens, what)
+    assert sizes == [11]
+    sizes.clear()
+    monkeypatch.setattr(importance_lenses, "_PRE_ACTIVATIONS", 2 * L)
+    parts = importance.measure(Reader("tiny", model), TOKENS, 0, lens, what)
+    assert max(sizes) == 2
+    np.testing.assert_allclose(parts.means[1], whole.means[1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_transcoder_reads_what_enters_the_mlp() -> None:
+    model, layer = tiny_models.build("llama", seed=8), 1
+    coder = Sae(*parts_of(), "topk", subtract=False, k=K, transcoder=True)
+    rows = []
+    handle = model.model.layers[layer].mlp.register_forward_pre_hook(
+        lambda m, args: rows.append(args[0][0])
+    )
+    with torch.no_grad():
+        for ids in IDS:
+            model(input_ids=torch.tensor([ids]))
+    handle.remove()
+    x = torch.cat([row[start:] for row, start in zip(rows, STARTS, strict=True)])
+    expected = dense(coder.encode(x), len(x)).mean(0)
+    reader = Reader("tiny", model)
+    found = importance.measure(reader, TOKENS, 0, SaeFeatures({layer: coder}), Settings((layer,)))
+    np.testing.assert_allclose(found.means[layer][0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_sae_of_another_width_is_refused() -> None:
+    model = tiny_models.build("llama", seed=8)
+    parts = (torch.zeros(9, 48), torch.zeros(9), torch.zeros(9, 48), torch.zeros(48))
+    lens = SaeFeatures({1: Sae(*parts, "relu", subtract=True)})
+    with pytest.raises(BadInput, match=f"{D} wide, its SAE is for 48"):
+        importance.measure(Reader("tiny", model), TOKENS, 0, lens, Settings((1,)))

@@ -1,0 +1,60 @@
+"""Which SAE is for which place of a model, and where it is found."""
+
+from pathlib import Path
+
+import pytest
+from test_sae import write_learning, write_saelens, write_sparsify
+
+from model_diffs.dictionaries import sae_sources
+from model_diffs.dictionaries.sae_files import LEARNING, SPARSIFY
+from model_diffs.errors import BadInput
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "site"),
+    [
+        ("layers.3.mlp", 3, "mlp_out"),
+        ("layers.3", 3, "residual"),
+        ("h.11.mlp", 11, "mlp_out"),
+        ("blocks.3.hook_mlp_out", 3, "mlp_out"),
+        ("blocks.3.hook_resid_post", 3, "residual"),
+        ("blocks.3.hook_resid_pre", 2, "residual"),
+        ("blocks.3.mlp.hook_post", 3, "mlp_hidden"),
+        ("blocks.3.attn.hook_z", 3, sae_sources.OTHER),
+        ("resid_post_layer_3", 3, "residual"),
+        ("mlp_out_layer_3", 3, "mlp_out"),
+        ("trainer_0", None, None),
+    ],
+)
+def test_places_are_known_by_their_names(name: str, layer: int | None, site: str | None) -> None:
+    assert sae_sources.place_of(name) == (layer, site)
+
+
+def test_a_layer_gets_the_one_sae_that_is_for_it(tmp_path: Path) -> None:
+    source = str(tmp_path)
+    write_sparsify(tmp_path / "layers.0.mlp")
+    write_sparsify(tmp_path / "layers.2.mlp")
+    write_saelens(tmp_path / "b", hook_name="blocks.1.hook_resid_post")
+    write_learning(tmp_path / "mlp" / "trainer_0", "AutoEncoder", layer=1, submodule_name="mlp_out")
+    found = sae_sources.find(source)
+    chosen = sae_sources.choose(source, found, None, "mlp_out")
+    assert {layer: one.format for layer, one in chosen.items()} == {
+        0: SPARSIFY,
+        1: LEARNING,
+        2: SPARSIFY,
+    }
+    assert list(sae_sources.choose(source, found, None, "residual")) == [1]
+    with pytest.raises(BadInput, match=r"no SAE for mlp_out of layer 3.*layers\.0\.mlp"):
+        sae_sources.choose(source, found, (0, 3), "mlp_out")
+    with pytest.raises(BadInput, match="no SAE for mlp_hidden"):
+        sae_sources.choose(source, found, None, "mlp_hidden")
+    write_sparsify(tmp_path / "other" / "layers.2.mlp")
+    with pytest.raises(BadInput, match="several SAEs for layer 2"):
+        sae_sources.choose(source, sae_sources.find(source), None, "mlp_out")
+    write_sparsify(tmp_path / "other" / "nameless")
+    nameless = str(tmp_path / "other" / "nameless")
+    assert list(sae_sources.choose(nameless, sae_sources.find(nameless), (5,), "mlp_out")) == [5]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(BadInput, match="no SAE in it"):
+        sae_sources.find(str(empty))
