@@ -173,7 +173,7 @@ def test_switching_between_comparisons(browser: Any, written: Path) -> None:
         assert opened.shown() == {"2"}
         # A number of another model shows that model, where the number is.
         opened.tab.locator("[data-rows] tr").nth(1).locator("a.value").first.click()
-        opened.tab.wait_for_function("document.activeElement.matches('tr')")
+        opened.tab.wait_for_function("document.activeElement.matches('tbody')")
         assert opened.shown() == {"1"}
         assert opened.problems == []
 
