@@ -104,20 +104,22 @@ def write(
     """Table, summary, figure and examples of one comparison."""
     from model_diffs import text_datasets
     from model_diffs.checkpoints import Checkpoint
-    from model_diffs.dictionaries import diffing_examples, diffing_report, itda
+    from model_diffs.dictionaries import diffing_contexts, diffing_examples, diffing_report, itda
     from model_diffs.figures import model_colour
 
     planned = run.planned
     title, (name_a, name_b) = arguments.title_of(planned), arguments.names_of(planned)
     atoms = diffing_report.atoms_of(options.itda)
     run.table("latents", diffing_report.latent_rows(found, diffing.itda, atoms))
-    run.document("summary", diffing_report.summary(found, reading, options.top, name_b))
+    shares = diffing_contexts.shares(found, reading, options.top)
+    run.document("summary", diffing_report.summary(found, shares, name_b))
     colour = model_colour(planned.model_b)
     heading = f"Model diffing, layer {diffing.itda.layer}: {title}"
     run.figure(FOLDER, diffing_report.figure(found, heading, (name_a, name_b), colour))
     names = diffing_examples.Names(f"{title}, layer {diffing.itda.layer}", name_a, name_b)
-    said = diffing_report.notes(found, name_b)
-    page = diffing_examples.page(found, reading, diffing.tokenizer, atoms, names, options.top, said)
+    said = diffing_report.notes(found, shares, name_b)
+    shown = diffing_examples.Shown(options.top, options.contexts)
+    page = diffing_examples.page(found, reading, diffing.tokenizer, atoms, names, shown, said)
     (run.path / "examples.html").write_text(page, encoding="utf-8")
     checkpoints = [Checkpoint.open(m) for m in (planned.model_a, planned.model_b)]
     for checkpoint in checkpoints:
@@ -144,12 +146,8 @@ def compare_dictionaries(first: str, second: str) -> None:
         print("The dictionaries read different texts: their atoms cannot be the same ones.")
 
 
-def main() -> None:
+def compare(options: argparse.Namespace) -> None:
     """Compare what is not complete; the base is encoded once for all changed models."""
-    options = parse_arguments()
-    if options.compare_dictionaries:
-        compare_dictionaries(*options.compare_dictionaries)
-        return
     todo = runs.pending(planned_runs(options), options.force)
     if not todo:
         return
@@ -177,6 +175,15 @@ def main() -> None:
     for planned, one in zip(todo, found, strict=True):
         with runs.open_run(planned) as run:
             write(run, one, diffing, reading, options)
+
+
+def main() -> None:
+    """The command line."""
+    options = parse_arguments()
+    if options.compare_dictionaries:
+        compare_dictionaries(*options.compare_dictionaries)
+    else:
+        compare(options)
 
 
 if __name__ == "__main__":

@@ -142,9 +142,8 @@ def write(
     print(f"{run.planned.folder}: {report.line(one)}")
 
 
-def main() -> None:
+def train(options: argparse.Namespace) -> None:
     """Train the dictionaries that are not complete, in one pass."""
-    options = parse_arguments()
     todo = runs.pending(planned_runs(options), options.force)
     if not todo:
         return
@@ -165,6 +164,11 @@ def main() -> None:
         trained = itda_training.train(reader, reading, pad, layers, settings_of(options))
         for run, one in zip(opened, trained, strict=True):
             write(run, one, reading, tokenizer, options)
+
+
+def main() -> None:
+    """The command line."""
+    train(parse_arguments())
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from model_diffs.errors import BadInput
 from model_diffs.intervals import Interval, ratio_interval
 from model_diffs.passes import Reader
 
+# Documents kept per context that is shown: many begin alike, and then only one of them is.
+SPARE = 4
 # Side by side only where the models take less than this share of the free memory.
 SHARE = 0.5
 
@@ -141,7 +143,7 @@ class ModelDiffing:
             self.tokenizer.pad_token_id,
             self.batch_size,
             max_steps,
-            self.contexts,
+            SPARE * self.contexts,
             keep_activations,
             self.device,
         )

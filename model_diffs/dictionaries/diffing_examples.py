@@ -1,5 +1,6 @@
 """The page of examples: the latents that changed most, and the texts in which they are active."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from model_diffs.dictionaries.diffing import Comparison
-from model_diffs.dictionaries.diffing_sums import Contexts
+from model_diffs.dictionaries.diffing_sums import Contexts, ModelTotals
 from model_diffs.dictionaries.itda_reading import Reading
 
 TEMPLATE = "itda_examples.html.j2"
@@ -21,6 +22,15 @@ class Names(NamedTuple):
     title: str
     a: str
     b: str
+
+
+class Shown(NamedTuple):
+    """How much is shown."""
+
+    latents: int
+    """In each direction."""
+    contexts: int
+    """Of each latent."""
 
 
 class Atom(NamedTuple):
@@ -57,13 +67,21 @@ class Part(NamedTuple):
     latents: list[Latent]
 
 
-def contexts(top: Contexts, latent: int, reading: Reading, tokenizer: Any) -> list[Context]:
-    """Documents in which a latent is most active, cut to what stands around the token."""
-    found = []
+def contexts(
+    top: Contexts, latent: int, reading: Reading, tokenizer: Any, count: int
+) -> list[Context]:
+    """Up to `count` texts in which a latent is most active, cut to what stands around the token.
+
+    Of texts that are the same up to that token, where a causal model is in the same state, one.
+    """
+    found: dict[tuple[int, ...], Context] = {}
     for value, row, position in zip(*(part[:, latent].tolist() for part in top), strict=True):
         if row < 0 or value == -np.inf:
-            continue
+            break
         ids = reading.tokens.ids[row]
+        beginning = tuple(ids[: position + 1])
+        if beginning in found or len(found) == count:
+            continue
         pieces = (
             ids[max(0, position - AROUND) : position],
             ids[position : position + 1],
@@ -71,8 +89,8 @@ def contexts(top: Contexts, latent: int, reading: Reading, tokenizer: Any) -> li
         )
         source = reading.names[reading.sources[row]]
         before, token, after = (tokenizer.decode(piece) for piece in pieces)
-        found.append(Context(f"{value:.2f}", source, before, token, after))
-    return found
+        found[beginning] = Context(f"{value:.2f}", source, before, token, after)
+    return list(found.values())
 
 
 def page(
@@ -81,7 +99,7 @@ def page(
     tokenizer: Any,
     atoms: dict[int, Atom],
     names: Names,
-    top: int,
+    shown: Shown,
     notes: list[str],
 ) -> str:
     """The page as HTML; everything that comes from texts or models is escaped."""
@@ -89,8 +107,14 @@ def page(
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined
     )
-    rose = _part(found, reading, tokenizer, atoms, names, found.order[:top], rising=True)
-    fell = _part(found, reading, tokenizer, atoms, names, found.order[::-1][:top], rising=False)
+
+    def texts(totals: ModelTotals, latent: int) -> list[Context]:
+        return contexts(totals.top, latent, reading, tokenizer, shown.contexts)
+
+    parts = [
+        _part(found, atoms, names, found.order[::-1][: shown.latents], False, texts),
+        _part(found, atoms, names, found.order[: shown.latents], True, texts),
+    ]
     fits = [
         {
             "texts": name,
@@ -113,18 +137,17 @@ def page(
         name_b=names.b,
         fits=fits,
         notes=notes,
-        parts=[part for part in (fell, rose) if part.latents],
+        parts=[part for part in parts if part.latents],
     )
 
 
 def _part(
     found: Comparison,
-    reading: Reading,
-    tokenizer: Any,
     atoms: dict[int, Atom],
     names: Names,
     latents: np.ndarray,
     rising: bool,
+    texts: Callable[[ModelTotals, int], list[Context]],
 ) -> Part:
     """Texts are those of the model in which the latent is more active."""
     changes = found.changes
@@ -138,12 +161,12 @@ def _part(
         means = [float(one.totals.mean[latent]) for one in (found.base, found.changed)]
         numbers = (
             f"mean {means[0]:.4f} in {names.a}, {means[1]:.4f} in {names.b}; change "
-            f"{difference:+.4f} ± {float(changes.std_error[latent]):.4f} (standard error), "
+            f"{difference:+.4f}, standard error {float(changes.std_error[latent]):.4f}, "
             + ("in too few documents to test" if np.isnan(q) else f"q = {q:.2g}")
             + f"; in {int(changes.documents[latent])} documents"
         )
-        texts = contexts(side.totals.top, latent, reading, tokenizer)
-        shown.append(Latent(f"Latent {latent}", numbers, atoms.get(latent), texts))
+        own = texts(side.totals, latent)
+        shown.append(Latent(f"Latent {latent}", numbers, atoms.get(latent), own))
     name = names.b if rising else names.a
     return Part(
         f"{'More' if rising else 'Less'} active in {names.b}",

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from model_diffs.dictionaries.diffing import Comparison, Fit
+from model_diffs.dictionaries.diffing_contexts import Shares
 from model_diffs.dictionaries.diffing_examples import Atom
 from model_diffs.dictionaries.itda import ITDA
-from model_diffs.dictionaries.itda_reading import Reading
 from model_diffs.errors import BadInput
 from model_diffs.figures import BASE, WIDTH_INCHES
 from model_diffs.intervals import Interval
@@ -92,64 +92,35 @@ def significant(found: Comparison) -> np.ndarray:
     return np.nan_to_num(found.changes.q_value, nan=1.0) < SIGNIFICANT
 
 
-# ── where the changed latents live ────────────────────────────────────────────────────────────────
-
-
-class Shares(NamedTuple):
-    """Share of the top latents whose highest activation is in a text of each data set."""
-
-    fell: dict[str, float]
-    rose: dict[str, float]
-    chance: dict[str, float]
-    """The same share among all latents of the base that occur."""
-    fell_latents: int
-    rose_latents: int
-
-
-def shares(found: Comparison, reading: Reading, top: int) -> Shares:
-    """Which data set the latents that changed most belong to, against what chance gives."""
-    by_fall = found.order[::-1]
-    difference = found.changes.difference
-    fell = by_fall[difference[by_fall] < 0][:top]
-    rose = found.order[difference[found.order] > 0][:top]
-    base, changed = found.base.totals, found.changed.totals
-    return Shares(
-        _by_source(base.top.documents[0].numpy()[fell], reading),
-        _by_source(changed.top.documents[0].numpy()[rose], reading),
-        _by_source(base.top.documents[0].numpy()[base.frequency > 0], reading),
-        len(fell),
-        len(rose),
-    )
-
-
-def _by_source(rows: np.ndarray, reading: Reading) -> dict[str, float]:
-    rows = rows[rows >= 0]
-    if not len(rows):
-        return {}
-    found = np.bincount(reading.sources[rows], minlength=len(reading.splits)) / len(rows)
-    return dict(zip(reading.names, found.tolist(), strict=True))
-
-
 # ── summary ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def notes(found: Comparison, name_b: str) -> list[str]:
+def notes(found: Comparison, shares: Shares | None, name_b: str) -> list[str]:
     """What must be said in plain words."""
-    fit = found.fits["all"]
-    said = []
+    fit, said = found.fits["all"], []
     if fit.worse:
         said.append(
             f"The base's dictionary fits {name_b} worse: FVU {float(fit.b.mean):.3f} against "
-            f"{float(fit.a.mean):.3f}. Part of what it represents lies outside what the atoms "
-            "span with so few coefficients, and is in no latent's difference."
+            f"{float(fit.a.mean):.3f}. What it leaves out is in no latent's difference."
         )
+    for word, share in (shares._asdict() if shares else {}).items():
+        if share.latents:
+            parts = [
+                f"{share.share[name]:.0%} {name} (chance {share.chance[name]:.0%}, "
+                f"p = {share.p_value[name]:.2g})"
+                for name in share.share
+            ]
+            said.append(
+                f"Contexts of the {share.latents} latents that {word} most: {', '.join(parts)}; "
+                f"{share.shared} with a beginning that the data sets share were passed over."
+            )
     return said
 
 
-def summary(found: Comparison, reading: Reading, top: int, name_b: str) -> dict[str, Any]:
+def summary(found: Comparison, shares: Shares | None, name_b: str) -> dict[str, Any]:
     """What summary.json says."""
     changes, marked = found.changes, significant(found)
-    chosen = shares(found, reading, top)
+    whose = {key: share._asdict() for key, share in shares._asdict().items()} if shares else None
     return {
         "documents": found.fits["all"].documents,
         "tokens": found.fits["all"].tokens,
@@ -160,8 +131,8 @@ def summary(found: Comparison, reading: Reading, top: int, name_b: str) -> dict[
         "false_discovery_rate": SIGNIFICANT,
         "fvu": {name: _fit(fit) for name, fit in found.fits.items()},
         "fits_worse": found.fits["all"].worse,
-        "notes": notes(found, name_b),
-        "top_contexts": {"top": top, **chosen._asdict()},
+        "notes": notes(found, shares, name_b),
+        "contexts_of_top_latents": whose,
     }
 
 
