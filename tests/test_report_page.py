@@ -255,19 +255,22 @@ def test_the_same_signature_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_the_page_stays_within_its_budget_and_says_how(tmp_path: Path) -> None:
+def test_the_page_stays_within_its_size_and_says_how(tmp_path: Path) -> None:
     signature = planted.signature()
     planted.figures(signature, tmp_path)
     image = planted.picture(0)
     whole = page.render(signature, image, tmp_path)
     assert "256 colours" not in whole and "Open the figure" not in whole
-    figures = re.findall(r"data:image/png;base64,([^\"]+)", whole)
-    total = sum(map(len, figures))
-    # Just short of what they take: fewer colours are enough, and nothing is left out.
-    less = page.render(signature, image, tmp_path, total - 1)
+    count = len(re.findall("data:image/png", whole))
+    # Somewhat short of what it takes: fewer colours are enough, and nothing is left out.
+    less = page.render(signature, image, tmp_path, len(whole) - 2000)
     assert "256 colours" in less and "Open the figure" not in less
-    assert len(less) < len(whole)
-    # Room for the signature alone: the others are links.
-    least = page.render(signature, image, tmp_path, len(figures[0]) + 22)
-    assert len(re.findall("data:image/png", least)) == 1
-    assert least.count("Open the figure") == len(figures) - 1
+    assert len(less) < len(whole) - 2000
+    # Less still: some are links, the signature stays.
+    half = page.render(signature, image, tmp_path, len(whole) // 2)
+    assert len(half) <= len(whole) // 2
+    linked = half.count("Open the figure")
+    assert linked and len(re.findall("data:image/png", half)) + linked == count
+    # No room at all: the text is whole.
+    least = page.render(signature, image, tmp_path, 0)
+    assert least.count("Open the figure") == count - 1

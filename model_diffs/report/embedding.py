@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-BUDGET_BYTES = 4_500_000  # of a page of five million; base64 included, text not
+AT_ONCE = 16  # figures shrunk before the next look at how much room is left
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -59,36 +59,48 @@ def fewer_colours(content: bytes) -> bytes:
     return min(buffer.getvalue(), content, key=len)
 
 
-def _encoded_size(contents: dict[Path, bytes]) -> int:
-    return sum(4 * -(-len(content) // 3) for content in contents.values())
+def _encoded_size(content: bytes) -> int:
+    return 4 * -(-len(content) // 3)
 
 
-def embed(paths: Sequence[Path], budget: int = BUDGET_BYTES) -> Embedding:
+def _shrunk(paths: Sequence[Path], contents: dict[Path, bytes], budget: int) -> dict[Path, bytes]:
+    """Figures in fewer colours, as many as fit: what will not be shown is not worked on."""
+    kept: dict[Path, bytes] = {}
+    used = 0
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), AT_ONCE):
+            chunk = paths[start : start + AT_ONCE]
+            for path, content in zip(
+                chunk, pool.map(fewer_colours, (contents[path] for path in chunk)), strict=True
+            ):
+                cost = _encoded_size(content)
+                if used + cost > budget:
+                    return kept
+                kept[path] = content
+                used += cost
+    return kept
+
+
+def embed(paths: Sequence[Path], budget: int) -> Embedding:
     """Figures as data URIs of at most `budget` bytes together, the first ones before later ones.
 
     Files that are not there, or are of a kind that pages do not show, are left to their links.
     """
     contents = {p: p.read_bytes() for p in paths if p.suffix in TYPES and p.is_file()}
     notes = []
-    before = _encoded_size(contents)
-    if before > budget:
-        with ThreadPoolExecutor() as pool:
-            contents = dict(zip(contents, pool.map(fewer_colours, contents.values()), strict=True))
-        after = _encoded_size(contents)
-        notes.append(
-            f"The {len(contents)} figures are shown in 256 colours, {after / 1e6:.1f} MB in place "
-            f"of {before / 1e6:.1f} MB; their files are untouched."
+    kept = contents
+    if sum(map(_encoded_size, contents.values())) > budget:
+        kept = _shrunk(list(contents), contents, budget)
+        before, after = (
+            sum(_encoded_size(found[path]) for path in kept) / 1e6 for found in (contents, kept)
         )
-    kept, used = {}, 0
-    for path, content in contents.items():
-        cost = _encoded_size({path: content})
-        if used + cost > budget:
-            continue
-        kept[path] = as_uri(content, path.suffix)
-        used += cost
+        if kept:
+            notes.append(
+                f"{len(kept)} figures are shown in 256 colours, which takes {after:.1f} MB in "
+                f"place of {before:.1f} MB; their files are untouched."
+            )
     if left := len(contents) - len(kept):
-        notes.append(
-            f"{left} figures more would make this page larger than five million bytes: "
-            "they are linked in their places."
-        )
-    return Embedding(kept, " ".join(notes))
+        more = f"{left} more figure{'s' if left > 1 else ''}"
+        notes.append(f"{more} would make this page too large and stand as links.")
+    uris = {path: as_uri(content, path.suffix) for path, content in kept.items()}
+    return Embedding(uris, " ".join(notes))

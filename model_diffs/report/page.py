@@ -15,11 +15,13 @@ from markupsafe import Markup
 
 from model_diffs import figures
 from model_diffs.report import embedding, formatting, views
-from model_diffs.report.embedding import Embedding
-from model_diffs.report.signature import Measure, Signature
+from model_diffs.report.embedding import Embedded
+from model_diffs.report.signature import Signature
 from model_diffs.report.views import Picture
 
 TEMPLATES = Path(__file__).parent / "templates"
+PAGE_BYTES = 5_000_000
+FIGURE_TEXT_BYTES = 500  # what an embedded figure adds besides its data
 
 
 def _environment() -> Environment:
@@ -91,20 +93,18 @@ def _in_any_format(outroot: Path, path: str) -> str:
     return ""
 
 
-def pictures_of(
-    signature: Signature, outroot: Path, budget: int = embedding.BUDGET_BYTES
-) -> tuple[dict[str, Picture], Embedding]:
-    """The figures of all axes by the path that the axis names, embedded as far as they fit."""
-    wanted = wanted_figures(signature, outroot)
-    embedded = embedding.embed([outroot / path for path, _, _ in wanted], budget)
+def _pictures(
+    wanted: Sequence[tuple[str, str, str]], embedded: Mapping[Path, Embedded], outroot: Path
+) -> dict[str, Picture]:
+    """The figures by the path that the axis names: embedded where they are, else linked."""
     found = {}
     for path, caption, alternative in wanted:
-        one = embedded.figures.get(outroot / path)
+        one = embedded.get(outroot / path)
         shown = (one.uri, one.width, one.height) if one else ("", None, None)
         picture = Picture(*shown, views.link(path), caption, alternative)
         # An axis names the PNG; the picture may be of another format.
         found[path] = found[str(Path(path).with_suffix(".png").as_posix())] = picture
-    return found, embedded
+    return found
 
 
 def _signature_picture(image: bytes, signature: Signature) -> Picture:
@@ -153,46 +153,44 @@ def by_step(runs: Sequence[Mapping[str, Any]], signature: Signature) -> list[dic
     return list(steps.values())
 
 
-def _context(signature: Signature, image: bytes, outroot: Path, budget: int) -> dict[str, Any]:
-    picture = _signature_picture(image, signature)
-    pictures, embedded = pictures_of(signature, outroot, max(0, budget - len(picture.uri)))
-    measures: Sequence[Measure] = signature.measures
+def _context(signature: Signature, image: bytes) -> dict[str, Any]:
+    """What the template shows, all but the axes with their figures."""
+    style = _style(signature)
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return {
+        "policy": (
+            f"default-src 'none'; img-src data:; style-src {_allow(style)}; "
+            f"script-src {_allow(script)}; base-uri 'none'; form-action 'none'"
+        ),
+        # Both are files of this package, not values: nothing in them comes from outside.
+        "style": Markup(style),
+        "script": Markup(script),
         "signature": signature,
-        "picture": picture,
+        "picture": _signature_picture(image, signature),
         "spans": _spans(signature),
-        "reference": [views.reference_cell(signature, measure) for measure in measures],
+        "reference": [views.reference_cell(signature, one) for one in signature.measures],
         "rows": views.table_rows(signature),
         "verdicts": views.verdicts(signature),
-        "axes": views.axis_views(signature, pictures),
         "lacking": views.lacking(signature),
-        "note": embedded.note,
         "conditions": signature.provenance,
         "steps": by_step(signature.provenance.get("runs", []), signature),
     }
 
 
-def render(
-    signature: Signature, image: bytes, outroot: Path, budget: int = embedding.BUDGET_BYTES
-) -> str:
-    """The whole page as HTML.
+def render(signature: Signature, image: bytes, outroot: Path, page_bytes: int = PAGE_BYTES) -> str:
+    """The whole page as HTML, of about `page_bytes` at most where the text alone is not more.
 
-    `image`: signature.png; `outroot`: where the axes' figures lie; `budget`: bytes for figures.
+    `image`: signature.png; `outroot`: where the axes' figures lie.
     """
-    style = _style(signature)
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_allow(style)}; "
-        f"script-src {_allow(script)}; base-uri 'none'; form-action 'none'"
-    )
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            **_context(signature, image, outroot, budget),
-            policy=policy,
-            # Both are files of this package, not values: nothing in them comes from outside.
-            style=Markup(style),
-            script=Markup(script),
-        )
-    )
+    template = _environment().get_template("page.html.j2")
+    context = _context(signature, image)
+    wanted = wanted_figures(signature, outroot)
+
+    def html(embedded: Mapping[Path, Embedded], note: str) -> str:
+        pictures = _pictures(wanted, embedded, outroot)
+        return template.render(**context, axes=views.axis_views(signature, pictures), note=note)
+
+    # The text is measured first: figures get the room that it leaves.
+    room = page_bytes - len(html({}, "").encode()) - FIGURE_TEXT_BYTES * len(wanted)
+    made = embedding.embed([outroot / path for path, _, _ in wanted], max(0, room))
+    return html(made.figures, made.note)
