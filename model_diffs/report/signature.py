@@ -127,6 +127,10 @@ class Signature:
     """By measure key: the base's own value, where it has one (accuracies)."""
     sentences: Sequence[Sentence]
     missing: Sequence[Missing]
+    reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """By comparison label and measure key: why there is no value although the step ran."""
+    notes: Sequence[str] = ()
+    """What holds for all conclusions: how many intervals were looked at, what was not there."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """How it was made: `models` [{label, id, …}], `texts` [{split, path, texts, tokens, sha256}],
     `runs` [{step, comparison, folder, device, dtype, seconds, versions, …}]."""
