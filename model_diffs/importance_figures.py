@@ -67,16 +67,23 @@ def draw_histogram(axes: Axes, values: np.ndarray, label: str) -> None:
 
 def draw_scatter(axes: Axes, values: np.ndarray, label: str) -> None:
     """Each dimension a dot at its number; the largest named."""
-    many = len(values) > _MANY
-    size, alpha = (1.5, 0.35) if many else (9.0, 0.6)
-    axes.scatter(
-        *(np.arange(len(values)), values), s=size, alpha=alpha, color=MLP, lw=0, rasterized=True
-    )
+    _dots(axes, np.arange(len(values)), values, 9.0)
     _name_largest(axes, values)
-    axes.axhline(0.0, color="#999999", lw=0.8)
+    axes.axhline(0.0, color="#999999", lw=0.8, zorder=0.5)
     axes.set_xlim(-0.01 * len(values), 1.06 * len(values))
     axes.set_xlabel("dimension")
     axes.set_ylabel(label)
+
+
+def _dots(axes: Axes, x: np.ndarray, values: np.ndarray, size: float) -> None:
+    """Dots; where there are many, small and pale ones but for the thousandth that is largest."""
+    style: dict[str, Any] = {"color": MLP, "lw": 0, "rasterized": True}
+    if len(values) <= _MANY:
+        axes.scatter(x, values, s=size, alpha=0.55, **style)
+        return
+    top = _largest(values, len(values) // 1000)
+    axes.scatter(x, values, s=1.2, alpha=0.3, **style)
+    axes.scatter(x[top], values[top], s=size, alpha=0.8, **style)
 
 
 def _name_largest(axes: Axes, values: np.ndarray) -> None:
@@ -112,7 +119,7 @@ def draw_layers_histogram(axes: Axes, shown: Shown) -> Any:
     mesh = axes.pcolormesh(edges, rows, table, norm=LogNorm(1, max(table.max(), 2)), cmap="viridis")
     axes.set_yticks(*_layer_ticks(layers))
     axes.set_ylabel("layer")
-    axes.set_xlabel(f"{shown.label}; the last bin holds all beyond")
+    axes.set_xlabel(f"{shown.label}; end bins hold all beyond")
     axes.grid(False)
     return mesh
 
@@ -129,10 +136,7 @@ def draw_layers_scatter(axes: Axes, shown: Shown) -> None:
     layers = list(shown.layers)
     for place, values in enumerate(shown.layers.values()):
         x = place + jitter.uniform(-0.32, 0.32, len(values))
-        many = len(values) > _MANY
-        axes.scatter(
-            *(x, values), s=1.0 if many else 5.0, alpha=0.3 if many else 0.5, color=MLP, lw=0
-        )
+        _dots(axes, x, values, 5.0)
         top = _largest(values, 1)
         if len(top) and len(layers) <= 32:
             at = (float(x[top[0]]), float(values[top[0]]))
@@ -140,7 +144,7 @@ def draw_layers_scatter(axes: Axes, shown: Shown) -> None:
                 *(str(top[0]), at), xytext=(0, 4 if at[1] > 0 else -11),
                 textcoords="offset points", ha="center", fontsize=8, color=_HIGHLIGHT,
             )  # fmt: skip
-    axes.axhline(0.0, color="#999999", lw=0.8)
+    axes.axhline(0.0, color="#999999", lw=0.8, zorder=0.5)
     axes.set_xticks(*_layer_ticks(layers))
     axes.margins(y=0.08)
     axes.set_xlabel("layer (number: its largest dimension)")
@@ -156,9 +160,9 @@ def _new(columns: int, rows: int, title: str, height: float) -> tuple[Figure, np
     )
     # Fixed margins: finding them anew takes longer than drawing, and there are many figures.
     figure.subplots_adjust(
-        *(0.85 / width, 0.62 / tall, 1 - 0.25 / width, 1 - 0.85 / tall),
-        wspace=0.2,
-        hspace=0.36,
+        *(1.0 / width, 0.62 / tall, 1 - 0.25 / width, 1 - 0.85 / tall),
+        wspace=0.22,
+        hspace=1.3 / height,
     )
     figure.suptitle(title, fontsize=12, y=1 - 0.2 / tall, va="top")
     return figure, axes
