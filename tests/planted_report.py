@@ -73,8 +73,10 @@ def signature() -> Signature:
     base_values = {"known": Value(0.98, Source("base/known.csv", "accuracy", ""), 0.95, 1.0)}
     measures = sorted(MEASURES, key=lambda measure: measure.axis != "weights")
     return Signature(
-        "base", COMPARISONS, axes, measures, values, base_values, sentences, missing, _provenance()
-    )
+        "base", COMPARISONS, axes, measures, values, base_values, sentences, missing,
+        {(COMPARISONS[0].label, "back"): f"no gap to come back from: {HOSTILE}"},
+        [f"Of 12 intervals <b>{HOSTILE}</b>."], _provenance(),
+    )  # fmt: skip
 
 
 def _provenance() -> dict[str, object]:

@@ -1,5 +1,6 @@
 """The page in a browser: its numbers are the table's, it sorts, switches, prints, and is inert."""
 
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -85,8 +86,12 @@ class Opened:
         return [text.strip() for text in self.tab.locator(selector).all_inner_texts()]
 
     def models(self) -> list[str]:
-        """The models in the order of the table's rows."""
-        return self.texts("[data-rows] th")
+        """The models in the order of the table's columns."""
+        return self.texts(".measures thead [data-model]")
+
+    def row(self, measure: str) -> Any:
+        """The row of a measure."""
+        return self.tab.locator(f"tr[data-measure={measure}]")
 
     def shown(self) -> set[str]:
         """The models whose panels can be seen."""
@@ -116,48 +121,52 @@ def test_the_tables_numbers_are_those_of_the_csv(browser: Any, written: Path) ->
     table = pd.read_csv(written.parent / "signature.csv").set_index("comparison")
     signature = planted.signature()
     with Opened(browser, written) as opened:
-        rows = opened.tab.locator("[data-rows] tr")
-        assert rows.count() == len(table) == 3
+        assert opened.tab.locator("tr[data-measure]").count() == len(signature.measures)
+        assert opened.models() == [comparison.short for comparison in signature.comparisons]
         seen = 0
-        for i, comparison in enumerate(signature.comparisons):
-            cells = rows.nth(i).locator("td")
-            for j, measure in enumerate(signature.measures):
-                found = cells.nth(j).get_attribute("data-value")
-                cell = table.loc[comparison.label, measure.key]
-                assert (found == "") == pd.isna(cell)
-                if found:
-                    assert float(found) == cell
-                    link = cells.nth(j).locator("a")
-                    text = link.inner_text().split("\n")[0].replace("−", "-")
-                    assert abs(float(text) - cell) <= 0.005 + 0.05 * (abs(cell) >= 10)
-                    title = link.get_attribute("title")
-                    source = signature.values[comparison.label, measure.key].source
-                    assert repr(float(cell)) in title and str(source) in title
-                    # What the number leads to says its source in plain sight.
-                    target = opened.tab.locator(link.get_attribute("href"))
-                    assert source.path in target.inner_text(), (i, j)
-                    seen += 1
+        for measure in signature.measures:
+            cells = opened.row(measure.key).locator("[data-model]")
+            assert cells.count() == len(table) == 3
+            for i, comparison in enumerate(signature.comparisons):
+                found = cells.nth(i).get_attribute("data-value")
+                cell = float(table.loc[comparison.label, measure.key])
+                assert (found == "") == math.isnan(cell)
+                if not found:
+                    why = cells.nth(i).locator(".none").get_attribute("title")
+                    assert why == signature.reasons[comparison.label, measure.key]
+                    continue
+                assert float(found) == cell
+                link = cells.nth(i).locator("a")
+                text = link.inner_text().split("\n")[0].replace("−", "-")
+                assert abs(float(text) - cell) <= (0.05 if abs(cell) >= 10 else 0.005)
+                title = link.get_attribute("title")
+                source = signature.values[comparison.label, measure.key].source
+                assert repr(cell) in title and str(source) in title
+                # What the number leads to says its source in plain sight.
+                target = opened.tab.locator(link.get_attribute("href"))
+                assert source.path in target.text_content()
+                seen += 1
         assert seen == len(signature.values)
 
 
 def test_sorting_by_mouse_and_by_keyboard(browser: Any, written: Path) -> None:
     with Opened(browser, written) as opened:
         start = opened.models()
-        heading = opened.tab.locator("th[aria-sort]").nth(1)
+        heading = opened.row("size").locator("th")
         heading.locator("button").click()
         assert heading.get_attribute("aria-sort") == "ascending"
         assert opened.models() == ["npo", planted.HOSTILE, "filtered"]
+        # Numbers go with their models, in every row.
+        assert opened.texts("[data-measure=rank] td") == ["–", "3.6", "2.2", "9.9"]
         opened.tab.keyboard.press("Enter")
         assert heading.get_attribute("aria-sort") == "descending"
         assert opened.models() == ["filtered", planted.HOSTILE, "npo"]
-        assert opened.texts(".reference th") == ["base"]  # stays where it is
         opened.tab.keyboard.press("Space")
         assert opened.models() == start
         # A model without a number is last both ways.
-        partial = opened.tab.locator("th[aria-sort]").nth(4).locator("button")
-        for _ in range(2):
-            partial.click()
-            assert opened.models()[-1] == "filtered"
+        for order in ([planted.HOSTILE, "npo"], ["npo", planted.HOSTILE]):
+            opened.row("back").locator("button").click()
+            assert opened.models() == [*order, "filtered"]
         assert opened.problems == []
 
 
@@ -172,7 +181,7 @@ def test_switching_between_comparisons(browser: Any, written: Path) -> None:
         opened.tab.keyboard.press("ArrowLeft")
         assert opened.shown() == {"2"}
         # A number of another model shows that model, where the number is.
-        opened.tab.locator("[data-rows] tr").nth(1).locator("a.value").first.click()
+        opened.row("size").locator("[data-model='1'] a").click()
         opened.tab.wait_for_function("document.activeElement.matches('tbody')")
         assert opened.shown() == {"1"}
         assert opened.problems == []
@@ -180,7 +189,7 @@ def test_switching_between_comparisons(browser: Any, written: Path) -> None:
 
 def test_numbers_are_one_tab_stop_and_arrows_move_among_them(browser: Any, written: Path) -> None:
     with Opened(browser, written) as opened:
-        stops = opened.tab.locator("[data-rows] a.value[tabindex='0']")
+        stops = opened.tab.locator(".measures a.value[tabindex='0']")
         assert stops.count() == 1
         stops.focus()
         opened.tab.keyboard.press("ArrowDown")

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from model_diffs import figures
-from model_diffs.report import embedding, formatting, views
+from model_diffs.report import cells, embedding, formatting, views
 from model_diffs.report.embedding import Embedded
 from model_diffs.report.signature import Signature
 from model_diffs.report.views import Picture
@@ -34,7 +34,7 @@ def _environment() -> Environment:
     )
     for name in ("size", "duration", "day", "count"):
         environment.filters[f"as_{name}"] = getattr(formatting, name)
-    environment.filters["link"] = views.link
+    environment.filters["link"] = cells.link
     environment.filters["file_name"] = views.file_name
     return environment
 
@@ -101,7 +101,7 @@ def _pictures(
     for path, caption, alternative in wanted:
         one = embedded.get(outroot / path)
         shown = (one.uri, one.width, one.height) if one else ("", None, None)
-        picture = Picture(*shown, views.link(path), caption, alternative)
+        picture = Picture(*shown, cells.link(path), caption, alternative)
         # An axis names the PNG; the picture may be of another format.
         found[path] = found[str(Path(path).with_suffix(".png").as_posix())] = picture
     return found
@@ -115,19 +115,6 @@ def _signature_picture(image: bytes, signature: Signature) -> Picture:
         "with its 95 % interval. The table below has its numbers."
     )
     return Picture(one.uri, one.width, one.height, "signature.png", "", alternative)
-
-
-def _spans(signature: Signature) -> list[tuple[str, str, int]]:
-    """Key, title and number of columns of each axis, over the table's columns as they stand."""
-    titles = {axis.key: axis.title for axis in signature.axes}
-    spans: list[tuple[str, str, int]] = []
-    for measure in signature.measures:
-        if spans and spans[-1][0] == measure.axis:
-            key, title, width = spans[-1]
-            spans[-1] = (key, title, width + 1)
-        else:
-            spans.append((measure.axis, titles.get(measure.axis, measure.axis), 1))
-    return spans
 
 
 def by_step(runs: Sequence[Mapping[str, Any]], signature: Signature) -> list[dict[str, Any]]:
@@ -167,9 +154,7 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         "script": Markup(script),
         "signature": signature,
         "picture": _signature_picture(image, signature),
-        "spans": _spans(signature),
-        "reference": [views.reference_cell(signature, one) for one in signature.measures],
-        "rows": views.table_rows(signature),
+        "groups": views.table_groups(signature),
         "verdicts": views.verdicts(signature),
         "lacking": views.lacking(signature),
         "conditions": signature.provenance,

@@ -1,49 +1,33 @@
-"""A signature as the page shows it: every number as text, with where it can be looked up."""
+"""The parts of the page from a signature: the table's rows, conclusions, a panel per axis."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
-from urllib.parse import quote
 
-from model_diffs.report import formatting
-from model_diffs.report.signature import (
-    Axis,
-    Comparison,
-    Measure,
-    Sentence,
-    Signature,
-    Source,
-    Value,
+from model_diffs.report.cells import (
+    Cell,
+    SourceLink,
+    absent_cell,
+    number_cell,
+    reference_cell,
+    source_link,
 )
-
-
-class SourceLink(NamedTuple):
-    """A table to open and the cell to look for."""
-
-    name: str
-    href: str
-    cell: str
-
-
-class Cell(NamedTuple):
-    """One number."""
-
-    text: str
-    interval: str
-    exact: str
-    """As sorted by; empty where there is no number."""
-    tooltip: str
-    anchor: str
-    """Id of its row among the axis's numbers; empty where it has none."""
-    source: SourceLink | None
+from model_diffs.report.signature import Axis, Comparison, Measure, Sentence, Signature
 
 
 class Row(NamedTuple):
-    """One comparison in the table."""
+    """One measure in the table: the base's cell and one per comparison."""
 
-    position: int
-    comparison: Comparison
+    measure: Measure
+    base: Cell
     cells: Sequence[Cell]
+
+
+class Group(NamedTuple):
+    """The measures of one axis in the table."""
+
+    axis: Axis
+    rows: Sequence[Row]
 
 
 class SentenceView(NamedTuple):
@@ -83,8 +67,8 @@ class Panel(NamedTuple):
     sentences: Sequence[SentenceView]
     pictures: Sequence[Picture]
     numbers: Sequence[NumberRow]
-    absent: str
-    """Why there are no numbers."""
+    absent: Sequence[tuple[str, str]]
+    """Measures without a number, and why."""
 
 
 class AxisView(NamedTuple):
@@ -104,61 +88,6 @@ class Verdict(NamedTuple):
     sentences: Sequence[SentenceView]
 
 
-# ── links and numbers ─────────────────────────────────────────────────────────────────────────────
-
-
-def link(path: str) -> str:
-    """A file under the outroot, seen from the report's folder beside it."""
-    return "../" + quote(path)
-
-
-def source_link(source: Source) -> SourceLink:
-    """A source as a link and the words for its cell."""
-    cell = source.column + (f", {source.rows}" if source.rows else "")
-    return SourceLink(source.path, link(source.path), cell)
-
-
-def number_cell(value: Value, measure: Measure, name: str, anchor: str = "") -> Cell:
-    """A value as text; its tooltip has all digits and the source."""
-    text, interval = formatting.number(value.value, measure.unit, value.low, value.high)
-    tooltip = f"{name}, {measure.label}: {formatting.exact(value.value)}"
-    if value.low is not None and value.high is not None:
-        ends = formatting.exact(value.low), formatting.exact(value.high)
-        tooltip += f" (95 % interval {ends[0]} to {ends[1]})"
-    tooltip += f"\n{value.source}"
-    exact = formatting.exact(value.value)
-    return Cell(text, interval, exact, tooltip, anchor, source_link(value.source))
-
-
-def reference_cell(signature: Signature, measure: Measure) -> Cell:
-    """What the base has: its own value, or what an unchanged model would show."""
-    own = signature.base_values.get(measure.key)
-    if own is not None:
-        return number_cell(own, measure, signature.base)
-    if measure.unchanged is None:
-        return Cell(formatting.NO_VALUE, "", "", "not defined for an unchanged model", "", None)
-    text, _ = formatting.number(measure.unchanged, measure.unit)
-    tooltip = f"{text} by definition: a model that is identical to the base"
-    return Cell(text, "", formatting.exact(measure.unchanged), tooltip, "", None)
-
-
-def absent_cell(signature: Signature, comparison: Comparison, axis: Axis | None) -> Cell:
-    """An empty cell that says why."""
-    why = absence(signature, comparison, axis) or "not in the tables"
-    return Cell(formatting.NO_VALUE, "", "", why, "", None)
-
-
-def absence(signature: Signature, comparison: Comparison, axis: Axis | None) -> str:
-    """Why an axis has nothing on a comparison, as far as the list of what is missing knows."""
-    steps = axis.steps if axis else ()
-    reasons = [
-        f"step {m.step} ({m.script}): {m.reason}"
-        for m in signature.missing
-        if m.step in steps and m.comparison in ("", comparison.label)
-    ]
-    return "; ".join(dict.fromkeys(reasons))
-
-
 def sentence_view(sentence: Sentence) -> SentenceView:
     """A conclusion with links."""
     sources = [source_link(source) for source in dict.fromkeys(sentence.sources)]
@@ -172,21 +101,32 @@ def _anchor(position: int, measure: int) -> str:
     return f"n{position}-{measure}"
 
 
-def table_rows(signature: Signature) -> list[Row]:
-    """One row per comparison, one cell per measure."""
-    axes = {axis.key: axis for axis in signature.axes}
-    rows = []
+def _row(signature: Signature, axis: Axis, column: int) -> Row:
+    measure = signature.measures[column]
+    cells = []
     for position, comparison in enumerate(signature.comparisons):
-        cells = []
-        for column, measure in enumerate(signature.measures):
-            value = signature.values.get((comparison.label, measure.key))
-            if value is None:
-                cells.append(absent_cell(signature, comparison, axes.get(measure.axis)))
-            else:
-                anchor = _anchor(position, column)
-                cells.append(number_cell(value, measure, comparison.short, anchor))
-        rows.append(Row(position, comparison, cells))
-    return rows
+        value = signature.values.get((comparison.label, measure.key))
+        if value is None:
+            cells.append(absent_cell(signature, comparison, measure, axis))
+        else:
+            anchor = _anchor(position, column)
+            cells.append(number_cell(value, measure, comparison.short, anchor))
+    return Row(measure, reference_cell(signature, measure), cells)
+
+
+def table_groups(signature: Signature) -> list[Group]:
+    """The table: a group per axis, in it a row per measure."""
+    return [
+        Group(
+            axis,
+            [
+                _row(signature, axis, column)
+                for column, measure in enumerate(signature.measures)
+                if measure.axis == axis.key
+            ],
+        )
+        for axis in signature.axes
+    ]
 
 
 def verdicts(signature: Signature) -> list[Verdict]:
@@ -206,10 +146,14 @@ def _panel(
 ) -> Panel:
     comparison = signature.comparisons[position]
     filtered = next((c for c in signature.comparisons if c.filtered), None)
-    numbers = []
+    numbers, absent = [], []
     for column, measure in enumerate(signature.measures):
+        if measure.axis != axis.key:
+            continue
         value = signature.values.get((comparison.label, measure.key))
-        if measure.axis != axis.key or value is None:
+        if value is None:
+            why = absent_cell(signature, comparison, measure, axis).tooltip
+            absent.append((measure.label, why))
             continue
         other = None
         if filtered and filtered.label != comparison.label:
@@ -218,7 +162,7 @@ def _panel(
             other = (
                 number_cell(theirs, measure, filtered.short, anchor)
                 if theirs
-                else absent_cell(signature, filtered, axis)
+                else absent_cell(signature, filtered, measure, axis)
             )
         cell = number_cell(value, measure, comparison.short)
         anchor = _anchor(position, column)
@@ -230,7 +174,6 @@ def _panel(
         if s.axis == axis.key and s.comparison == comparison.label
     ]
     paths = [path for path, _ in figure_paths(axis, comparison) if path in pictures]
-    absent = "" if numbers else absence(signature, comparison, axis) or "not in the tables"
     return Panel(position, comparison, sentences, [pictures[p] for p in paths], numbers, absent)
 
 

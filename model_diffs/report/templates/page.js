@@ -47,35 +47,43 @@
 
   // ── the table ──
   function serve(table) {
-    // ── sorting: up, down, and as it was ──
-    const body = one("[data-rows]", table);
-    const original = all("tr", body);
+    // ── models in the order of a measure: up, down, and as they were ──
+    const rows = all("tr", table).filter((row) => one("[data-model]", row));
+    const measured = all("[data-measure]", table);
+    const models = (row) => all("[data-model]", row);
+    const original = models(rows[0]).map((cell) => cell.dataset.model);
     const status = one("[data-status]");
-    const key = (row, column) => row.children[column].dataset.value;
-    const compare = (a, b, column) =>
-      column ? Number(key(a, column)) - Number(key(b, column)) : key(a, 0).localeCompare(key(b, 0));
     const next = { none: "ascending", ascending: "descending", descending: "none" };
-    for (const button of all("[data-sort]", table)) {
+    const arrange = (order) => {
+      for (const row of rows) {
+        const cells = new Map(models(row).map((cell) => [cell.dataset.model, cell]));
+        row.append(...order.map((model) => cells.get(model)));
+      }
+    };
+    for (const row of measured) {
+      const button = one("[data-sort]", row);
       button.addEventListener("click", () => {
         const heading = button.closest("th");
         const order = next[heading.getAttribute("aria-sort")];
-        const column = Number(button.dataset.sort);
         for (const other of all("[aria-sort]", table)) other.setAttribute("aria-sort", "none");
         heading.setAttribute("aria-sort", order);
-        // Rows without a number stay last in either direction.
-        const [full, empty] = [true, false].map((has) => original.filter((r) => Boolean(key(r, column)) === has));
+        const values = new Map(models(row).map((cell) => [cell.dataset.model, cell.dataset.value]));
+        // Models without a number stay last in either direction.
+        const full = original.filter((model) => values.get(model) !== "");
+        const empty = original.filter((model) => values.get(model) === "");
         const sign = order === "descending" ? -1 : 1;
-        const rows = order === "none" ? original : [...full.sort((a, b) => sign * compare(a, b, column)), ...empty];
-        body.append(...rows);
-        status.textContent = order === "none" ? "In the original order." : `Sorted by ${button.textContent}, ${order}.`;
+        full.sort((a, b) => sign * (Number(values.get(a)) - Number(values.get(b))));
+        arrange(order === "none" ? original : [...full, ...empty]);
+        status.textContent = order === "none"
+          ? "Models in their original order."
+          : `Models sorted by ${button.textContent}, ${order}.`;
       });
     }
 
     // ── the numbers are one stop of the tab key; arrows move among them ──
     const line = one("[data-source-line]");
-    const linkIn = (cell) => cell && one("a.value", cell);
-    const links = () => all("tr", body).map((row) => all("td", row).map(linkIn));
-    const stops = all("a.value", body);
+    const links = () => measured.map((row) => models(row).map((cell) => one("a.value", cell)));
+    const stops = all("a.value", table);
     stops.forEach((link, index) => { link.tabIndex = index ? -1 : 0; });
     if (stops.length) {
       line.hidden = false;
@@ -83,14 +91,14 @@
     }
     const tell = (link) => { if (link) line.textContent = link.title; };
     const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
-    body.addEventListener("focusin", (event) => {
+    table.addEventListener("focusin", (event) => {
       const link = event.target.closest("a.value");
       if (!link) return;
       for (const other of stops) other.tabIndex = other === link ? 0 : -1;
       tell(link);
     });
-    body.addEventListener("pointerover", (event) => tell(event.target.closest("a.value")));
-    body.addEventListener("keydown", (event) => {
+    table.addEventListener("pointerover", (event) => tell(event.target.closest("a.value")));
+    table.addEventListener("keydown", (event) => {
       const move = step[event.key];
       const link = event.target.closest("a.value");
       if (!move || !link) return;
