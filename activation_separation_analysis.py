@@ -12,7 +12,8 @@ documents. Uses the statistics of step 4's pass; makes them where they are missi
         --model-b EleutherAI/deep-ignorance-unfiltered-cb-lat --max-samples 100
 
 Writes <outroot>/<A>__to__<B>/activation_separation/ with separation_metrics.csv,
-separation_changes.csv, activation_separation_analysis.png and summary.json.
+separation_changes.csv, separation_resamples.csv, activation_separation_analysis.png and
+summary.json.
 """
 
 import argparse
@@ -114,6 +115,7 @@ def write(
     columns = separation.metric_columns()
     table = run.table("separation_metrics", rows_a + rows_b, columns)
     change = run.table("separation_changes", changes, separation.change_columns())
+    run.table("separation_resamples", separation.resampled_rows(a, b))
     draw(run, table.iloc[: len(rows_a)], table.iloc[len(rows_a) :], change, planned)
     facts = {
         "documents": {"forget": int(plan.labels.sum()), "retain": int((~plan.labels).sum())},

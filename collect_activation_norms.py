@@ -11,7 +11,7 @@ pass is saved on the way, under <outroot>/activation_cache/.
     uv run collect_activation_norms.py --model-a EleutherAI/deep-ignorance-unfiltered \\
         --model-b EleutherAI/deep-ignorance-unfiltered-cb-lat --max-samples 100
 
-Writes <outroot>/<A>__to__<B>/activation_stats/activation_stats.csv.
+Writes <outroot>/<A>__to__<B>/activation_stats/{activation_stats,per_text}.csv.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
     if not todo:
         return
     from model_diffs import activation_cache
-    from model_diffs.activation_norms import norm_rows
+    from model_diffs.activation_norms import norm_rows, text_rows
 
     pairs = [(planned.model_a, planned.model_b) for planned in todo]
     models = [model for pair in pairs for model in pair]
@@ -52,13 +52,15 @@ def main() -> None:
     norms = ("tokens", "norm_l1", "norm_l2")
     for planned in todo:
         with runs.open_run(planned) as run:
-            rows = []
+            rows, texts = [], []
             for split in found.splits:
                 base = found.models[split.name, planned.model_a].read(*norms)
                 changed = found.models[split.name, planned.model_b].read(*norms)
                 difference = found.differences[split.name, planned.model_b].read()
                 rows += norm_rows(split.name, base, changed, difference, options.seed)
+                texts += text_rows(split.name, difference)
             run.table("activation_stats", rows)
+            run.table("per_text", texts)
             activation_cache.describe(run, found)
 
 

@@ -10,8 +10,9 @@ at a time; states come from step 4's pass and are made where they are missing.
         --questions data/miniature/questions.jsonl
     uv run linear_probe_analysis.py --model EleutherAI/deep-ignorance-unfiltered --max-samples 100
 
-Writes <outroot>/<model>/linear_probes/ with probe_results.csv, linear_probe_analysis.png and
-summary.json; with --questions also knowledge_by_layer.csv and knowledge_by_layer.png.
+Writes <outroot>/<model>/linear_probes/ with probe_results.csv, auc_resamples.csv,
+linear_probe_analysis.png and summary.json; with --questions also knowledge_by_layer.csv,
+per_question.csv and knowledge_by_layer.png.
 """
 
 import argparse
@@ -79,9 +80,10 @@ def probe(run: runs.Run, found: "Statistics", options: argparse.Namespace) -> di
     settings = probes.Settings(
         options.C, options.max_iter, not options.no_standardize, options.seed
     )
-    rows = probes.probe_rows(
+    rows, resampled = probes.probe_rows(
         forget, retain, plan_of(found, model, options), settings, run.planned.label
     )
+    run.table("auc_resamples", resampled)
     draw_probes(run, run.table("probe_results", rows, probes.Row._fields))
     facts = probes.summary(rows)
     failed = sum(row.fits - row.fits_converged for row in rows)
@@ -134,6 +136,7 @@ def know(
     answers = logit_lens.answers_by_layer(loaded, tokenizer, questions, 4 * options.batch_size)
     rows = logit_lens.rows(answers, options.seed)
     draw_knowledge(run, run.table("knowledge_by_layer", rows, logit_lens.Row._fields))
+    run.table("per_question", logit_lens.question_rows(answers))
     final = [row for row in rows if row.layer == len(answers) - 1]
     best = {
         d: max((r for r in rows if r.domain == d), key=lambda r: r.accuracy)

@@ -11,7 +11,8 @@ measured on forget and retain lines that were not attacked.
     uv run relearn.py --models unlearned_models/EleutherAI_deep-ignorance-unfiltered__rmu \\
         --base EleutherAI/deep-ignorance-unfiltered --lr 1e-5 5e-5 --lora-rank 16
 
-Writes <outroot>/<model>/relearning/ with relearning.csv and summary.json, and over all models that
+Writes <outroot>/<model>/relearning/ with relearning.csv, per_question.csv (with --questions) and
+summary.json, and over all models that
 were attacked in the same way <outroot>/relearning.png and <outroot>/relearning/.
 """
 
@@ -19,7 +20,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,25 @@ def settings_of(options: argparse.Namespace) -> "Settings":
     )
 
 
+def question_rows(
+    material: "Material", label: str, lr: float | None, found: "Mapping[int, Measured]"
+) -> list[dict[str, Any]]:
+    """Rows of per_question.csv: each answer at each measured step; `lr` None for the base."""
+    return [
+        {
+            "model": label,
+            "lr": lr,
+            "step": step,
+            "group": group,
+            "id": asked.id,
+            "correct": int(right),
+        }
+        for step, measured in found.items()
+        for group, questions in material.questions.items()
+        for asked, right in zip(questions, measured.correct[group], strict=True)
+    ]
+
+
 def attack_model(
     run: runs.Run, material: "Material", base: "Measured | None", options: argparse.Namespace
 ) -> None:
@@ -152,10 +172,16 @@ def attack_model(
     label = run.planned.label
     start = relearning.measure(model, material, settings)
     rows = []
+    answers = (
+        question_rows(material, runs.model_label(options.base), None, {0: base}) if base else []
+    )
     for lr in options.lr:
         found = relearning.attack(model, material, lr, settings, start)
         rows += relearning_report.attack_rows(label, lr, found, base, options.seed)
+        answers += question_rows(material, label, lr, found)
     run.table("relearning", rows, relearning_report.COLUMNS)
+    if answers:
+        run.table("per_question", answers)
     known = base.accuracy.get("heldout") if base else None
     facts = relearning_report.summary(
         label, rows, float(known.mean) if known else None, options.general_floor

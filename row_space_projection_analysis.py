@@ -10,7 +10,7 @@ base serves all layers and all comparisons.
     uv run row_space_projection_analysis.py --model-a EleutherAI/deep-ignorance-unfiltered \\
         --model-b EleutherAI/deep-ignorance-unfiltered-cb-lat --max-samples 100
 
-Writes <outroot>/<A>__to__<B>/row_space_projection/{projection_metrics.csv,
+Writes <outroot>/<A>__to__<B>/row_space_projection/{projection_metrics.csv, per_text.csv,
 row_space_projection.png, summary.json}.
 """
 
@@ -154,13 +154,16 @@ def write(
     options: argparse.Namespace,
 ) -> None:
     """Table, figure and summary of one comparison."""
-    from model_diffs.projections import Row, rows_of
+    from model_diffs.projections import Row, TextRow, rows_of, text_rows
 
     model_b = changed.model
     rows = rows_of(
         found.change.targets, model_b, found.totals["forget"], found.totals["retain"], options.seed
     )
     table = run.table("projection_metrics", rows, columns=Row._fields)
+    documents = {one.split.name: one.tokens.documents for one in found.passes}
+    texts = text_rows(found.change.targets, model_b, found.totals, documents)
+    run.table("per_text", texts, columns=TextRow._fields)
     if rows:
         draw(run, table)
     else:

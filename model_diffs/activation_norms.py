@@ -47,6 +47,17 @@ class Row(NamedTuple):
     texts: int
 
 
+class TextRow(NamedTuple):
+    """One text: how far its states moved, for comparisons that resample the same texts."""
+
+    split: str
+    text: int
+    """Its position in the split."""
+    tokens: int
+    mean_dh_rel: float
+    """Mean over its tokens and over the hidden states 1, …, N, the outputs of the blocks."""
+
+
 def norm_rows(
     split: str,
     base: ModelStatistics,
@@ -82,6 +93,17 @@ def norm_rows(
         values |= {"tokens": int(base.tokens.sum()), "texts": len(base.tokens)}
         rows.append(Row(layer=layer, split=split, **values))
     return rows
+
+
+def text_rows(split: str, difference: DifferenceStatistics) -> list[TextRow]:
+    """One row per text. Their means, each by its tokens, give the mean of `mean_dh_rel` over
+    states 1, …, N.
+    """
+    moved = difference.dh_rel[:, 1:].mean(1) / difference.tokens
+    return [
+        TextRow(split, int(text), int(tokens), float(mean))
+        for text, tokens, mean in zip(difference.documents, difference.tokens, moved, strict=True)
+    ]
 
 
 def _named(name: str, interval: Interval) -> dict[str, float]:

@@ -30,6 +30,16 @@ class Row(NamedTuple):
     questions: int
 
 
+class QuestionRow(NamedTuple):
+    """One question read from one hidden state."""
+
+    layer: int
+    id: str
+    domain: str
+    correct: int
+    """1 where the right sentence is likelier than every other, else 0."""
+
+
 class Lens:
     """Reads hidden states of a model as logits."""
 
@@ -86,6 +96,15 @@ def answers_by_layer(
     """The answers read from each state; those of the last are the model's own."""
     scores = scores_by_layer(model, tokenizer, questions, batch_size)
     return [knowledge.answers(questions, layer) for layer in scores]
+
+
+def question_rows(answers: Sequence[Sequence[Answer]]) -> list[QuestionRow]:
+    """Rows of per_question.csv, for comparisons that resample the same questions."""
+    return [
+        QuestionRow(layer, answer.id, answer.domain, int(answer.correct))
+        for layer, given in enumerate(answers)
+        for answer in given
+    ]
 
 
 def rows(answers: Sequence[Sequence[Answer]], seed: int) -> list[Row]:

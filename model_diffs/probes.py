@@ -200,14 +200,30 @@ def out_of_fold(states: Floats, plan: Design, control: Labels, settings: Setting
     return OutOfFold(scores, correct, trained / (len(folds) - 1), control_correct, converged)
 
 
-def _row(layer: int, found: OutOfFold, plan: Design) -> Row:
+class AucRow(NamedTuple):
+    """The AUC of one hidden state on one resample of the documents."""
+
+    layer: int
+    resample: int
+    auc: float
+
+
+class Probed(NamedTuple):
+    """What the probes of a model found."""
+
+    rows: list[Row]
+    resampled: list[AucRow]
+    """Models that read the same documents share the draws, so their lines belong together."""
+
+
+def _row(layer: int, found: OutOfFold, auc: Estimate, plan: Design) -> Row:
     majority = max(plan.labels.mean(), 1 - plan.labels.mean())
     accuracy = cross_validation.mean(found.correct, plan)
     estimates = {
         "test_accuracy": accuracy,
         "train_accuracy": cross_validation.mean(found.train_correct, plan),
         "selectivity": Estimate(accuracy.value - majority, accuracy.resampled - majority),
-        "auc": cross_validation.auc(found.scores, plan),
+        "auc": auc,
         "control_accuracy": cross_validation.mean(found.control_correct, plan),
     }
     cells: dict[str, float] = {"majority_baseline": float(majority)}
@@ -225,14 +241,17 @@ def probe_rows(
     plan: Design,
     settings: Settings,
     name: str = "",
-) -> list[Row]:
+) -> Probed:
     """One row per hidden state from last-token states `[documents, S, d]` of both classes."""
     control = shuffled_labels(plan, settings.seed)
-    rows = []
+    rows, resampled = [], []
     for layer in progress(range(forget.shape[1]), f"probes, {name}", unit="state"):
         states = np.concatenate([forget[:, layer], retain[:, layer]]).astype(np.float64)
-        rows.append(_row(layer, out_of_fold(states, plan, control, settings), plan))
-    return rows
+        found = out_of_fold(states, plan, control, settings)
+        auc = cross_validation.auc(found.scores, plan)
+        rows.append(_row(layer, found, auc, plan))
+        resampled += [AucRow(layer, i, float(value)) for i, value in enumerate(auc.resampled)]
+    return Probed(rows, resampled)
 
 
 def summary(rows: Sequence[Row]) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Step 11's table: how far inputs lie where a change reads, with intervals over documents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +59,47 @@ class Row(NamedTuple):
     forget_tokens: int
     """Tokens whose input to this matrix is not zero."""
     retain_tokens: int
+
+
+class TextRow(NamedTuple):
+    """One text and one matrix: sums over its tokens, for comparisons that resample texts."""
+
+    split: str
+    text: int
+    """Its position in the split."""
+    name: str
+    proj_ratio_sum: float
+    """Σ ‖P x‖/‖x‖."""
+    tokens: int
+    """With x ≠ 0."""
+    effect_sum: float
+    """Σ ‖ΔW x‖/‖W x‖."""
+    effect_tokens: int
+    """With W x ≠ 0."""
+
+
+def text_rows(
+    targets: Sequence[Target],
+    changed: str,
+    totals: Mapping[str, Totals],
+    documents: Mapping[str, Iterable[int]],
+) -> list[TextRow]:
+    """Rows of per_text.csv; `totals` and the texts' positions by split."""
+    return [
+        TextRow(
+            split,
+            int(text),
+            target.matrix.name,
+            float(line[RATIO]),
+            int(line[TOKENS]),
+            float(line[EFFECT]),
+            int(line[EFFECT_TOKENS]),
+        )
+        for split, found in totals.items()
+        for target in targets
+        if changed in target.reads
+        for text, line in zip(documents[split], found[target.matrix.name, changed], strict=True)
+    ]
 
 
 def rows_of(

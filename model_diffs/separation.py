@@ -148,6 +148,20 @@ def change_rows(a: Estimate, b: Estimate) -> list[dict[str, Any]]:
     return _cells(Estimate(b.value - a.value, b.resampled - a.resampled), "_change")
 
 
+def resampled_rows(a: Estimate, b: Estimate) -> list[dict[str, Any]]:
+    """Rows of `separation_resamples.csv`: the change of the cosine distance on each resample.
+
+    Mean over the hidden states 1, …, N. The draws depend on the seed and the numbers of documents
+    only, so the lines of two comparisons with the same texts belong together. Empty where a
+    centroid is zero.
+    """
+    change = (b.resampled - a.resampled)[:, 1:, METRICS.index("cosine_distance")].mean(1)
+    return [
+        {"resample": draw, "cosine_distance_change": _defined(value)}
+        for draw, value in enumerate(change)
+    ]
+
+
 def summary(
     a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], changes: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_states_that_are_all_alike_score_as_the_larger_class() -> None:
     """The embedding of one final full stop, whatever the text."""
     same = np.full((30, 1, 64), 0.3, dtype=np.float32)
     plan = cross_validation.design(12, 18, 5, seed=0)
-    (row,) = probes.probe_rows(same[:12], same[12:], plan, probes.Settings())
+    (row,) = probes.probe_rows(same[:12], same[12:], plan, probes.Settings()).rows
     assert row.test_accuracy == row.majority_baseline == 0.6
     assert row.auc == 0.5 and row.selectivity == 0
     assert row.fits_converged == row.fits == 10
@@ -88,7 +88,7 @@ def test_a_fit_without_enough_iterations_is_not_called_converged() -> None:
 def rows_of(states: np.ndarray, labels: np.ndarray, **settings: object) -> probes.Row:
     forget, retain = (states[member][:, None].astype(np.float32) for member in (labels, ~labels))
     plan = cross_validation.design(len(forget), len(retain), 5, seed=0)
-    return probes.probe_rows(forget, retain, plan, probes.Settings(**settings))[0]
+    return probes.probe_rows(forget, retain, plan, probes.Settings(**settings)).rows[0]
 
 
 def test_a_planted_direction_is_found_and_shuffled_labels_are_not() -> None:
@@ -221,6 +221,11 @@ def test_knowledge_by_layer_ends_in_the_models_own(study: tiny_study.Study) -> N
         row = table[(table["layer"] == 3) & (table["domain"] == found.domain)].iloc[0]
         assert (row["accuracy"], row["low"], row["high"]) == (found.mean, found.low, found.high)
     assert (folder_of(study) / "knowledge_by_layer.png").exists()
+    single = pd.read_csv(folder_of(study, "base__rmu") / "per_question.csv")
+    shares = single.groupby(["layer", "domain"])["correct"].mean()
+    known = table.set_index(["layer", "domain"])["accuracy"]
+    pd.testing.assert_series_equal(shares, known.sort_index(), check_names=False)
+    assert single[single["layer"] == 3]["correct"].tolist() == [a.correct for a in answers]
     record = json.loads((folder_of(study) / "run.json").read_text())
     assert any(entry["path"].endswith("q.jsonl") for entry in record["inputs"])
 
@@ -236,7 +241,7 @@ def test_saved_states_are_enough_and_repeated_runs_are_equal(
     study.run(SCRIPT, "--model", study.model_a, *asked)
     assert "complete, skipped" in capsys.readouterr().out
     names = [p.name for p in folder_of(study).iterdir() if p.name != "run.json"]
-    assert len(names) == 5
+    assert len(names) == 7
     before = {name: (folder_of(study) / name).read_bytes() for name in names}
     (folder_of(study) / "run.json").unlink()
     study.run(SCRIPT, "--model", study.model_a, *asked)

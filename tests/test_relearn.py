@@ -204,6 +204,13 @@ def test_everything_is_written_skipped_and_the_same_again(
     assert (outputs / "relearning.png").read_bytes() == (
         outputs / "relearning/relearning.png"
     ).read_bytes()
+    single = pd.read_csv(outputs / "base__rmu/relearning/per_question.csv")
+    for group in ("heldout", "general"):
+        shares = single[single["group"] == group].groupby(["lr", "step"])["correct"].mean()
+        means = table.set_index(["lr", "step"])[f"{group}_accuracy"]
+        pd.testing.assert_series_equal(shares, means, check_names=False)
+    known = single[single["lr"].isna()]  # the base, as the recovered share sees it
+    assert set(known["model"]) == {"base"} and known["id"].is_unique
     first = hashes(outputs)
     capfd.readouterr()
     assert run(given, monkeypatch) == 0

@@ -75,6 +75,7 @@ def test_the_table_equals_a_loop_over_tokens(
     b = tiny_models.save(family, tmp_path / "b", seed=1)
     out = run(monkeypatch, tmp_path, "--model-a", a, "--model-b", b, "--top-k", 5)
     table = pd.read_csv(out / "a__to__b/row_space_projection/projection_metrics.csv")
+    single = pd.read_csv(out / "a__to__b/row_space_projection/per_text.csv")
     stored_a, stored_b = Checkpoint.open(str(a)), Checkpoint.open(str(b))
     every = [m for m in stored_a.matrices() if m.component.startswith("mlp_")]
     assert table["name"].tolist() == [m.name for m in every]
@@ -100,6 +101,11 @@ def test_the_table_equals_a_loop_over_tokens(
         assert row["projection_diff"] == pytest.approx(
             row["forget_proj_ratio"] - row["retain_proj_ratio"]
         )
+        one = single[(single["name"] == matrix.name) & (single["split"] == "retain")]
+        assert one["text"].tolist() == [0, 1, 2]
+        for column, count in (("proj_ratio", "tokens"), ("effect", "effect_tokens")):
+            mean = one[f"{column}_sum"].sum() / one[count].sum()
+            assert row[f"retain_{column}"] == pytest.approx(mean, rel=1e-12)
         for column in ("forget_proj_ratio", "selectivity_ratio", "effect_selectivity"):
             assert row[f"{column}_low"] <= row[column] <= row[f"{column}_high"]
 

@@ -256,6 +256,11 @@ def test_changes_are_the_difference_of_the_models(study: tiny_study.Study) -> No
             change <= changes[f"{metric}_change_high"]
         )
         assert inside.all()
+    # The resamples that are kept are those of the base and the changed model, draw by draw.
+    kept = pd.read_csv(folder_of(study) / "separation_resamples.csv")["cosine_distance_change"]
+    ends = changes.loc[1:, "cosine_distance_change_low"], changes["cosine_distance_change"][1:]
+    assert len(kept) == 1000 and ends[0].mean() < kept.median()
+    assert kept.mean() == pytest.approx(ends[1].mean(), abs=4 * kept.std())
     summary = json.loads((folder_of(study) / "summary.json").read_text())
     assert summary["documents"] == {"forget": 21, "retain": 24}
 
@@ -279,7 +284,7 @@ def test_complete_runs_are_skipped_and_repeated_ones_are_equal(
     assert "complete, skipped" in capsys.readouterr().out
     files = sorted(folder_of(study).glob("*.[cjp]*"))
     before = {f.name: f.read_bytes() for f in files if f.name != "run.json"}
-    assert len(before) == 4
+    assert len(before) == 5
     (folder_of(study) / "run.json").unlink()  # what is not recorded is not complete
     study.compare(SCRIPT)
     assert before == {name: (folder_of(study) / name).read_bytes() for name in before}
