@@ -91,10 +91,10 @@ def main() -> None:
     print(f"{'  one product of x with the atoms':34}{gemm:9.2f}")
     print(f"{'  products among the atoms':34}{gram:9.2f}")
     print(f"{'  bound (both)':34}{gemm + gram:9.2f}   {(gemm + gram) / encode:.0%} of our time")
-    dense = options.tokens * options.atoms * 4 / 2**20
+    dense, among = (n * options.atoms * 4 / 2**20 for n in (options.tokens, options.atoms))
     print(
         f"peak memory {after_first:.0f} MiB, grown by {grown:.0f} MiB in later runs; tokens x "
-        f"atoms would be {dense:.0f} MiB, the atoms' products are {options.atoms**2 * 4 / 2**20:.0f} MiB"
+        f"atoms would be {dense:.0f} MiB, the atoms' own products are {among:.0f} MiB"
     )
 
 

@@ -1,0 +1,293 @@
+"""ITDA dictionaries: what is read, which activations become atoms, and their files."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tiny_models
+import tiny_study
+import torch
+import yaml
+from torch import Tensor
+
+import train_itda
+from model_diffs import arguments, models, passes, runs
+from model_diffs.dictionaries import itda, itda_reading, itda_training
+from model_diffs.dictionaries.itda import ITDA
+from model_diffs.dictionaries.itda_reading import Reading, ReadingOptions
+from model_diffs.dictionaries.itda_training import Settings, Trained
+from model_diffs.errors import BadInput
+
+CPU = torch.device("cpu")
+SETTINGS = Settings(
+    k=4, max_atoms=500, fvu_threshold=0.2, loss_threshold=None, batch_size=8, max_steps=0, seed=0
+)
+
+
+class Place(NamedTuple):
+    """A tiny model with a BOS, its tokenizer, and some texts."""
+
+    folder: Path
+    reader: passes.Reader
+    tokenizer: Any
+    reading: Reading
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    root = tmp_path_factory.mktemp("itda")
+    folder = tiny_models.save("llama", root / "model")
+    (root / "texts.txt").write_text("\n".join(tiny_study.texts("forget", 40)))
+    tokenizer = models.load_tokenizer(str(folder))
+    reading = itda_reading.read([str(root / "texts.txt")], tokenizer, ReadingOptions(24))
+    reader = passes.Reader(str(folder), models.load_model(str(folder), CPU, torch.float32))
+    return Place(folder, reader, tokenizer, reading)
+
+
+def train(place: Place, layers: list[int], **changed: Any) -> list[Trained]:
+    settings = SETTINGS._replace(**changed)
+    return itda_training.train(
+        place.reader, place.reading, place.tokenizer.pad_token_id, layers, settings
+    )
+
+
+def outputs(place: Place, layer: int) -> list[np.ndarray]:
+    """Output of a block `[positions, d]` for each text alone, from a hook on the block itself."""
+    found: list[np.ndarray] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        found.append((output[0] if isinstance(output, tuple) else output).view(-1, 32).numpy())
+
+    handle = place.reader.anatomy.blocks[layer].register_forward_hook(keep)
+    with torch.no_grad():
+        for ids in place.reading.tokens.ids:
+            place.reader.model(torch.tensor([ids]))
+    handle.remove()
+    return found
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2", "gemma2", "opt"])
+def test_a_layer_is_what_its_block_gives_out_before_the_final_norm(family: str) -> None:
+    from model_diffs.anatomy import locate
+
+    model = tiny_models.build(family)
+    anatomy = locate(model)
+    batch = models.pad_batch([[5, 6, 7, 8], [9, 10]], 0, CPU)
+    reference: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            reference[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    for layer, block in enumerate(anatomy.blocks):
+        block.register_forward_hook(keep(layer))
+    found: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for layers in ([2, 0], [1], [2]):
+            itda_reading.stream_block_outputs(anatomy, batch, layers, found.__setitem__)
+            assert set(layers) <= set(found)
+            for layer in layers:
+                assert torch.equal(found.pop(layer), reference[layer])
+            assert not found
+    assert not anatomy.final_norm._forward_pre_hooks
+
+
+def test_padding_and_bos_never_become_atoms(place: Place) -> None:
+    everything = train(place, [1], fvu_threshold=1e-4)[0]
+    sequences, positions = everything.atom_indices.T
+    lengths = torch.tensor([len(ids) for ids in place.reading.tokens.ids])
+    assert (positions >= 1).all() and (positions < lengths[sequences]).all()
+    assert 1 in positions
+    states = outputs(place, 1)
+    for (sequence, position), atom in zip(
+        everything.atom_indices.tolist(), everything.atoms, strict=True
+    ):
+        x = states[sequence][position]
+        assert np.allclose(x / np.linalg.norm(x), atom.numpy(), atol=1e-5)
+
+
+# ── which activations become atoms ────────────────────────────────────────────────────────────────
+
+
+def reference_atoms(place: Place, layer: int, settings: Settings) -> list[tuple[int, int]]:
+    """The same training for one token at a time, in fp64, without any of the shortcuts."""
+    states = [state.astype(np.float64) for state in outputs(place, layer)]
+    atoms: list[np.ndarray] = []
+    where: list[tuple[int, int]] = []
+
+    def error(x: np.ndarray, available: list[np.ndarray], steps: int) -> float:
+        left, rebuilt = x.copy(), np.zeros_like(x)
+        for _ in range(steps if available else 0):
+            products = np.array([atom @ left for atom in available])
+            j = int(np.abs(products).argmax())
+            left, rebuilt = left - products[j] * available[j], rebuilt + products[j] * available[j]
+        if settings.loss_threshold is None:
+            return float(left @ left / (x @ x))
+        if not available:
+            return np.inf
+        units = [v / np.linalg.norm(v) for v in (x, rebuilt)]
+        return float(((units[0] - units[1]) ** 2).mean())
+
+    loss = settings.loss_threshold
+    threshold = settings.fvu_threshold if loss is None else loss
+    for start in range(0, len(states), settings.batch_size):
+        old, new = list(atoms), []
+        for document in range(start, min(start + settings.batch_size, len(states))):
+            for position in range(1, len(states[document])):
+                x = states[document][position]
+                badly = error(x, old, settings.k) > threshold
+                alone = [error(x, [atom], 1) for atom in new]
+                if badly and all(e > threshold for e in alone) and len(atoms) < settings.max_atoms:
+                    new.append(x / np.linalg.norm(x))
+                    atoms.append(new[-1])
+                    where.append((document, position))
+    return where
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"fvu_threshold": 0.05, "k": 2},
+        {"max_atoms": 37},
+        {"loss_threshold": 0.004, "batch_size": 3},
+    ],
+)
+def test_the_atoms_are_those_of_a_loop_over_single_tokens(
+    place: Place, changed: dict[str, Any]
+) -> None:
+    found = train(place, [1], **changed)[0]
+    reference = reference_atoms(place, 1, SETTINGS._replace(**changed))
+    assert list(map(tuple, found.atom_indices.tolist())) == reference
+    assert len(reference) > 20
+    assert torch.allclose(found.atoms.norm(dim=1), torch.ones(len(reference)), atol=1e-6)
+
+
+def test_repeated_activations_enter_once(place: Place, tmp_path: Path) -> None:
+    lines = place.reading.texts[:10]
+    (tmp_path / "thrice.txt").write_text("\n".join(line for line in lines for _ in range(3)))
+    (tmp_path / "once.txt").write_text("\n".join(lines))
+    counts = []
+    for name in ("once", "thrice"):
+        path = str(tmp_path / f"{name}.txt")
+        reading = itda_reading.read([path], place.tokenizer, ReadingOptions(24))
+        repeated = place._replace(reading=reading)
+        # Batches of the same distinct texts.
+        size = {"once": 2, "thrice": 6}[name]
+        found = train(repeated, [1], fvu_threshold=1e-7, k=1, batch_size=size, max_atoms=2000)[0]
+        counts.append(len(found.atoms))
+        products = (found.atoms @ found.atoms.T).abs().fill_diagonal_(0)
+        assert products.max() < 1 - 5e-7
+    assert counts[0] == counts[1]
+
+
+def test_one_pass_serves_several_layers_and_repeats_itself_exactly(place: Place) -> None:
+    together = train(place, [0, 2])
+    for one in together:
+        alone = train(place, [one.layer])[0]
+        assert torch.equal(one.atoms, alone.atoms)
+        assert torch.equal(one.atom_indices, alone.atom_indices)
+        assert one.steps == alone.steps and one.judged == alone.judged
+    assert not torch.equal(together[0].atoms[:5], together[1].atoms[:5])
+
+
+def test_a_full_dictionary_ends_the_pass_once_it_is_judged(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(itda_training, "JUDGED", 100)
+    found = train(place, [1], max_atoms=10)[0]
+    assert len(found.atoms) == 10
+    full = next(step for step in found.steps if step.atoms == 10)
+    assert len(found.steps) < 5 and found.steps[-1].tokens - full.tokens >= 100
+    x = [outputs(place, 1)[s][1:] for s in range(len(found.steps) * SETTINGS.batch_size)]
+    later = torch.from_numpy(np.concatenate(x))[full.tokens :]
+    fvu = ITDA(found.atoms, found.atom_indices, {"layer": 1, "k": 4}).encode(later).fvu
+    assert found.judged.tokens == len(later)
+    assert found.judged.fvu == pytest.approx(float(fvu.double().mean()), rel=1e-4)
+
+
+def test_a_finer_threshold_gives_more_atoms_and_a_better_fit(place: Place) -> None:
+    coarse, fine = (train(place, [1], fvu_threshold=t, max_atoms=5000)[0] for t in (0.4, 0.05))
+    assert len(coarse.atoms) < len(fine.atoms)
+    assert coarse.judged.fvu > fine.judged.fvu
+    assert [s.atoms for s in fine.steps] == sorted(s.atoms for s in fine.steps)
+
+
+# ── the script ────────────────────────────────────────────────────────────────────────────────────
+
+
+def arguments_of(place: Place, outdir: Path, *more: str) -> list[str]:
+    texts = str(place.reading.splits[0].path)
+    return [
+        *("--model", str(place.folder), "--layer", "1", "--dataset", texts, "--k", "4"),
+        *("--max-atoms", "60", "--outdir", str(outdir), "--device", "cpu", *more),
+    ]
+
+
+def test_the_script_fills_a_folder_per_layer_and_skips_what_is_complete(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = train_itda.parse_arguments(arguments_of(place, tmp_path / "two", "--layer", "2"))
+    train_itda.train(options)
+    planned = train_itda.planned_runs(options)
+    assert [one.folder.name for one in planned] == ["layer_1", "layer_2"]
+    assert all(runs.state(one).status == "complete" for one in planned)
+    names = {"atoms.safetensors", "metadata.yaml", "atoms.csv", "training.csv", "training.png"}
+    assert {file.name for file in planned[0].folder.iterdir()} == names | {
+        "summary.json",
+        "run.json",
+    }
+    metadata = yaml.safe_load((planned[1].folder / "metadata.yaml").read_text())
+    assert list(metadata)[: len(itda.PUBLISHED_KEYS)] == list(itda.PUBLISHED_KEYS)
+    assert metadata["layer"] == 2 and metadata["dataset_sha256"] == place.reading.sha256()
+    capsys.readouterr()
+    train_itda.train(options)
+    assert capsys.readouterr().out.count("complete, skipped") == 2
+    alone = train_itda.parse_arguments(arguments_of(place, tmp_path / "one"))
+    train_itda.train(alone)
+    for name in names | {"summary.json"}:
+        assert (tmp_path / "one" / name).read_bytes() == (planned[0].folder / name).read_bytes(), (
+            name
+        )
+
+
+def test_a_changed_text_makes_a_dictionary_stale(place: Place, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("The ferry leaves at dawn.\nBread is salt.\n")
+    words = ["--model", str(place.folder), "--layer", "0", "--dataset", str(texts)]
+    options = train_itda.parse_arguments([*words, "--outdir", str(tmp_path / "run")])
+    train_itda.train(options)
+    texts.write_text("The ferry leaves at dawn.\nBread is bread.\n")
+    assert runs.state(train_itda.planned_runs(options)[0]).status == "stale"
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    outdir = tmp_path / "run"
+    for more, message in (
+        (["--layer", "7"], "blocks 0 to 2: there is no layer 7"),
+        (["--dataset", str(empty)], "no text in it"),
+    ):
+        options = train_itda.parse_arguments(arguments_of(place, outdir, *more))
+        with pytest.raises(BadInput, match=message):
+            train_itda.train(options)
+        assert not list(outdir.rglob("*"))
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(itda_training.LayerTrainer, "update", full)
+    options = train_itda.parse_arguments(arguments_of(place, outdir))
+    with pytest.raises(BadInput, match="--batch-size 16: try --batch-size 8"):
+        train_itda.train(options)
+    with pytest.raises(SystemExit):
+        arguments.run_script(lambda: train_itda.train(options))

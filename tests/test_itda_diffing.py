@@ -1,0 +1,429 @@
+"""Model diffing: against dense references, planted truths, A against A, and calibration."""
+
+import json
+import shutil
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_models
+import tiny_study
+import torch
+from safetensors.torch import load_file, save_file
+from scipy import stats
+
+import diff
+import train_itda
+from diff import ModelDiffing
+from model_diffs import runs
+from model_diffs.dictionaries import diffing_contexts, diffing_examples, diffing_pass, itda_reading
+from model_diffs.dictionaries.diffing import Comparison
+from model_diffs.dictionaries.diffing_sums import ModelTotals, PairedSums, sum_codes
+from model_diffs.dictionaries.itda import ITDA
+from model_diffs.errors import BadInput
+
+LAYER = 1
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tiny_study.Study:
+    """Two tiny models, two files of texts, and a dictionary of the first model's block 1."""
+    made = tiny_study.make(tmp_path_factory.mktemp("diffing"))
+    train_itda.train(
+        train_itda.parse_arguments(
+            [
+                *("--model", made.model_a, "--layer", str(LAYER), "--k", "6", "--device", "cpu"),
+                *("--fvu-threshold", "0.1", "--outdir", str(made.root / "itda"), "--dataset"),
+                *(str(made.root / f"{name}.txt") for name in ("forget", "retain")),
+            ]
+        )
+    )
+    return made
+
+
+def files(study: tiny_study.Study) -> list[str]:
+    return [str(study.root / f"{name}.txt") for name in ("forget", "retain")]
+
+
+def diffing(study: tiny_study.Study, **changed: Any) -> ModelDiffing:
+    return ModelDiffing(
+        study.root / "itda",
+        study.model_a,
+        LAYER,
+        "cpu",
+        batch_size=7,
+        scratch=study.root,
+        **changed,
+    )
+
+
+def compare(study: tiny_study.Study, *models: str, **changed: Any) -> list[Comparison]:
+    opened = diffing(study, **changed)
+    return opened.compare(study.model_a, models, opened.read(files(study)))
+
+
+def edited(study: tiny_study.Study, name: str, change: Any) -> str:
+    """A copy of model A with weights changed in place by `change(tensors)`."""
+    folder = study.root / name
+    shutil.copytree(study.model_a, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+# ── what is measured ──────────────────────────────────────────────────────────────────────────────
+
+
+def dense_codes(study: tiny_study.Study, model: str, itda: ITDA) -> list[np.ndarray]:
+    """Coefficients `[tokens, m]` of each text, from transformers' own hidden states."""
+    found = []
+    for split in ("forget", "retain"):
+        for states in tiny_study.states(model, split):
+            codes = itda.encode(torch.from_numpy(states[LAYER + 1]).float())
+            dense = torch.zeros(len(codes.values), itda.size)
+            found.append(dense.scatter_add_(1, codes.indices, codes.values).double().numpy())
+    return found
+
+
+def test_differences_and_errors_are_those_of_dense_codes(study: tiny_study.Study) -> None:
+    (found,) = compare(study, study.model_b)
+    itda = ITDA.from_pretrained(study.root / "itda")
+    a, b = (dense_codes(study, model, itda) for model in (study.model_a, study.model_b))
+    tokens = np.array([len(codes) for codes in a])
+    all_a, all_b = np.concatenate(a), np.concatenate(b)
+    difference = all_b.mean(0) - all_a.mean(0)
+    scale = np.abs(all_a).max()
+    assert np.allclose(found.changes.difference, difference, atol=1e-5 * scale)
+    assert np.allclose(found.base.totals.frequency, (all_a != 0).mean(0), atol=2e-3)
+    assert (found.order == np.argsort(-found.changes.difference, kind="stable")).all()
+    # The jackknife over documents knows nothing of the ratio's linearisation.
+    d = np.stack([y.sum(0) - x.sum(0) for x, y in zip(a, b, strict=True)])
+    without = (d.sum(0) - d) / (tokens.sum() - tokens)[:, None]
+    n = len(d)
+    jackknife = np.sqrt((n - 1) / n * ((without - without.mean(0)) ** 2).sum(0))
+    large = jackknife > 1e-3 * scale
+    assert large.sum() > 20
+    assert np.allclose(found.changes.std_error[large], jackknife[large], rtol=0.15)
+    used = np.array([[(c != 0).any(0) for c in codes] for codes in (a, b)]).any(0).sum(0)
+    assert (np.abs(found.changes.documents - used) <= 1).all()
+
+
+def test_a_model_against_itself_differs_in_nothing(study: tiny_study.Study) -> None:
+    (found,) = compare(study, study.model_a)
+    assert not found.changes.difference.any() and not found.changes.std_error.any()
+    assert not (found.changes.q_value < 0.05).any()
+    assert float(found.fits["all"].change.mean) == 0 and not found.fits["all"].worse
+
+
+def test_a_planted_multiple_of_an_atom_comes_first(study: tiny_study.Study) -> None:
+    itda = ITDA.from_pretrained(study.root / "itda")
+    size = np.median(
+        np.linalg.norm(tiny_study.states(study.model_a, "forget")[0][LAYER + 1], axis=1)
+    )
+    for latent in (3, 40):
+        bias = f"gpt_neox.layers.{LAYER}.mlp.dense_4h_to_h.bias"
+        planted = edited(
+            study,
+            f"planted_{latent}",
+            lambda t, atom=itda.atoms[latent], bias=bias: t[bias].add_(10 * float(size) * atom),
+        )
+        (found,) = compare(study, planted)
+        assert found.order[0] == latent
+        assert found.changes.q_value[latent] < 1e-6
+        first, second = found.changes.difference[found.order[:2]]
+        assert first > 2 * second
+
+
+def test_side_by_side_and_one_by_one_agree_exactly(study: tiny_study.Study) -> None:
+    models = (study.model_b, study.model_a)
+    for together, apart in zip(
+        compare(study, *models, side_by_side="yes"),
+        compare(study, *models, side_by_side="no"),
+        strict=True,
+    ):
+        for one, other in zip(together.changes, apart.changes, strict=True):
+            assert np.array_equal(one, other, equal_nan=True)
+        assert together.fits == apart.fits
+    assert not list(study.root.glob(".itda_codes*"))
+
+
+def test_the_base_is_encoded_once_for_all_changed_models(
+    study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    original = ModelDiffing._load
+
+    def load(self: ModelDiffing, name: str) -> Any:
+        loaded.append(name)
+        return original(self, name)
+
+    monkeypatch.setattr(ModelDiffing, "_load", load)
+    both = compare(study, study.model_b, study.model_a)
+    assert loaded == [study.model_a, study.model_b, study.model_a]
+    (alone,) = compare(study, study.model_b)
+    assert np.array_equal(alone.changes.difference, both[0].changes.difference)
+
+
+# ── errors and tests over documents ───────────────────────────────────────────────────────────────
+
+
+def halves(itda: ITDA, states: torch.Tensor, order: np.ndarray) -> PairedSums:
+    """Documents `[D, tokens, d]` of one model, split in two and set against each other in pairs."""
+    paired = PairedSums(itda.size)
+    size = states.shape[1]
+    documents, positions = torch.arange(20).repeat_interleave(size), torch.arange(size).repeat(20)
+    for start in range(0, len(order) // 2, 20):
+        sides = [order[start : start + 20], order[len(order) // 2 :][start : start + 20]]
+        codes = [itda.encode(states[side].flatten(0, 1)) for side in sides]
+        paired.add(*(sum_codes(c, documents, positions, 20, itda.size) for c in codes))
+    return paired
+
+
+def test_p_values_of_two_halves_of_one_model_are_uniform(study: tiny_study.Study) -> None:
+    itda = ITDA.from_pretrained(study.root / "itda")
+    draw = np.random.default_rng(0)
+    words = np.array([*tiny_study.WORDS["forget"], *tiny_study.WORDS["retain"]])
+    lines = [" ".join(draw.choice(words, 4))[:18].ljust(18, ".") for _ in range(800)]
+    (study.root / "equal.txt").write_text("\n".join(lines))
+    opened = diffing(study)
+    reading = opened.read([str(study.root / "equal.txt")])
+    reader = opened._load(study.model_a)
+    states: list[torch.Tensor] = []
+    with torch.inference_mode():
+        for at in itda_reading.padded_batches(
+            reading.tokens, [range(len(lines))], 0, torch.device("cpu")
+        ):
+            itda_reading.stream_block_outputs(
+                reader.anatomy, at.batch, [LAYER], lambda _, h: states.append(h)
+            )
+    p = []
+    for _ in range(6):
+        changes = halves(itda, states[0], draw.permutation(len(lines))).changes()
+        tested = ~np.isnan(changes.p_value)
+        p.append(changes.p_value[tested])
+        # Few latents come out at 5 %, and hardly any once their number is allowed for.
+        assert (changes.q_value[tested] < 0.05).mean() < 0.02
+    together = np.concatenate(p)
+    assert len(together) > 400
+    assert 0.03 < (together < 0.05).mean() < 0.07
+    # Latents of a text depend on one another, so the distance is bounded, not tested.
+    assert stats.kstest(together, "uniform").statistic < 0.06
+
+
+def test_rare_latents_are_not_tested_and_their_errors_stand() -> None:
+    paired = PairedSums(3)
+    codes = [
+        _codes([[0, 1], [1, 1], [0, 1]], [[0.0, 1.0], [1.0, 2.0], [0.0, 3.0]]),
+        _codes([[0, 1], [1, 1], [0, 1]], [[2.0, 1.0], [1.0, 2.0], [2.0, 3.5]]),
+    ]
+    paired.add(*codes)
+    changes = paired.changes()
+    assert np.isnan(changes.p_value).all() and np.isnan(changes.q_value).all()
+    assert changes.documents.tolist() == [2, 3, 0]
+    assert changes.difference.tolist() == pytest.approx([4 / 3, 0.5 / 3, 0.0])
+
+
+def _codes(indices: list[list[int]], values: list[list[float]]) -> Any:
+    from model_diffs.dictionaries.pursuit import Codes, merged
+
+    codes = Codes(torch.tensor(indices), torch.tensor(values), torch.zeros(len(indices)))
+    documents = torch.arange(len(indices))
+    return sum_codes(merged(codes), documents, torch.zeros_like(documents), len(indices), 3)
+
+
+def test_the_test_is_students_over_the_documents_with_the_latent() -> None:
+    draw = np.random.default_rng(1)
+    d = draw.normal(0.4, 1.0, 15)
+    paired = PairedSums(3)
+    for value in [*d.tolist(), *[0.0] * 40]:
+        if value:  # latent 0 in both models, B's higher by `value`; latent 1 alike everywhere
+            paired.add(_codes([[0, 1]], [[3.0, 1.0]]), _codes([[0, 1]], [[3.0 + value, 1.0]]))
+        else:
+            paired.add(_codes([[1, 1]], [[1.0, 0.0]]), _codes([[1, 1]], [[1.0, 0.0]]))
+    changes = paired.changes()
+    assert changes.documents[0] == 15
+    assert changes.p_value[0] == pytest.approx(stats.ttest_1samp(d, 0).pvalue, rel=1e-3)
+    assert changes.p_value[1] == 1.0 and np.isnan(changes.p_value[2])
+    tested = ~np.isnan(changes.p_value)
+    expected = stats.false_discovery_control(changes.p_value[tested])
+    assert np.allclose(changes.q_value[tested], expected)
+
+
+def test_what_is_kept_does_not_grow_with_tokens(study: tiny_study.Study) -> None:
+    opened = diffing(study)
+
+    def kept(encoded: diffing_pass.Encoded) -> int:
+        totals, paired = vars(encoded.totals), vars(encoded.paired)
+        tensors = [*totals.values(), *totals["top"], *paired.values(), *encoded.kept]
+        return sum(t.numel() for t in tensors if isinstance(t, torch.Tensor))
+
+    sizes = []
+    for repeats in (1, 4):
+        path = study.root / f"long_{repeats}.txt"
+        path.write_text("\n".join(["the mill by the river " * repeats] * 9))
+        (found,) = opened.compare(study.model_a, [study.model_b], opened.read([str(path)]))
+        sizes.append((found.fits["all"].tokens, kept(found.changed)))
+    assert sizes[1][0] > 3 * sizes[0][0] and sizes[0][1] == sizes[1][1]
+
+
+# ── contexts ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_contexts_are_where_a_latent_is_highest(study: tiny_study.Study) -> None:
+    (found,) = compare(study, study.model_b)
+    dense = dense_codes(study, study.model_a, ITDA.from_pretrained(study.root / "itda"))
+    top = found.base.totals.top
+    for latent in range(0, found.base.totals.latents, 5):
+        highest = sorted((float(c[:, latent].max()) for c in dense), reverse=True)
+        values = [v for v in top.values[:, latent].tolist() if v > 0]
+        assert np.allclose(values, highest[: len(values)], atol=1e-3)
+        for value, row, place in zip(
+            values,
+            top.documents[:, latent].tolist(),
+            top.positions[:, latent].tolist(),
+            strict=False,
+        ):
+            assert dense[row][place, latent] == pytest.approx(value, abs=1e-3)
+
+
+def test_a_beginning_that_data_sets_share_belongs_to_none(study: tiny_study.Study) -> None:
+    one, other = study.root / "one.txt", study.root / "other.txt"
+    one.write_text("abc\nabd\n")
+    other.write_text("abe\nxyz\n")
+    reading = diffing(study).read([str(one), str(other)])
+    known = diffing_contexts._sources_by_beginning(reading)
+    totals = ModelTotals(5, 4, 1)
+    places = [(0, 0), (0, 2), (1, 2), (2, 2), (3, 0)]  # a, abc, abd, abe, x
+    totals.top.documents[0], totals.top.positions[0] = torch.tensor(places).T
+    owners = diffing_contexts._owners(totals.top, reading, known)
+    assert owners.tolist() == [diffing_contexts.SHARED, 0, 0, 1, 1]
+    found = diffing_contexts._share(np.array([0, 2, 1, 3, 4]), owners, reading.names, 3)
+    assert (found.latents, found.shared) == (3, 1)
+    assert found.share == {"one": 2 / 3, "other": 1 / 3}
+    assert found.chance == {"one": 0.5, "other": 0.5}
+    assert found.p_value["one"] == pytest.approx(0.5)  # 2 of 3 drawn from 2 and 2
+
+
+def test_text_with_markup_is_shown_not_obeyed(study: tiny_study.Study) -> None:
+    path = study.root / "markup.txt"
+    harmful = '<script>alert("x")</script> & <b>bold</b>'
+    path.write_text(f"{harmful}\nplain\n")
+    opened = diffing(study)
+    reading = opened.read([str(path)])
+    (found,) = opened.compare(study.model_a, [study.model_b], reading)
+    atoms = {n: diffing_examples.Atom("<i>", "</i>") for n in range(found.base.totals.latents)}
+    names = diffing_examples.Names("A <to> B", "<A>", "B & C")
+    page = diffing_examples.page(
+        found, reading, opened.tokenizer, atoms, names, diffing_examples.Shown(50, 5), ["<note>"]
+    )
+    for tag in ("<script", "<b>", "<i>", "<to>", "<A>", "<note>"):
+        assert tag not in page
+    assert "&lt;b&gt;bold" in page
+    assert "B &amp; C" in page and "http" not in page and "src=" not in page
+
+
+# ── the class and the script ──────────────────────────────────────────────────────────────────────
+
+
+def test_the_mapping_holds_what_is_promised(study: tiny_study.Study) -> None:
+    found = diffing(study).run_model_diffing(study.model_a, study.model_b, files(study)[0], 2)
+    assert torch.equal(
+        found["sorted_differences"], found["activation_differences"][found["sorted_indices"]]
+    )
+    assert (found["sorted_differences"].diff() <= 0).all()
+    change = torch.zeros_like(found["activation_differences"])
+    for key, sign in (("activations_M", -1), ("activations_MD", 1)):
+        kept = found[key]
+        assert kept.documents.unique().tolist() == list(range(14))  # 2 batches of 7
+        order = kept.documents * 1000 + kept.positions
+        assert (order.diff() > 0).all()
+        dense = torch.zeros(len(order), len(found["sorted_indices"]), dtype=torch.float64)
+        dense.scatter_add_(1, kept.indices, kept.values.double())
+        change = change + sign * dense.mean(0)
+    assert torch.allclose(change, found["activation_differences"], atol=1e-6)
+    lean = diffing(study).run_model_diffing(
+        study.model_a, study.model_b, files(study)[0], 2, keep_activations=False
+    )
+    assert lean["activations_M"] is None and lean["activations_MD"] is None
+
+
+def words(study: tiny_study.Study, *models: str) -> list[str]:
+    return [
+        *("--itda", str(study.root / "itda"), "--model-a", study.model_a, "--model-b", *models),
+        *("--outroot", str(study.root / "outputs"), "--device", "cpu", "--dataset", *files(study)),
+    ]
+
+
+def test_the_script_fills_a_folder_per_comparison(
+    study: tiny_study.Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = edited(study, "scaled", lambda t: t["gpt_neox.embed_in.weight"].mul_(1.5))
+    options = diff.parse_arguments(words(study, study.model_b, other))
+    diff.compare(options)
+    assert "fits rmu worse: FVU" in capsys.readouterr().out
+    planned = diff.planned_runs(options)
+    folder = study.root / "outputs" / "base__to__base__rmu" / "itda_diffing"
+    assert planned[0].folder == folder
+    assert all(runs.state(one).status == "complete" for one in planned)
+    names = {"latents.csv", "summary.json", "itda_diffing.png", "examples.html", "run.json"}
+    assert {file.name for file in folder.iterdir()} == names
+    table = pd.read_csv(folder / "latents.csv")
+    assert table["rank"].tolist() == list(range(1, len(table) + 1))
+    assert (table["difference"].diff().dropna() <= 0).all()
+    assert sorted(table["latent"]) == list(range(len(table)))
+    assert not table.drop(columns=["p_value", "q_value", "token"]).isna().any().any()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["fits_worse"] and set(summary["fvu"]) == {"all", "forget", "retain"}
+    before = {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "run.json"}
+    again = diff.parse_arguments([*words(study, study.model_b), "--force"])
+    diff.compare(again)
+    assert before == {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "run.json"}
+    # A dictionary that is trained again makes its comparisons stale.
+    atoms = study.root / "itda" / "atoms.safetensors"
+    content = atoms.read_bytes()
+    atoms.write_bytes(content)
+    assert {runs.state(one).status for one in diff.planned_runs(options)} == {"stale"}
+
+
+def test_dictionaries_are_compared_by_their_atoms(
+    study: tiny_study.Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diff.compare_dictionaries(str(study.root / "itda"), str(study.root / "itda"))
+    assert "Jaccard index 1.0000" in capsys.readouterr().out
+    options = diff.parse_arguments(["--compare-dictionaries", "a", "b"])
+    assert diff.planned_runs(options) == []
+    with pytest.raises(SystemExit):
+        diff.parse_arguments(["--itda", "a"])
+
+
+def test_what_does_not_fit_together_is_refused_in_a_line(
+    study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match="a dictionary of layer 1, not 2"):
+        ModelDiffing(study.root / "itda", study.model_a, 2, "cpu")
+    with pytest.raises(BadInput, match="no such dictionary"):
+        ModelDiffing(study.root / "none", study.model_a, LAYER, "cpu")
+    other = str(tiny_models.save("llama", study.root / "llama"))
+    with pytest.raises(BadInput, match="another tokenizer"):
+        ModelDiffing(study.root / "itda", other, LAYER, "cpu")
+    wide = str(tiny_models.save("gpt_neox", study.root / "wide", hidden_size=48))
+    opened = diffing(study)
+    reading = opened.read(files(study))
+    with pytest.raises(BadInput, match="hidden_size is 32"):
+        opened.compare(study.model_a, [wide], reading)
+    with pytest.raises(BadInput, match="48 wide and the dictionary's atoms 32"):
+        opened.compare(wide, [wide], reading)
+    shallow = str(tiny_models.save("gpt_neox", study.root / "shallow", num_hidden_layers=1))
+    with pytest.raises(BadInput, match="blocks 0 to 0: there is no layer 1"):
+        opened.compare(shallow, [shallow], reading)
+    with pytest.raises(BadInput, match="no such text file"):
+        opened.read([str(study.root / "missing.txt")])
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ITDA, "encode", full)
+    with pytest.raises(BadInput, match="--batch-size 7: try --batch-size 3"):
+        opened.compare(study.model_a, [study.model_b], reading)

@@ -1,0 +1,105 @@
+"""Files of ITDA dictionaries: ours and the published layout, and what is refused."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from model_diffs.dictionaries import itda
+from model_diffs.dictionaries.itda import ITDA
+from model_diffs.errors import BadInput
+
+
+def dictionary(rows: int = 20, width: int = 8) -> ITDA:
+    drawn = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+    places = torch.stack([torch.arange(rows), torch.ones(rows, dtype=torch.int64)], 1)
+    metadata = dict.fromkeys(itda.PUBLISHED_KEYS) | {"layer": 1, "k": 5, "lm_name": "org/name"}
+    return ITDA(torch.nn.functional.normalize(drawn, dim=1), places, metadata)
+
+
+def test_what_is_saved_reloads_bit_for_bit(tmp_path: Path) -> None:
+    saved = dictionary()
+    saved.save(tmp_path)
+    loaded = ITDA.from_pretrained(tmp_path, "cpu")
+    assert torch.equal(loaded.atoms, saved.atoms) and loaded.atoms.dtype == torch.float32
+    assert torch.equal(loaded.atom_indices, saved.atom_indices)
+    assert loaded.metadata == saved.metadata and loaded.k == 5 and loaded.layer == 1
+    x = torch.randn(30, 8)
+    assert all(map(torch.equal, loaded.encode(x), saved.encode(x)))
+
+
+def published(folder: Path, atoms: Any, indices: Any) -> Path:
+    metadata = dict.fromkeys(itda.PUBLISHED_KEYS) | {"layer": 3, "k": 40, "activation_dim": 8}
+    (folder / "metadata.yaml").write_text(yaml.dump(metadata))
+    torch.save(atoms, folder / "atoms.pt")
+    torch.save(indices, folder / "atom_indices.pt")
+    return folder
+
+
+def test_the_published_layout_loads_and_its_atoms_are_units(tmp_path: Path) -> None:
+    ours = dictionary()
+    found = ITDA.from_pretrained(published(tmp_path, ours.atoms, ours.atom_indices))
+    assert torch.equal(found.atoms, ours.atoms) and found.layer == 3 and found.k == 40
+    half = ITDA.from_pretrained(published(tmp_path, ours.atoms.half(), ours.atom_indices))
+    assert torch.allclose(half.atoms.norm(dim=1), torch.ones(20), atol=1e-6)
+    assert torch.allclose(half.atoms, ours.atoms, atol=1e-3)
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("harmed"),))
+
+
+def test_a_pickle_with_more_than_tensors_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ours = dictionary()
+    for content in (Harmful(), {"atoms": ours.atoms}, [ours.atoms]):
+        published(tmp_path, content, ours.atom_indices)
+        with pytest.raises(BadInput, match="refused"):
+            ITDA.from_pretrained(tmp_path)
+    published(tmp_path, ours.atoms, Harmful())
+    with pytest.raises(BadInput, match=r"atom_indices\.pt.*refused"):
+        ITDA.from_pretrained(tmp_path)
+    (tmp_path / "atoms.pt").write_bytes(pickle.dumps(Harmful()))
+    with pytest.raises(BadInput, match="refused"):
+        ITDA.from_pretrained(tmp_path)
+    assert not Path("harmed").exists()
+
+
+def test_what_is_no_dictionary_is_refused_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such dictionary"):
+        ITDA.from_pretrained(tmp_path / "missing")
+    with pytest.raises(BadInput, match=r"no metadata\.yaml"):
+        ITDA.from_pretrained(tmp_path)
+    (tmp_path / "layer_2").mkdir()
+    dictionary().save(tmp_path / "layer_2")
+    with pytest.raises(BadInput, match="such as layer_2"):
+        ITDA.from_pretrained(tmp_path)
+    (tmp_path / "layer_2" / "atoms.safetensors").write_bytes(b"nothing")
+    with pytest.raises(BadInput, match="damaged"):
+        ITDA.from_pretrained(tmp_path / "layer_2")
+    (tmp_path / "layer_2" / "atoms.safetensors").unlink()
+    with pytest.raises(BadInput, match="no atoms"):
+        ITDA.from_pretrained(tmp_path / "layer_2")
+    (tmp_path / "layer_2" / "metadata.yaml").write_text("a: [")
+    with pytest.raises(BadInput, match="not valid YAML"):
+        ITDA.from_pretrained(tmp_path / "layer_2")
+    with pytest.raises(BadInput, match="of norm 1"):
+        ITDA.from_pretrained(
+            published(tmp_path, torch.full((20, 8), torch.nan), dictionary().atom_indices)
+        )
+    with pytest.raises(BadInput, match=r"3 wide.*8"):
+        dictionary().encode(torch.ones(2, 3))
+
+
+def test_jaccard_counts_atoms_found_at_the_same_places() -> None:
+    a, b = dictionary(20), dictionary(30)
+    assert itda.jaccard(a, a) == 1.0
+    assert itda.jaccard(a, b) == itda.jaccard(b, a) == 20 / 30
+    b.atom_indices[:, 1] += 1
+    assert itda.jaccard(a, b) == 0.0
