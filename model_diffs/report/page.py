@@ -157,6 +157,7 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         "groups": views.table_groups(signature),
         "verdicts": views.verdicts(signature),
         "lacking": views.lacking(signature),
+        "left_out": views.left_out(signature),
         "conditions": signature.provenance,
         "steps": by_step(signature.provenance.get("runs", []), signature),
     }

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from model_diffs.report.axes import AXES
 from model_diffs.report.cells import (
     Cell,
     SourceLink,
@@ -227,7 +228,20 @@ def lacking(signature: Signature) -> list[Lacking]:
     for (step, script, reason), owners in grouped.items():
         names = [owner for owner in dict.fromkeys(owners) if owner]
         everyone = len(names) > 1 and set(names) == set(short.values())
-        found.append(Lacking(step, script, "all" if everyone else ", ".join(names), reason))
+        whose = "all models" if everyone else ", ".join(names)
+        found.append(Lacking(step, script, whose, reason))
+    return found
+
+
+def left_out(signature: Signature) -> list[tuple[Axis, str]]:
+    """The axes that have no number, and what is missing for them."""
+    found = []
+    for axis in AXES:
+        if axis.key not in {one.key for one in signature.axes}:
+            steps = sorted({one.step for one in signature.missing} & set(axis.steps))
+            names = ", ".join(map(str, steps))
+            why = f"step{'s' if len(steps) > 1 else ''} {names} below" if steps else ""
+            found.append((axis, why))
     return found
 
 
