@@ -140,6 +140,24 @@ def by_step(runs: Sequence[Mapping[str, Any]], signature: Signature) -> list[dic
     return list(steps.values())
 
 
+def how_measured(conditions: Mapping[str, Any]) -> str:
+    """Texts, device and precision in one phrase; empty where nothing is recorded."""
+    counts: dict[str, int] = {}
+    for text in conditions.get("texts", []):
+        if isinstance(text["texts"], int):
+            counts[text["split"]] = max(text["texts"], counts.get(text["split"], 0))
+    parts = []
+    if counts:
+        named = [f"{formatting.count(number)} {split}" for split, number in counts.items()]
+        parts.append("with " + " and ".join(named) + " texts")
+    where = [
+        f"{word} {', '.join(conditions[key])}"
+        for word, key in (("on", "devices"), ("in", "dtypes"))
+        if conditions.get(key)
+    ]
+    return ", ".join([*parts, *([" ".join(where)] if where else [])])
+
+
 def _context(signature: Signature, image: bytes) -> dict[str, Any]:
     """What the template shows, all but the axes with their figures."""
     style = _style(signature)
@@ -159,6 +177,7 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         "lacking": views.lacking(signature),
         "left_out": views.left_out(signature),
         "conditions": signature.provenance,
+        "how": how_measured(signature.provenance),
         "steps": by_step(signature.provenance.get("runs", []), signature),
     }
 
