@@ -1,28 +1,57 @@
 """Gather the signature of a study from the tables under its outroot. No model and no torch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model_diffs.report import from_weights
+from model_diffs.report import conclusions
 from model_diffs.report.axes import AXES
+from model_diffs.report.conclusions import Found
 from model_diffs.report.estimates import Estimate
 from model_diffs.report.measures import MEASURES
+from model_diffs.report.readers import READERS
 from model_diffs.report.reading import NOT_RUN, Absent, Tables
 from model_diffs.report.signature import Comparison, Missing, Signature, Value
 
-Reader = Callable[[Tables, Comparison], Estimate]
+Why = dict[tuple[str, str], Absent]
 
-READERS: Mapping[str, Reader] = {
-    **{
-        name: getattr(from_weights, name)
-        for name in (
-            *("relative_change", "changed_share", "mlp_attention_ratio", "half_depth"),
-            *("stable_rank", "effective_rank", "top10_share", "subspace_alignment"),
-            "nullspace_ratio",
-        )
-    },
-}
+
+def _gather(
+    tables: Tables, base: str, comparisons: Sequence[Comparison], seed: int
+) -> tuple[Found, Why]:
+    """Every estimate that the tables give, and by label and key why the others are absent."""
+    found: dict[tuple[str, str], Estimate] = {}
+    own: dict[str, Estimate] = {}
+    absent: Why = {}
+    for key, reader in READERS.items():
+        for comparison in comparisons:
+            try:
+                found[comparison.label, key] = reader.read(tables, comparison, seed)
+            except Absent as why:
+                absent[comparison.label, key] = why
+        if reader.read_model:
+            try:
+                own[key] = reader.read_model(tables, base, seed)
+            except Absent as why:
+                absent["", key] = why
+    return Found(found, own), absent
+
+
+def _defects(found: Found, absent: Why, known: Sequence[Missing]) -> list[Missing]:
+    """Damaged tables, and values that nothing can be concluded from: lines for the list.
+
+    A result that the list has already is not named twice.
+    """
+    lines = [(at, why.reason) for at, why in absent.items() if why.defect]
+    lines += [(at, one.unpaired) for at, one in found.estimates.items() if one.unpaired]
+    lines += [(("", key), one.unpaired) for key, one in found.base.items() if one.unpaired]
+    said = {(one.step, one.comparison) for one in known}
+    new = [
+        Missing(READERS[key].step, READERS[key].script, label, reason)
+        for (label, key), reason in lines
+        if (READERS[key].step, label) not in said
+    ]
+    return list(dict.fromkeys(new))
 
 
 def assemble(
@@ -34,22 +63,26 @@ def assemble(
 ) -> Signature:
     """Values, intervals and conclusions of all comparisons with one base.
 
-    Tables that are not there leave their measures out; damaged ones too, and `missing` says so.
+    Tables that are not there leave their measures out; so do damaged ones, which `missing` then
+    names. `seed`: of the resamples; with the steps' seed, intervals are those of their tables.
     """
-    tables = Tables(outroot)
-    found: dict[tuple[str, str], Estimate] = {}
-    reasons: dict[tuple[str, str], str] = {}
-    for comparison in comparisons:
-        for key, read in READERS.items():
-            try:
-                found[comparison.label, key] = read(tables, comparison)
-            except Absent as absent:
-                if absent.reason != NOT_RUN:
-                    reasons[comparison.label, key] = absent.reason
-    values: dict[tuple[str, str], Value] = {at: one.as_value() for at, one in found.items()}
-    measures = [m for m in MEASURES if any(key == m.key for _, key in values)]
-    axes = [axis for axis in AXES if any(m.axis == axis.key for m in measures)]
-    return Signature(base, comparisons, axes, measures, values, {}, [], missing, reasons=reasons)
+    found, absent = _gather(Tables(outroot), base, comparisons, seed)
+    keys = {key for _, key in found.estimates}
+    measures = [measure for measure in MEASURES if measure.key in keys]
+    axes = [axis for axis in AXES if any(measure.axis == axis.key for measure in measures)]
+    drawn = conclusions.draw(found, base, comparisons, measures)
+    return Signature(
+        base,
+        comparisons,
+        axes,
+        measures,
+        {at: one.as_value() for at, one in found.estimates.items()},
+        {key: one.as_value() for key, one in found.base.items() if key in keys},
+        drawn.sentences,
+        [*missing, *_defects(found, absent, missing), *drawn.unpaired],
+        {at: why.reason for at, why in absent.items() if at[0] and why.reason != NOT_RUN},
+        drawn.notes,
+    )
 
 
 def signature_rows(signature: Signature) -> list[dict[str, Any]]:

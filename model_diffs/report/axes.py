@@ -75,9 +75,9 @@ STABILITY = Axis(
     "stability",
     "Stability",
     "Does the model react more or less to small disturbances of its input?",
-    "The changed model over the base, so 1 is no change. Lipschitz: random noise on the embeddings. "
-    "Jacobian: the worst direction. Below 1 the model became smoother around these texts, as where "
-    "everything is sent to one place; above 1 rougher, as where it knows little.",
+    "The changed model over the base, so 1 is no change. Response to noise: random disturbances of "
+    "the embeddings. Jacobian norm: the worst one. Below 1 the model became smoother around these "
+    "texts, as where everything is sent to one place; above 1 rougher, as where it knows little.",
     (12,),
     (Figure("{comparison}/lipschitzness/lipschitzness_analysis.png", "Sensitivity by text kind"),),
 )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_diffs import intervals
+from model_diffs.report.reading import Absent
 from model_diffs.report.signature import Source, Value
 
 Floats = NDArray[np.float64]
@@ -29,6 +30,20 @@ class Sample:
     """Of the texts or questions and their draws: numbers pair only where it is the same."""
     units: str
     """`texts` or `questions`."""
+    candidates: Floats | None = None
+    """`[resamples, k]`, less their estimates: of all numbers that this one is the largest of."""
+
+    def above(self, value: float) -> Floats:
+        """By how much resamples exceed their estimate; of several candidates, that of the worst."""
+        if self.candidates is None:
+            return self.resampled - value
+        return self.candidates.max(1)
+
+    def below(self, value: float) -> Floats:
+        """By how much resamples fall short of their estimate."""
+        if self.candidates is None:
+            return value - self.resampled
+        return (-self.candidates).max(1)
 
 
 @dataclass(frozen=True)
@@ -65,20 +80,39 @@ class Difference(NamedTuple):
 
 @lru_cache(maxsize=64)
 def weights(units: int, seed: int) -> Floats:
-    """How often each text is drawn in each resample, as in every step: `[resamples, units]`."""
+    """How often each text is drawn in each resample, as in every step: `[resamples, units]`.
+
+    Raises Absent where there are too few for an interval.
+    """
+    if units < LEAST_UNITS:
+        raise Absent(f"{units} are too few for an interval: at least {LEAST_UNITS} are resampled")
     return intervals.document_weights(units, seed)
 
 
-def with_interval(
-    value: float, source: Source, resampled: Floats, identity: str, units: str
+def resampled(
+    value: float, source: Source, units: str, draw: Callable[[], tuple[float, Floats, str]]
 ) -> Estimate:
-    """An estimate whose interval comes from its resamples."""
-    found = intervals.percentile_interval(value, resampled)
-    sample = Sample(resampled, identity, units)
-    return Estimate(value, source, float(found.low), float(found.high), sample)
+    """An estimate with its interval, where `draw` has resamples for it.
+
+    `draw` gives the number as the values per text have it, the number on each resample, and the
+    identity of the sample; it may raise Absent. Without resamples, or where they are of another
+    number than the table's, the value has no interval and nothing is concluded from it.
+    """
+    try:
+        again, found, identity = draw()
+    except Absent as absent:
+        return Estimate(value, source, unpaired=absent.reason)
+    if not np.isclose(again, value, rtol=1e-6, atol=1e-9):
+        why = f"values per {units[:-1]} do not give the number of {source.path}"
+        return Estimate(value, source, unpaired=f"failed, {why}: run the step with --force")
+    if not np.isfinite(found).all():
+        return Estimate(value, source, unpaired="undefined on some resamples")
+    interval = intervals.percentile_interval(value, found)
+    sample = Sample(found, identity, units)
+    return Estimate(value, source, float(interval.low), float(interval.high), sample)
 
 
-def difference(b: Estimate, a: Estimate | float, logarithmic: bool) -> Difference | None:
+def difference(b: Estimate, a: Estimate | float, logarithmic: bool = False) -> Difference | None:
     """B against A, another estimate or a number, on the same resamples.
 
     None where they cannot be paired: no resamples, or of other texts.
@@ -88,15 +122,28 @@ def difference(b: Estimate, a: Estimate | float, logarithmic: bool) -> Differenc
     if isinstance(a, Estimate):
         if a.sample is None or a.sample.identity != b.sample.identity:
             return None
-        value, resampled = a.value, a.sample.resampled
+        value, other = a.value, a.sample
     else:
-        value, resampled = a, np.full_like(b.sample.resampled, a)
-    if logarithmic and not (value > 0 and (resampled > 0).all()):
+        value, other = a, Sample(np.full_like(b.sample.resampled, a), "", "")
+    if b.sample.candidates is not None or other.candidates is not None:
+        return _difference_of_largest(b.value, b.sample, value, other)
+    if logarithmic and not (value > 0 and (other.resampled > 0).all()):
         return None
     combine: Callable[..., Floats] = np.divide if logarithmic else np.subtract
     found = intervals.percentile_interval(
-        combine(b.value, value), combine(b.sample.resampled, resampled)
+        combine(b.value, value), combine(b.sample.resampled, other.resampled)
     )
-    return Difference(
-        float(found.mean), float(found.low), float(found.high), 1.0 if logarithmic else 0.0
-    )
+    low, high = float(found.low), float(found.high)
+    return Difference(float(found.mean), low, high, 1.0 if logarithmic else 0.0)
+
+
+def _difference_of_largest(b: float, in_b: Sample, a: float, in_a: Sample) -> Difference:
+    """B − A where B or A was picked as the largest of several candidates.
+
+    The one that was picked is high by luck too. So the interval is one that holds for every
+    candidate at once: its width is that of the largest deviation among them, resample by resample.
+    """
+    tail = 100 * (1 + intervals.LEVEL) / 2
+    under = np.percentile(in_b.above(b) + in_a.below(a), tail)
+    over = np.percentile(in_b.below(b) + in_a.above(a), tail)
+    return Difference(b - a, float(b - a - under), float(b - a + over), 0.0)

@@ -76,8 +76,8 @@ def _states() -> list[Measure]:
         *(
             Measure(
                 *(f"covariance_{split}", "function", f"spectrum moved, {split}"),
-                f"How far the spectrum of the states of {split} texts moved in shape (Wasserstein-1 "
-                f"distance of spectra scaled to mean 1); {mean}.",
+                f"How far the spectrum of the states of {split} texts moved in shape: Wasserstein "
+                f"distance of spectra scaled to mean 1; {mean}.",
                 *("ratio", 0.0),
             )
             for split in ("forget", "retain")

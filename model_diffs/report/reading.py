@@ -40,6 +40,7 @@ class Tables:
     def __init__(self, outroot: Path) -> None:
         self.outroot = outroot
         self._tables: dict[str, pd.DataFrame] = {}
+        self._checked: dict[tuple[object, ...], pd.DataFrame] = {}
         self._documents: dict[str, dict[str, Any]] = {}
 
     def document(self, path: str) -> Mapping[str, Any]:
@@ -74,8 +75,22 @@ class Tables:
         """The columns `numbers` and `names` of a CSV, `path` relative to the outroot.
 
         Cells of `names` are text. Every other cell must hold a finite number, those of columns in
-        `empty` may be empty (NaN here). `key`: columns that no two rows share. Raises Absent.
+        `empty` may be empty (NaN here). `key`: columns that no two rows share. Raises Absent. The
+        table is shared: not to be written to.
         """
+        asked = (path, *numbers, "", *names, "", *key, "", *empty)
+        if asked not in self._checked:
+            self._checked[asked] = self._check(path, numbers, names, key, empty)
+        return self._checked[asked]
+
+    def _check(
+        self,
+        path: str,
+        numbers: Sequence[str],
+        names: Sequence[str],
+        key: Sequence[str],
+        empty: Sequence[str],
+    ) -> "pd.DataFrame":
         self.record(path.rsplit("/", 1)[0])
         found = self._read(path)
         lacking = [c for c in (*numbers, *names) if c not in found.columns]
@@ -108,6 +123,8 @@ class Tables:
     def _numbers(self, path: str, cells: "pd.Series", may_be_empty: bool) -> "pd.Series":
         import pandas as pd
 
+        if cells.dtype.kind in "if" and np.isfinite(cells.to_numpy()).all():
+            return cells.astype(float)
         numbers = pd.to_numeric(cells, errors="coerce").astype(float)
         # What reads as NaN though something stands there is not a number, nor is infinity.
         wrong = (numbers.isna() & cells.notna()) | np.isinf(numbers)
