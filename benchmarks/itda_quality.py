@@ -158,7 +158,7 @@ def fill(reader: passes.Reader, train: Reading, size: int) -> Tensor:
         if len(found.atoms) == size:
             break
     print(
-        f"{len(found.atoms)} atoms, threshold {threshold:.3f}, from {found.steps[-1].tokens} tokens in "
+        f"{len(found.atoms)} atoms, threshold {threshold:.3f}, {found.steps[-1].tokens} tokens, "
         f"{time.perf_counter() - start:.0f} s; dead {found.judged.dead_share:.1%}",
         flush=True,
     )

@@ -1,76 +1,23 @@
 """Model diffing: against dense references, planted truths, A against A, and calibration."""
 
-import json
-import shutil
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-import tiny_models
 import tiny_study
 import torch
-from safetensors.torch import load_file, save_file
+from itda_study import LAYER, compare, diffing, edited, make
 from scipy import stats
 
-import diff
-import train_itda
-from diff import ModelDiffing
-from model_diffs import runs
 from model_diffs.dictionaries import diffing_contexts, diffing_examples, diffing_pass, itda_reading
-from model_diffs.dictionaries.diffing import Comparison
+from model_diffs.dictionaries.diffing import ModelDiffing
 from model_diffs.dictionaries.diffing_sums import ModelTotals, PairedSums, sum_codes
 from model_diffs.dictionaries.itda import ITDA
-from model_diffs.errors import BadInput
-
-LAYER = 1
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tiny_study.Study:
-    """Two tiny models, two files of texts, and a dictionary of the first model's block 1."""
-    made = tiny_study.make(tmp_path_factory.mktemp("diffing"))
-    train_itda.train(
-        train_itda.parse_arguments(
-            [
-                *("--model", made.model_a, "--layer", str(LAYER), "--k", "6", "--device", "cpu"),
-                *("--fvu-threshold", "0.1", "--outdir", str(made.root / "itda"), "--dataset"),
-                *(str(made.root / f"{name}.txt") for name in ("forget", "retain")),
-            ]
-        )
-    )
-    return made
-
-
-def files(study: tiny_study.Study) -> list[str]:
-    return [str(study.root / f"{name}.txt") for name in ("forget", "retain")]
-
-
-def diffing(study: tiny_study.Study, **changed: Any) -> ModelDiffing:
-    return ModelDiffing(
-        study.root / "itda",
-        study.model_a,
-        LAYER,
-        "cpu",
-        batch_size=7,
-        scratch=study.root,
-        **changed,
-    )
-
-
-def compare(study: tiny_study.Study, *models: str, **changed: Any) -> list[Comparison]:
-    opened = diffing(study, **changed)
-    return opened.compare(study.model_a, models, opened.read(files(study)))
-
-
-def edited(study: tiny_study.Study, name: str, change: Any) -> str:
-    """A copy of model A with weights changed in place by `change(tensors)`."""
-    folder = study.root / name
-    shutil.copytree(study.model_a, folder)
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return str(folder)
+    return make(tmp_path_factory.mktemp("diffing"))
 
 
 # ── what is measured ──────────────────────────────────────────────────────────────────────────────
@@ -322,108 +269,3 @@ def test_text_with_markup_is_shown_not_obeyed(study: tiny_study.Study) -> None:
         assert tag not in page
     assert "&lt;b&gt;bold" in page
     assert "B &amp; C" in page and "http" not in page and "src=" not in page
-
-
-# ── the class and the script ──────────────────────────────────────────────────────────────────────
-
-
-def test_the_mapping_holds_what_is_promised(study: tiny_study.Study) -> None:
-    found = diffing(study).run_model_diffing(study.model_a, study.model_b, files(study)[0], 2)
-    assert torch.equal(
-        found["sorted_differences"], found["activation_differences"][found["sorted_indices"]]
-    )
-    assert (found["sorted_differences"].diff() <= 0).all()
-    change = torch.zeros_like(found["activation_differences"])
-    for key, sign in (("activations_M", -1), ("activations_MD", 1)):
-        kept = found[key]
-        assert kept.documents.unique().tolist() == list(range(14))  # 2 batches of 7
-        order = kept.documents * 1000 + kept.positions
-        assert (order.diff() > 0).all()
-        dense = torch.zeros(len(order), len(found["sorted_indices"]), dtype=torch.float64)
-        dense.scatter_add_(1, kept.indices, kept.values.double())
-        change = change + sign * dense.mean(0)
-    assert torch.allclose(change, found["activation_differences"], atol=1e-6)
-    lean = diffing(study).run_model_diffing(
-        study.model_a, study.model_b, files(study)[0], 2, keep_activations=False
-    )
-    assert lean["activations_M"] is None and lean["activations_MD"] is None
-
-
-def words(study: tiny_study.Study, *models: str) -> list[str]:
-    return [
-        *("--itda", str(study.root / "itda"), "--model-a", study.model_a, "--model-b", *models),
-        *("--outroot", str(study.root / "outputs"), "--device", "cpu", "--dataset", *files(study)),
-    ]
-
-
-def test_the_script_fills_a_folder_per_comparison(
-    study: tiny_study.Study, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = edited(study, "scaled", lambda t: t["gpt_neox.embed_in.weight"].mul_(1.5))
-    options = diff.parse_arguments(words(study, study.model_b, other))
-    diff.compare(options)
-    assert "fits rmu worse: FVU" in capsys.readouterr().out
-    planned = diff.planned_runs(options)
-    folder = study.root / "outputs" / "base__to__base__rmu" / "itda_diffing"
-    assert planned[0].folder == folder
-    assert all(runs.state(one).status == "complete" for one in planned)
-    names = {"latents.csv", "summary.json", "itda_diffing.png", "examples.html", "run.json"}
-    assert {file.name for file in folder.iterdir()} == names
-    table = pd.read_csv(folder / "latents.csv")
-    assert table["rank"].tolist() == list(range(1, len(table) + 1))
-    assert (table["difference"].diff().dropna() <= 0).all()
-    assert sorted(table["latent"]) == list(range(len(table)))
-    assert not table.drop(columns=["p_value", "q_value", "token"]).isna().any().any()
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["fits_worse"] and set(summary["fvu"]) == {"all", "forget", "retain"}
-    before = {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "run.json"}
-    again = diff.parse_arguments([*words(study, study.model_b), "--force"])
-    diff.compare(again)
-    assert before == {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "run.json"}
-    # A dictionary that is trained again makes its comparisons stale.
-    atoms = study.root / "itda" / "atoms.safetensors"
-    content = atoms.read_bytes()
-    atoms.write_bytes(content)
-    assert {runs.state(one).status for one in diff.planned_runs(options)} == {"stale"}
-
-
-def test_dictionaries_are_compared_by_their_atoms(
-    study: tiny_study.Study, capsys: pytest.CaptureFixture[str]
-) -> None:
-    diff.compare_dictionaries(str(study.root / "itda"), str(study.root / "itda"))
-    assert "Jaccard index 1.0000" in capsys.readouterr().out
-    options = diff.parse_arguments(["--compare-dictionaries", "a", "b"])
-    assert diff.planned_runs(options) == []
-    with pytest.raises(SystemExit):
-        diff.parse_arguments(["--itda", "a"])
-
-
-def test_what_does_not_fit_together_is_refused_in_a_line(
-    study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(BadInput, match="a dictionary of layer 1, not 2"):
-        ModelDiffing(study.root / "itda", study.model_a, 2, "cpu")
-    with pytest.raises(BadInput, match="no such dictionary"):
-        ModelDiffing(study.root / "none", study.model_a, LAYER, "cpu")
-    other = str(tiny_models.save("llama", study.root / "llama"))
-    with pytest.raises(BadInput, match="another tokenizer"):
-        ModelDiffing(study.root / "itda", other, LAYER, "cpu")
-    wide = str(tiny_models.save("gpt_neox", study.root / "wide", hidden_size=48))
-    opened = diffing(study)
-    reading = opened.read(files(study))
-    with pytest.raises(BadInput, match="hidden_size is 32"):
-        opened.compare(study.model_a, [wide], reading)
-    with pytest.raises(BadInput, match="48 wide and the dictionary's atoms 32"):
-        opened.compare(wide, [wide], reading)
-    shallow = str(tiny_models.save("gpt_neox", study.root / "shallow", num_hidden_layers=1))
-    with pytest.raises(BadInput, match="blocks 0 to 0: there is no layer 1"):
-        opened.compare(shallow, [shallow], reading)
-    with pytest.raises(BadInput, match="no such text file"):
-        opened.read([str(study.root / "missing.txt")])
-
-    def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(ITDA, "encode", full)
-    with pytest.raises(BadInput, match="--batch-size 7: try --batch-size 3"):
-        opened.compare(study.model_a, [study.model_b], reading)
