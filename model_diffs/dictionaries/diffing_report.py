@@ -197,6 +197,8 @@ def _draw_fit(axes: Axes, found: Comparison, names: tuple[str, str], colour: str
         axes.bar(places + 0.4 * number - 0.2, mean, 0.38, color=shade, label=name)
         axes.errorbar(places + 0.4 * number - 0.2, mean, reach, fmt="none", color="#222222", lw=1)
     axes.set_xticks(places, list(found.fits))
+    if any(len(name) > 10 for name in found.fits):
+        axes.tick_params(axis="x", rotation=20)
     axes.set(title="What the dictionary leaves out", ylabel="mean FVU")
     axes.grid(axis="x", visible=False)
     axes.set_ylim(top=1.25 * axes.get_ylim()[1])
