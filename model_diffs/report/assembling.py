@@ -37,7 +37,13 @@ def _gather(
     return Found(found, own), absent
 
 
-def _defects(found: Found, absent: Why, known: Sequence[Missing]) -> list[Missing]:
+def _defects(
+    found: Found,
+    absent: Why,
+    known: Sequence[Missing],
+    base: str,
+    comparisons: Sequence[Comparison],
+) -> list[Missing]:
     """Damaged tables, and values that nothing can be concluded from: lines for the list.
 
     A result that the list has already is not named twice.
@@ -46,11 +52,17 @@ def _defects(found: Found, absent: Why, known: Sequence[Missing]) -> list[Missin
     lines += [(at, one.unpaired) for at, one in found.estimates.items() if one.unpaired]
     lines += [(("", key), one.unpaired) for key, one in found.base.items() if one.unpaired]
     said = {(one.step, one.comparison) for one in known}
-    new = [
-        Missing(READERS[key].step, READERS[key].script, label, reason)
-        for (label, key), reason in lines
-        if (READERS[key].step, label) not in said
-    ]
+    changed = {comparison.label: comparison.changed for comparison in comparisons}
+    new = []
+    for (label, key), reason in lines:
+        if (READERS[key].step, label) in said:
+            continue
+        # The list names the model beside the reason: a reason that many have reads the same.
+        for folder in filter(None, (label, changed.get(label))):
+            reason = reason.replace(f"{folder}/", "")
+        if not label:
+            reason = f"{base}: {reason.replace(f'{base}/', '')}"
+        new.append(Missing(READERS[key].step, READERS[key].script, label, reason))
     return list(dict.fromkeys(new))
 
 
@@ -79,7 +91,7 @@ def assemble(
         {at: one.as_value() for at, one in found.estimates.items()},
         {key: one.as_value() for key, one in found.base.items() if key in keys},
         drawn.sentences,
-        [*missing, *_defects(found, absent, missing), *drawn.unpaired],
+        [*missing, *_defects(found, absent, missing, base, comparisons), *drawn.unpaired],
         {at: why.reason for at, why in absent.items() if at[0] and why.reason != NOT_RUN},
         drawn.notes,
     )
