@@ -243,7 +243,26 @@ def _save(
         run.record(
             models={label: analysis.checkpoint.identity()}, partial=analysis.measured.partial
         )
-    print(f"{folder}: {len(data)} arrays")
+
+
+def _save_all(
+    analysis: Analysis, by_power: Mapping[float | None, Mapping[str, np.ndarray]]
+) -> list[Path]:
+    """A folder, a consolidated file, or both, per power; what was written."""
+    options = analysis.options
+    folders = options_.result_folders(options, analysis.prefix, analysis.layers)
+    written = []
+    for power, data in by_power.items():
+        about = json.loads(json.dumps(metadata(analysis, power, data), default=str))
+        if options.save_outputs:
+            _save(analysis, folders[power], data, about)
+            written.append(folders[power])
+        if options.save_consolidated:
+            several = len(by_power) > 1
+            path = options_.consolidated_path(options.save_consolidated, power, several)
+            results.write_consolidated(path, data, about)
+            written.append(path)
+    return written
 
 
 def finish(analysis: Analysis) -> None:
@@ -261,19 +280,14 @@ def finish(analysis: Analysis) -> None:
                 *(power, options.normalize_gradients),
             ).items()
         }
-    folders = options_.result_folders(options, analysis.prefix, analysis.layers)
+    # Saved before anything is printed: whoever reads the output may have gone.
+    written = _save_all(analysis, by_power)
     for power, data in by_power.items():
-        about = json.loads(json.dumps(metadata(analysis, power, data), default=str))
         if power is not None:
             print(f"power {power}")
         print_summary(analysis, data)
-        if options.save_outputs:
-            _save(analysis, folders[power], data, about)
-        if options.save_consolidated:
-            several = len(by_power) > 1
-            path = options_.consolidated_path(options.save_consolidated, power, several)
-            results.write_consolidated(path, data, about)
-            print(f"{path}: {len(data)} arrays")
+    for path in written:
+        print(path)
     if measured.partial:
         total = len(analysis.tokens.ids)
         print(
