@@ -18,7 +18,10 @@ _RANGE = re.compile(r"^\s*(\d+)\s*(?:-\s*(\d+)\s*)?$")
 
 def powers(text: str) -> tuple[float, ...]:
     """Powers separated by commas, each once."""
-    return tuple(dict.fromkeys(arguments.positive_float(part) for part in text.split(",")))
+    try:
+        return tuple(dict.fromkeys(arguments.positive_float(part) for part in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number or a list, 0.5,2") from error
 
 
 def layer_list(text: str) -> tuple[int, ...] | None:

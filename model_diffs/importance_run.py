@@ -56,8 +56,9 @@ def check_places(options: argparse.Namespace) -> None:
     if not options.save_consolidated:
         return
     path = options_.consolidated_path(options.save_consolidated, None, several=False)
-    if path.is_dir():
-        raise BadInput(f"--save_consolidated {path} is a folder: name a file")
+    given = Path(options.save_consolidated).expanduser()
+    if given.is_dir() or path.is_dir():
+        raise BadInput(f"--save_consolidated {given} is a folder: name a file")
     if not path.parent.is_dir():
         raise BadInput(f"--save_consolidated: {path.parent} is no folder; make it first")
 
@@ -188,7 +189,7 @@ def print_summary(analysis: Analysis, data: Mapping[str, np.ndarray]) -> None:
         share = size[order[:hundredth]].sum() / size.sum() if size.any() else 0.0
         print(
             f"{key}: {len(values):,} dimensions, {int((values != 0).sum()):,} not zero; the top "
-            f"{hundredth} hold {share:.0%}; largest {top or 'none'}"
+            f"hundredth ({hundredth}) holds {share:.0%}; largest {top or 'none'}"
         )
 
 

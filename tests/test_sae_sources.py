@@ -58,3 +58,44 @@ def test_a_layer_gets_the_one_sae_that_is_for_it(tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(BadInput, match="no SAE in it"):
         sae_sources.find(str(empty))
+
+
+def test_of_the_hub_only_configurations_and_what_is_chosen_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for layer in (0, 1):
+        write_sparsify(tmp_path / f"layers.{layer}.mlp")
+    fetched: list[str] = []
+
+    class Hub:
+        def __init__(self, token: object) -> None:
+            pass
+
+        def list_repo_files(self, repository: str, revision: str | None) -> list[str]:
+            assert (repository, revision) == ("org/saes", "v2")
+            return [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+
+    def snapshot(repository: str, allow_patterns: list[str], **_: object) -> str:
+        assert all(pattern.endswith(".json") for pattern in allow_patterns)
+        return str(tmp_path)
+
+    def download(repository: str, file: str, **_: object) -> str:
+        fetched.append(file)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    found = sae_sources.find("org/saes@v2")
+    chosen = sae_sources.choose("org/saes@v2", found, (1,), "mlp_out")
+    assert sae_sources.fetch(chosen[1]).folder == tmp_path / "layers.1.mlp"
+    assert fetched == ["layers.1.mlp/sae.safetensors"]
+
+
+def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", unreachable)
+    with pytest.raises(BadInput, match="cannot be reached"):
+        sae_sources.find("org/saes")
