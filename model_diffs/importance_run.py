@@ -55,10 +55,10 @@ def check_places(options: argparse.Namespace) -> None:
     """Raise BadInput, before anything is computed, where results could not be written."""
     if not options.save_consolidated:
         return
-    path = options_.consolidated_path(options.save_consolidated, None, several=False)
     given = Path(options.save_consolidated).expanduser()
-    if given.is_dir() or path.is_dir():
+    if given.is_dir():
         raise BadInput(f"--save_consolidated {given} is a folder: name a file")
+    path = options_.consolidated_path(options.save_consolidated, None, several=False)
     if not path.parent.is_dir():
         raise BadInput(f"--save_consolidated: {path.parent} is no folder; make it first")
 
