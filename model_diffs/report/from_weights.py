@@ -73,17 +73,20 @@ def mlp_attention_ratio(tables: Tables, comparison: Comparison) -> Estimate:
     """Relative change of all MLPs over that of all attention."""
     rows = _layers(tables, comparison, "W_fro_layer")
     relative = {}
+    path, blocks = _path(comparison, "param_stats/per_layer.csv"), rows["layer"].nunique()
     for group in ("mlp", "attn"):
         part = rows[rows["group"] == group]
+        if not blocks or sorted(part["layer"]) != list(range(blocks)):
+            raise Absent(f"failed, {path} has not the {group} of every block", defect=True)
         whole = float((part["W_fro_layer"] ** 2).sum())
         if whole == 0:
-            raise Absent(f"the blocks have no {group} matrix")
+            raise Absent(f"every {group} matrix of the base is zero")
         relative[group] = float(np.sqrt((part["dW_fro_layer"] ** 2).sum() / whole))
     if relative["attn"] == 0 or relative["mlp"] == 0:
         changed = [group for group, found in relative.items() if found]
         raise Absent(f"only {changed[0]} changed: there is no ratio" if changed else UNCHANGED)
     source = Source(
-        _path(comparison, "param_stats/per_layer.csv"),
+        path,
         "dW_fro_layer",
         "√(Σ dW_fro_layer² / Σ W_fro_layer²) over blocks, group=mlp over group=attn",
     )

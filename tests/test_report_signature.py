@@ -1,0 +1,260 @@
+"""The numbers of a report and what is concluded from them, on tables made by hand."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from planted_tables import TEXTS, Study, claims, comparison
+
+from model_diffs.relearning_report import LEAST_GAP
+from model_diffs.report.assembling import signature_rows
+from model_diffs.report.estimates import Estimate, Sample, difference
+from model_diffs.report.phrases import PHRASES
+from model_diffs.report.readers import READERS
+from model_diffs.report.signature import Signature, Source
+
+ROOT = Path(__file__).parents[1]
+FILTERED, NPO = "base__to__filtered", "base__to__npo"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return Study(tmp_path_factory.mktemp("outputs")).everything()
+
+
+@pytest.fixture(scope="module")
+def signature(study: Study) -> Signature:
+    return study.read()
+
+
+@pytest.fixture
+def copy(study: Study, tmp_path: Path) -> Study:
+    shutil.copytree(study.root, tmp_path / "outputs")
+    return Study(tmp_path / "outputs")
+
+
+def value(signature: Signature, key: str, label: str = NPO) -> float:
+    return signature.values[label, key].value
+
+
+# ── values ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_weights_by_hand(signature: Signature) -> None:
+    """Two of five matrices of norm 10 changed, by 6 and 8, in the second of two blocks."""
+    assert value(signature, "relative_change") == pytest.approx(10 / (10 * 5**0.5))
+    assert value(signature, "changed_share") == pytest.approx(2 / 5)
+    assert value(signature, "mlp_attention_ratio") == pytest.approx(8 / 6)
+    assert value(signature, "half_depth") == pytest.approx(0.75), "half way through the last block"
+    # 6 and 8 themselves, weighing 36 and 64.
+    assert value(signature, "stable_rank") == pytest.approx((6 * 36 + 8 * 64) / 100)
+    assert value(signature, "effective_rank") == pytest.approx((6 * 36 + 8 * 64) / 100)
+    assert value(signature, "top10_share") == pytest.approx((6 * 36 + 8 * 64) / 900)
+    assert value(signature, "subspace_alignment") == pytest.approx(0.75), (
+        "the embedding is left out"
+    )
+    assert value(signature, "nullspace_ratio") == pytest.approx((0.6 + 0.4) / (0.75 + 0.2))
+
+
+def test_states_by_hand(signature: Signature) -> None:
+    """The embedding's state, planted far off, does not count."""
+    assert value(signature, "separation_change") == pytest.approx(2.0)
+    assert value(signature, "covariance_forget") == pytest.approx(2.0 * (1 + 2 + 3) / 3)
+    assert value(signature, "covariance_retain") == pytest.approx(0.5)
+    for key in ("dh_forget", "dh_retain", "row_space_selectivity", "lipschitz_forget"):
+        found = signature.values[NPO, key]
+        assert found.value == pytest.approx(2 * value(signature, key, FILTERED)), key
+        assert found.low <= found.value <= found.high, key
+    assert value(signature, "lipschitz_retain") == pytest.approx(2.0)
+
+
+def test_questions_and_attack(study: Study, signature: Signature) -> None:
+    table = pd.read_csv(study.root / "npo/linear_probes/knowledge_by_layer.csv")
+    hazard = table[table["domain"] == "hazard"]["accuracy"].tolist()
+    assert value(signature, "hazard_accuracy") == hazard[3]
+    assert value(signature, "hazard_inside") == pytest.approx((hazard[1] + hazard[2]) / 2)
+    assert signature.base_values["hazard_accuracy"].value == 1.0
+    attack = pd.read_csv(study.root / "npo/relearning/relearning.csv")
+    assert value(signature, "recovered_share") == attack["recovered_share"].max() > 0.8
+    assert value(signature, "steps_to_half") == 10
+    assert (FILTERED, "steps_to_half") not in signature.values
+    assert "half of the gap does not come back" in signature.reasons[FILTERED, "steps_to_half"]
+    assert LEAST_GAP < 0.5, "the planted gap is one"
+
+
+def test_every_value_names_a_column_that_is_there(study: Study, signature: Signature) -> None:
+    assert {key for _, key in signature.values} == set(READERS), "all measures are there"
+    for found in (*signature.values.values(), *signature.base_values.values()):
+        table = pd.read_csv(study.root / found.source.path)
+        assert found.source.column in table.columns, found.source
+        if "mean" not in found.source.rows and "lr=" in found.source.rows:
+            assert found.value in table[found.source.column].tolist()
+
+
+def test_the_table_has_a_row_per_comparison_and_the_bases_own(signature: Signature) -> None:
+    rows = signature_rows(signature)
+    assert [row["comparison"] for row in rows] == [FILTERED, NPO]
+    assert rows[0].keys() == rows[1].keys()
+    assert rows[1]["dh_forget_low"] == signature.values[NPO, "dh_forget"].low
+    assert rows[0]["hazard_accuracy_base"] == 1.0 and rows[0]["steps_to_half"] is None
+    assert "relative_change_low" not in rows[0]
+
+
+# ── intervals ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_paired_interval_equals_a_loop_over_resamples(study: Study) -> None:
+    """Δh of npo less that of filtered, text by text, in plain Python."""
+    tables = {
+        label: pd.read_csv(study.root / label / "activation_stats/per_text.csv")
+        for label in (FILTERED, NPO)
+    }
+    texts = {label: t[t["split"] == "forget"].to_dict("records") for label, t in tables.items()}
+    generator, differences = np.random.default_rng(42), []
+    draws = generator.integers(TEXTS["forget"], size=(1000, TEXTS["forget"]))
+    for draw in draws:
+        means = {}
+        for label, rows in texts.items():
+            moved = sum(rows[i]["tokens"] * rows[i]["mean_dh_rel"] for i in draw)
+            means[label] = moved / sum(rows[i]["tokens"] for i in draw)
+        differences.append(means[NPO] - means[FILTERED])
+    low, high = np.percentile(differences, [2.5, 97.5])
+    from model_diffs.report.reading import Tables
+
+    npo, filtered = (
+        READERS["dh_forget"].read(Tables(study.root), comparison(name), 42)
+        for name in ("npo", "filtered")
+    )
+    found = difference(npo, filtered)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
+    # Paired: much narrower than two intervals side by side.
+    assert found.high - found.low < (npo.high - npo.low) + (filtered.high - filtered.low)
+
+
+def test_a_quotient_is_paired_too() -> None:
+    resamples = np.exp(np.random.default_rng(0).normal(0, 1, 500))
+    source = Source("t.csv", "c", "")
+    a = Estimate(1.0, source, sample=Sample(resamples, "same", "texts"))
+    b = Estimate(3.0, source, sample=Sample(3 * resamples, "same", "texts"))
+    found = difference(b, a, logarithmic=True)
+    assert found is not None and found.direction == 1
+    assert (found.value, found.low, found.high) == pytest.approx((3, 3, 3))
+    other = Estimate(1.0, source, sample=Sample(resamples, "others", "texts"))
+    assert difference(b, other, logarithmic=True) is None, "other texts are not paired"
+
+
+def test_the_largest_of_many_noisy_numbers_is_not_taken_for_a_finding() -> None:
+    """Twelve numbers that are zero but for noise: the largest is off zero far too often."""
+    generator, source = np.random.default_rng(1), Source("t.csv", "c", "")
+    wrong, naive, trials = 0, 0, 200
+    from model_diffs.intervals import document_weights
+
+    drawn = document_weights(80, 0)
+    for _ in range(trials):
+        noise = generator.normal(0, 1, (80, 12))
+        means, again = noise.mean(0), drawn @ noise / 80
+        at = int(means.argmax())
+        for candidates in (again - means, None):
+            sample = Sample(again[:, at], "one", "questions", candidates)
+            found = difference(Estimate(float(means[at]), source, sample=sample), 0.0)
+            assert found is not None
+            wrong += candidates is not None and found.direction > 0
+            naive += candidates is None and found.direction > 0
+    assert naive > 0.15 * trials, "what is guarded against happens"
+    assert wrong <= 0.06 * trials
+
+
+def test_the_worst_case_is_the_steps_own(study: Study, signature: Signature) -> None:
+    from model_diffs import relearning_report
+
+    rows = pd.read_csv(study.root / "npo/relearning/relearning.csv")
+    records = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    worst = relearning_report.summary("npo", records, 1.0, 0.7)["worst_case"]
+    found = signature.values[NPO, "recovered_share"]
+    assert found.value == worst["recovered_share"]
+    assert (found.low, found.high) == (worst["recovered_share_low"], worst["recovered_share_high"])
+    assert found.source.rows.startswith(f"lr={worst['lr']:g}, step={worst['step']}")
+
+
+# ── conclusions ───────────────────────────────────────────────────────────────────────────────────
+
+SENSITIVE = ("dh_forget", "dh_retain", "separation_change", "effect_selectivity",
+             "jacobian_forget", "probe_late", "recovered_share")  # fmt: skip
+
+
+def test_planted_differences_are_said(signature: Signature) -> None:
+    for key in SENSITIVE:
+        assert claims(signature, key, "filtered") == ["above"], key
+    for key in ("hazard_accuracy", "hazard_inside"):
+        assert claims(signature, key, "filtered") == ["below"], key
+        assert claims(signature, key, "base") == ["below"], key
+    assert claims(signature, "general_accuracy", "base") == ["same"]
+    assert claims(signature, "recovered_share", "base") == ["above"]
+    assert claims(signature, "recovered_share", "base", FILTERED) == ["same"]
+    assert not any(" against the filtered" in s.rule.lower() for s in signature.sentences
+                   if s.comparison == FILTERED)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [0.5, 1.0])
+def test_sentences_follow_what_is_planted(tmp_path: Path, size: float) -> None:
+    """Half the filtered model's size turns them round; the same size silences them."""
+    found = Study(tmp_path, npo=size).everything().read()
+    expected = ["same"] if size == 1 else ["below"]
+    for key in ("dh_forget", "dh_retain", "separation_change", "effect_selectivity",
+                "row_space_selectivity", "lipschitz_forget", "probe_early"):  # fmt: skip
+        assert claims(found, key, "filtered") == expected, key
+    assert claims(found, "hazard_accuracy", "filtered") == (["same"] if size == 1 else ["above"])
+    assert claims(found, "lipschitz_retain", "base") == expected
+
+
+def test_a_model_against_itself_differs_in_nothing(copy: Study) -> None:
+    """npo's tables are those of filtered, and filtered's are of a model like the base."""
+    for folder in (copy.root / NPO, copy.root / "npo"):
+        shutil.rmtree(folder)
+    shutil.copytree(copy.root / FILTERED, copy.root / NPO)
+    shutil.copytree(copy.root / "filtered", copy.root / "npo")
+    single = copy.root / NPO / "lipschitzness/per_text.csv"
+    single.write_text(single.read_text().replace("filtered", "npo"))
+    found = copy.read()
+    for key in PHRASES:
+        assert claims(found, key, "filtered") == ["same"], key
+
+
+def test_every_sentence_shows_its_numbers_and_where_they_stand(signature: Signature) -> None:
+    known = {value.source for value in signature.values.values()}
+    known |= {value.source for value in signature.base_values.values()}
+    assert len(signature.sentences) > 50
+    for sentence in signature.sentences:
+        assert any(character.isdigit() for character in sentence.text)
+        assert sentence.sources and set(sentence.sources) <= known
+        assert "95 %" in sentence.rule or "no interval" in sentence.rule
+    first = [s for s in signature.sentences if s.axis == ""]
+    assert {s.comparison for s in first} == {FILTERED, NPO}
+
+
+def test_an_interval_that_excludes_zero_does_not_show_a_zero() -> None:
+    from model_diffs.report.conclusions import _ends
+    from model_diffs.report.estimates import Difference
+
+    text, ends = _ends(Difference(-0.0004, -0.0011, -0.00006, 0.0), "change")
+    assert ends == "(−0.0011 to −0.0001)" and text == "−0.0004"
+    assert _ends(Difference(0.3, -0.1, 0.7, 0.0), "change") == ("+0.30", "(−0.10 to +0.70)")
+
+
+def test_neither_torch_nor_transformers_is_imported(study: Study) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from model_diffs.report import assembling, signature_figure\n"
+        "from model_diffs.report.signature import Comparison\n"
+        f"one = [Comparison('{NPO}', 'base', 'npo', 'npo', False)]\n"
+        f"found = assembling.assemble(Path({str(study.root)!r}), 'base', one, [], 42)\n"
+        "signature_figure.draw(found)\n"
+        "print(len(found.values), {'torch', 'transformers'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{len(READERS)} set()", done.stderr
