@@ -57,11 +57,11 @@ def _snapshot(model: str, repo: str, revision: str | None) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = fetch(["pytorch_model*.bin", "pytorch_model.bin.index.json"])
     except Exception as error:  # whatever it is, it is raised again, in one line where known
-        raise _hub_problem(model, error) from error
+        raise hub_problem(model, error) from error
     return folder
 
 
-def _hub_problem(model: str, error: Exception) -> Exception:
+def hub_problem(model: str, error: Exception) -> Exception:
     """The one line for a failed download; the error itself where it is none of the hub's."""
     from huggingface_hub import errors
 

@@ -128,7 +128,7 @@ def _hub_files(source: str) -> tuple[Path, list[str]]:
             allow_patterns=[f"*{name}" for name in set(CONFIG_OF.values())],
         )
     except Exception as error:  # whatever it is, it is raised again, in one line where known
-        raise model_files._hub_problem(source, error) from error
+        raise model_files.hub_problem(source, error) from error
     return Path(root), [file for file in listed if Path(file).name in WEIGHTS]
 
 
@@ -144,7 +144,7 @@ def fetch(found: Found) -> Found:
     try:
         path = hf_hub_download(repository, file, revision=revision or None, token=token)
     except Exception as error:  # as above
-        raise model_files._hub_problem(found.repository, error) from error
+        raise model_files.hub_problem(found.repository, error) from error
     return found._replace(folder=Path(path).parent)
 
 
