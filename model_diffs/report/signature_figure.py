@@ -10,7 +10,7 @@ from model_diffs.figures import BASE, FILTERED, WIDTH_INCHES, plt
 from model_diffs.report import placing
 from model_diffs.report.formatting import number
 from model_diffs.report.page import model_colours
-from model_diffs.report.placing import Mark, Row
+from model_diffs.report.placing import Row
 from model_diffs.report.signature import Axis, Comparison, Signature
 
 MARKERS = "osD^vP*Xph"
@@ -114,24 +114,24 @@ def _marks(
 ) -> None:
     """A mark with its interval per model, and its number at the right."""
     first, last = place.plot
-    for i, (model, mark) in enumerate(zip(models, row.marks, strict=True)):
-        y = top + PAD / 2 + LINE * (i + 0.5)
-        if len(models) == 1:
-            y += LINE / 2
-        axes.hlines(y, first, last, color="#e6e6e6", lw=0.6, zorder=0)
-        text, colour = "–", FAINT
-        if mark is not None:
-            _mark(axes, model, mark, place, y)
-            value = signature.values[model.comparison.label, row.measure.key]
-            text, colour = number(value.value, row.measure.unit)[0], INK
+    shift = PAD / 2 + LINE * (1.0 if len(models) == 1 else 0.5)
+    lines = [top + shift + LINE * i for i in range(len(models))]
+    axes.hlines(lines, first, last, color="#e6e6e6", lw=0.6, zorder=0)
+    drawn = [
+        (y, model, mark) for y, model, mark in zip(lines, models, row.marks, strict=True) if mark
+    ]
+    ends = [(y, place.x(m.low), place.x(m.high), one.colour) for y, one, m in drawn]
+    if ends:
+        ys, lows, highs, colours = zip(*ends, strict=True)
+        axes.hlines(ys, lows, highs, colors=colours, lw=2.2, alpha=0.55)
+    for y, model, mark in drawn:
+        x = place.x(mark.at)
+        axes.plot(x, y, model.marker, color=model.colour, ms=5, mec="white", mew=0.5)
+    for y, model in zip(lines, models, strict=True):
+        value = signature.values.get((model.comparison.label, row.measure.key))
+        text = "–" if value is None else number(value.value, row.measure.unit)[0]
+        colour = FAINT if value is None else INK
         axes.text(last + NUMBERS, y, text, fontsize=8, color=colour, ha="right", va="center")
-
-
-def _mark(axes: Axes, model: _Model, mark: Mark, place: _Place, y: float) -> None:
-    if mark.low < mark.high:
-        ends = [place.x(mark.low), place.x(mark.high)]
-        axes.plot(ends, [y, y], color=model.colour, lw=2.2, alpha=0.55, solid_capstyle="butt")
-    axes.plot(*(place.x(mark.at), y), model.marker, color=model.colour, ms=5, mec="white", mew=0.5)
 
 
 def _scale(axes: Axes, place: _Place, top: float) -> None:
