@@ -228,7 +228,10 @@ def take_inventory(outroot: Path, pairs: Sequence[Pair]) -> list[Result]:
             if step.optional and status == "missing" and step.script not in newest:
                 continue
         elif status == "stale":
-            reason = f"stale, {reason} since; its older numbers are shown"
+            # Said from where one stands; the page is read from elsewhere.
+            here = os.path.relpath(outroot) + os.sep
+            reason = reason.removeprefix(here).removeprefix(f"{owner}/")
+            reason = f"stale, {reason} since; what it left is shown as it was"
         found.append(Result(step, owner, comparison, folder, status, reason, record))
     return found
 
@@ -260,8 +263,15 @@ def files_of(results: Iterable[Result], *endings: str) -> list[Path]:
 
 def fingerprint(outroot: Path, results: Iterable[Result]) -> str:
     """Which results there are and in which state, in a few letters: a new one changes it."""
+    # Why a result is stale is said from where one stands, which is no difference in the result.
     lines = [
-        f"{one.folder.relative_to(outroot).as_posix()}\t{one.status}\t{one.reason}"
+        "\t".join(
+            (
+                one.folder.relative_to(outroot).as_posix(),
+                one.status,
+                one.reason if one.status == "failed" else "",
+            )
+        )
         for one in results
     ]
     there = sum(line.split("\t")[1] in ("complete", "stale") for line in lines)
