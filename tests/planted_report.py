@@ -36,14 +36,14 @@ MEASURES = [
     Measure("moved", "states", "Change of states", "Changed minus base.", "change", 0.0),
     Measure("back", "states", "Share that came back", "Of the gap.", "share", 0.0),
     Measure("rank", "weights", "Rank of ΔW", "Stable rank.", "rank", None),
-    Measure("known", "states", "Accuracy", "Of hazard questions.", "accuracy", None),
+    Measure("hazard_accuracy", "states", "Accuracy", "Of hazard questions.", "accuracy", None),
 ]
 VALUES = {
     "size": (12.75, 2.5, 0.3141592653589793),
     "moved": (-0.0625, 0.5, 0.21),
     "back": (None, 0.9, 0.96),
     "rank": (9.9, 2.2, 3.6),
-    "known": (0.22, 0.34, 0.39),
+    "hazard_accuracy": (0.22, 0.34, 0.39),
 }
 
 
@@ -70,7 +70,9 @@ def signature() -> Signature:
               Figure("together/all.png", "All models."))),
     ]  # fmt: skip
     missing = [Missing(14, "relearn.py", COMPARISONS[0].label, f"failed, {HOSTILE}")]
-    base_values = {"known": Value(0.98, Source("base/known.csv", "accuracy", ""), 0.95, 1.0)}
+    base_values = {
+        "hazard_accuracy": Value(0.98, Source("base/known.csv", "accuracy", ""), 0.95, 1.0)
+    }
     measures = sorted(MEASURES, key=lambda measure: measure.axis != "weights")
     return Signature(
         "base", COMPARISONS, axes, measures, values, base_values, sentences, missing,

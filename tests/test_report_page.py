@@ -149,6 +149,22 @@ def test_the_tables_numbers_are_those_of_the_csv(browser: Any, written: Path) ->
         assert seen == len(signature.values)
 
 
+def test_the_first_numbers_are_the_tables_and_lead_to_it(browser: Any, written: Path) -> None:
+    with Opened(browser, written) as opened:
+        first, row = opened.tab.locator(".glance a.value"), opened.row("hazard_accuracy")
+        assert first.count() == 3
+        assert opened.texts(".glance a.value strong") == ["0.22", "0.34", "0.39"]
+        for i in range(3):
+            for attribute in ("href", "title"):
+                same = row.locator("a.value").nth(i).get_attribute(attribute)
+                assert first.nth(i).get_attribute(attribute) == same
+        assert [float(width) for width in opened.tab.eval_on_selector_all(
+            ".bar .part", "all => all.map(e => e.getAttribute('width'))"
+        )] == [22, 34, 39]  # fmt: skip
+        # A conclusion stands below its model's name, its numbers apart.
+        assert opened.texts(".finding .claim")[4].startswith("Moved <img")
+
+
 def test_sorting_by_mouse_and_by_keyboard(browser: Any, written: Path) -> None:
     with Opened(browser, written) as opened:
         start = opened.models()

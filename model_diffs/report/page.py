@@ -173,6 +173,7 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         "signature": signature,
         "picture": _signature_picture(image, signature),
         "groups": views.table_groups(signature),
+        "glances": views.glances(signature),
         "verdicts": views.verdicts(signature),
         "lacking": views.lacking(signature),
         "left_out": views.left_out(signature),

@@ -13,7 +13,18 @@ from model_diffs.report.cells import (
     reference_cell,
     source_link,
 )
+from model_diffs.report.conclusions import EXACT_RULE
 from model_diffs.report.signature import Axis, Comparison, Measure, Sentence, Signature
+
+# What a reader asks first, in words; the table has these measures under their names.
+AT_A_GLANCE = {
+    "hazard_accuracy": "Hazard questions answered",
+    "hazard_inside": "… answered when read from inside",
+    "recovered_share": "Share that an attack brings back",
+    "general_accuracy": "General questions answered",
+    "dh_forget": "How far states of forget texts moved",
+    "relative_change": "Size of the change of weights",
+}
 
 
 class Row(NamedTuple):
@@ -34,9 +45,23 @@ class Group(NamedTuple):
 class SentenceView(NamedTuple):
     """A conclusion with its rule and the cells that it was drawn from."""
 
-    text: str
+    claim: str
+    """Up to the colon, without the model's name: it stands above."""
+    evidence: str
+    """The numbers."""
     rule: str
     sources: Sequence[SourceLink]
+
+
+class Glance(NamedTuple):
+    """One row of the few numbers that a reader looks for first."""
+
+    question: str
+    measure: Measure
+    base: Cell
+    cells: Sequence[Cell]
+    bars: Sequence[float]
+    """Length of each comparison's bar, in per cent of the row's largest number."""
 
 
 class Picture(NamedTuple):
@@ -89,10 +114,14 @@ class Verdict(NamedTuple):
     sentences: Sequence[SentenceView]
 
 
-def sentence_view(sentence: Sentence) -> SentenceView:
-    """A conclusion with links."""
+def sentence_view(sentence: Sentence, comparison: Comparison) -> SentenceView:
+    """A conclusion with links, as it is said below the model's name."""
+    claim, colon, evidence = sentence.text.partition(": ")
+    said = claim.removeprefix(comparison.short).lstrip(" ,") or claim
     sources = [source_link(source) for source in dict.fromkeys(sentence.sources)]
-    return SentenceView(sentence.text, sentence.rule, sources)
+    return SentenceView(
+        said[:1].upper() + said[1:] + colon.strip(), evidence, sentence.rule, sources
+    )
 
 
 # ── the parts of the page ─────────────────────────────────────────────────────────────────────────
@@ -130,6 +159,21 @@ def table_groups(signature: Signature) -> list[Group]:
     ]
 
 
+def glances(signature: Signature) -> list[Glance]:
+    """The first answers: of the questions in AT_A_GLANCE those that have numbers."""
+    rows = {row.measure.key: row for group in table_groups(signature) for row in group.rows}
+    found = []
+    for key, question in AT_A_GLANCE.items():
+        if key in rows:
+            row = rows[key]
+            numbers = [float(cell.exact or 0) for cell in row.cells]
+            # Shares fill their bar at 1; other numbers where the largest of them is.
+            scale = 1.0 if row.measure.unit in ("accuracy", "share") else max(map(abs, numbers))
+            bars = [min(100.0, max(0.0, 100 * one / scale)) if scale else 0.0 for one in numbers]
+            found.append(Glance(question, row.measure, row.base, row.cells, bars))
+    return found
+
+
 def verdicts(signature: Signature) -> list[Verdict]:
     """The conclusions by comparison: those that belong to no axis, where there are such."""
     axes = [axis.key for axis in signature.axes]
@@ -137,7 +181,9 @@ def verdicts(signature: Signature) -> list[Verdict]:
     for position, comparison in enumerate(signature.comparisons):
         mine = [s for s in signature.sentences if s.comparison == comparison.label]
         summary = [s for s in mine if s.axis not in axes]
-        chosen = [sentence_view(sentence) for sentence in summary or mine]
+        # What was concluded comes before what is only set side by side.
+        ordered = sorted(summary or mine, key=lambda sentence: sentence.rule == EXACT_RULE)
+        chosen = [sentence_view(sentence, comparison) for sentence in ordered]
         found.append(Verdict(position, comparison, chosen))
     return found
 
@@ -170,7 +216,7 @@ def _panel(
         base = reference_cell(signature, measure)
         numbers.append(NumberRow(anchor, measure, base, other, cell))
     sentences = [
-        sentence_view(s)
+        sentence_view(s, comparison)
         for s in signature.sentences
         if s.axis == axis.key and s.comparison == comparison.label
     ]
