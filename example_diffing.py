@@ -1,8 +1,8 @@
 """Does model diffing find what was removed? An example on the miniature, where the truth is known.
 
 A dictionary is trained on the base, which knows the hazards. The base is compared with the model
-that never saw them and with one made to forget them: among the latents that fell most, contexts
-from hazard texts should be more frequent than among all latents.
+that never saw them and with one made to forget them: of the latents that fell most, those of hazard
+contexts should be more than among all latents. Latents that all texts use are passed over.
 
     uv run example_diffing.py
     uv run example_diffing.py --unlearned unlearned_models/miniature-base__rmu
@@ -22,8 +22,8 @@ import train_itda
 from model_diffs import arguments, runs
 from model_diffs.errors import BadInput
 
-# Early layers tell words apart, and one coefficient names the nearest atom: see docs/itda.md.
-DICTIONARY = ["--layer", "0", "--k", "1", "--fvu-threshold", "0.03"]
+# The last block says what comes next; one coefficient names the nearest atom: see docs/itda.md.
+DICTIONARY = ["--layer", "3", "--k", "1", "--fvu-threshold", "0.05"]
 MODELS = Path("unlearned_models")
 
 

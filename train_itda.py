@@ -4,7 +4,7 @@ One pass over the texts: an activation that matching pursuit over the atoms so f
 worse than the threshold becomes an atom, until the dictionary is full. Several layers share the
 pass; layer L is the output of block L, counted from 0, before any final norm.
 
-    uv run train_itda.py --model models/miniature-base --layer 2 --k 8 --max-atoms 1024 \\
+    uv run train_itda.py --model models/miniature-base --layer 3 --k 1 --fvu-threshold 0.05 \\
         --dataset data/miniature/forget.txt data/miniature/retain.txt \\
         --outdir artifacts/runs/miniature-base
     uv run train_itda.py --model Qwen/Qwen2.5-7B-Instruct --layer 14 --layer 21 \\

@@ -11,7 +11,7 @@ from scipy import stats
 
 from model_diffs.dictionaries import diffing_contexts, diffing_examples, diffing_pass, itda_reading
 from model_diffs.dictionaries.diffing import ModelDiffing
-from model_diffs.dictionaries.diffing_sums import ModelTotals, PairedSums, sum_codes
+from model_diffs.dictionaries.diffing_sums import BatchCodes, ModelTotals, PairedSums, sum_codes
 from model_diffs.dictionaries.itda import ITDA
 
 
@@ -235,22 +235,23 @@ def test_contexts_are_where_a_latent_is_highest(study: tiny_study.Study) -> None
             assert dense[row][place, latent] == pytest.approx(value, abs=1e-3)
 
 
-def test_a_beginning_that_data_sets_share_belongs_to_none(study: tiny_study.Study) -> None:
-    one, other = study.root / "one.txt", study.root / "other.txt"
-    one.write_text("abc\nabd\n")
-    other.write_text("abe\nxyz\n")
-    reading = diffing(study).read([str(one), str(other)])
-    known = diffing_contexts._sources_by_beginning(reading)
-    totals = ModelTotals(5, 4, 1)
-    places = [(0, 0), (0, 2), (1, 2), (2, 2), (3, 0)]  # a, abc, abd, abe, x
-    totals.top.documents[0], totals.top.positions[0] = torch.tensor(places).T
-    owners = diffing_contexts._owners(totals.top, reading, known)
-    assert owners.tolist() == [diffing_contexts.SHARED, 0, 0, 1, 1]
-    found = diffing_contexts._share(np.array([0, 2, 1, 3, 4]), owners, reading.names, 3)
-    assert (found.latents, found.shared) == (3, 1)
-    assert found.share == {"one": 2 / 3, "other": 1 / 3}
-    assert found.chance == {"one": 0.5, "other": 0.5}
-    assert found.p_value["one"] == pytest.approx(0.5)  # 2 of 3 drawn from 2 and 2
+def test_a_latent_is_of_the_data_set_that_nearly_all_its_activity_comes_from() -> None:
+    """Per token: the second data set is four times as long, and owns no more for that."""
+    totals = ModelTotals(5, torch.tensor([0, 0, 1]), 1)
+    sums = torch.tensor([[9.0, 1, 1, 0, 0], [9, 1, 1, 0, 0], [0, -200, 8, 1, 0]]).double()
+    nothing = torch.zeros(3, 5)
+    counts = torch.tensor([5.0, 5, 40]).double()
+    codes = BatchCodes(sums, nothing, nothing, nothing.long(), torch.zeros(3).double(), counts)
+    totals.add(codes, [0, 1, 2])
+    found = diffing_contexts.owners(totals)
+    # 18/10 against 0; 2/10 against 200/40; 2/10 against 8/40; 0 against 1/40; nothing
+    shared, unused = diffing_contexts.SHARED, diffing_contexts.UNUSED
+    assert found.tolist() == [0, 1, shared, 1, unused]
+    ranked = diffing_contexts._share(np.array([2, 0, 4, 1, 3]), found, ["one", "other"], 2)
+    assert (ranked.latents, ranked.shared) == (2, 1)
+    assert ranked.share == {"one": 0.5, "other": 0.5}
+    assert ranked.chance == {"one": 1 / 3, "other": 2 / 3}
+    assert ranked.p_value["one"] == pytest.approx(2 / 3)  # the one of three is among two drawn
 
 
 def test_text_with_markup_is_shown_not_obeyed(study: tiny_study.Study) -> None:

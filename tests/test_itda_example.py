@@ -1,4 +1,4 @@
-"""The example on the miniature: among what fell most, hazard contexts are frequent."""
+"""The example on the miniature: of what fell most, most is of hazard contexts."""
 
 import json
 import subprocess
@@ -26,5 +26,5 @@ def test_hazard_contexts_lead_among_the_latents_that_fell(study: Study, method: 
         folder = study.root / f"outputs/example_diffing/miniature-base__to__{changed}/itda_diffing"
         fell = json.loads((folder / "summary.json").read_text())["contexts_of_top_latents"]["fell"]
         assert fell["latents"] == 20
-        assert fell["share"]["forget"] > fell["chance"]["forget"] + 0.1
+        assert fell["share"]["forget"] > fell["chance"]["forget"] + 0.2
         assert f"{fell['share']['forget']:.0%} of 20" in found.stdout

@@ -1,8 +1,8 @@
-"""Whose contexts are the latents that changed most: of which data set, and how often by chance?
+"""Whose are the latents that changed most: of which data set, and how often by chance?
 
-A causal model's state at a position depends on the tokens up to it and on nothing else. So a
-context is the beginning of a text, and one with which texts of several data sets begin belongs to
-none of them.
+A latent is a data set's where nearly all its activity comes from there. Most of the latents that
+change by much are in use everywhere, as all texts begin alike and share their words; these belong
+to none of the data sets.
 """
 
 from typing import NamedTuple
@@ -11,29 +11,31 @@ import numpy as np
 from scipy import stats
 
 from model_diffs.dictionaries.diffing import Comparison
-from model_diffs.dictionaries.diffing_sums import Contexts
+from model_diffs.dictionaries.diffing_sums import ModelTotals
 from model_diffs.dictionaries.itda_reading import Reading
 
-SHARED = -1
+# A latent is a data set's from this share of its activity per token.
+OWN = 0.9
+SHARED, UNUSED = -1, -2
 
 
 class Share(NamedTuple):
-    """The top latents in one direction, by the data set of the context where each is highest."""
+    """The top latents in one direction, by the data set that each belongs to."""
 
     latents: int
-    """How many there are, at most as many as asked for; shared contexts are passed over."""
+    """How many there are, at most as many as asked for; shared ones are passed over."""
     shared: int
     """How many were passed over on the way."""
     share: dict[str, float]
     """Of the latents, per data set; empty where there is no latent."""
     chance: dict[str, float]
-    """The same share of all latents with a context of one data set."""
+    """The same share of all latents that belong to one data set."""
     p_value: dict[str, float]
     """Chance of as many or more where latents are drawn at random (hypergeometric)."""
 
 
 class Shares(NamedTuple):
-    """Both directions: contexts of the base for what fell, of the changed model for what rose."""
+    """By activity in the base for what fell, in the changed model for what rose."""
 
     fell: Share
     rose: Share
@@ -43,39 +45,27 @@ def shares(found: Comparison, reading: Reading, top: int) -> Shares | None:
     """Whose the `top` latents are that fell and rose most; None for a single data set."""
     if len(reading.splits) < 2:
         return None
-    known = _sources_by_beginning(reading)
     difference = found.changes.difference
     by_fall = found.order[::-1]
     fell, rose = by_fall[difference[by_fall] < 0], found.order[difference[found.order] > 0]
     return Shares(
-        _share(fell, _owners(found.base.totals.top, reading, known), reading.names, top),
-        _share(rose, _owners(found.changed.totals.top, reading, known), reading.names, top),
+        _share(fell, owners(found.base.totals), reading.names, top),
+        _share(rose, owners(found.changed.totals), reading.names, top),
     )
 
 
-def _sources_by_beginning(reading: Reading) -> dict[int, int]:
-    """Data set of every beginning of a text, or SHARED, under the hash of its tokens."""
-    known: dict[int, int] = {}
-    for ids, source in zip(reading.tokens.ids, reading.sources.tolist(), strict=True):
-        key = 0
-        for token in ids:
-            key = hash((key, token))
-            if known.setdefault(key, source) != source:
-                known[key] = SHARED
-    return known
+def owners(totals: ModelTotals) -> np.ndarray:
+    """`[m]` data set of each latent, SHARED, or UNUSED where the model has no use for it.
 
-
-def _owners(top: Contexts, reading: Reading, known: dict[int, int]) -> np.ndarray:
-    """`[m]` data set of each latent's highest context, SHARED, or −2 where it has none."""
-    owners = np.full(top.documents.shape[1], -2)
-    places = zip(top.documents[0].tolist(), top.positions[0].tolist(), strict=True)
-    for latent, (row, position) in enumerate(places):
-        if row >= 0 and position >= 0:
-            key = 0
-            for token in reading.tokens.ids[row][: position + 1]:
-                key = hash((key, token))
-            owners[latent] = known[key]
-    return owners
+    Activity is Σ over documents of |Σ coefficients|, per token of the data set, so that a large
+    data set does not own more for its size.
+    """
+    activity = totals.activity.numpy()
+    per_token = activity / np.maximum(totals.source_tokens.numpy(), 1)[:, None]
+    total = per_token.sum(0)
+    most = per_token.argmax(0)
+    own = per_token.max(0) >= OWN * total
+    return np.where(total == 0, UNUSED, np.where(own, most, SHARED))
 
 
 def _share(latents: np.ndarray, owners: np.ndarray, names: list[str], top: int) -> Share:

@@ -147,11 +147,12 @@ def encode_models(
     With a `scratch` folder one model is in memory at a time, without one all are. Raises BadInput
     for models that the dictionary is not for, and where memory does not suffice.
     """
-    latents, documents = plan.itda.size, len(plan.reading.tokens.ids)
+    latents = plan.itda.size
+    sources = torch.as_tensor(plan.reading.sources, dtype=torch.long)
     found = [
         Encoded(
             name,
-            ModelTotals(latents, documents, plan.contexts),
+            ModelTotals(latents, sources, plan.contexts),
             PairedSums(latents) if number else None,
         )
         for number, name in enumerate([base, *changed])

@@ -111,8 +111,8 @@ def notes(found: Comparison, shares: Shares | None, name_b: str) -> list[str]:
                 for name in share.share
             ]
             said.append(
-                f"Contexts of the {share.latents} latents that {word} most: {', '.join(parts)}; "
-                f"{share.shared} with a beginning that the data sets share were passed over."
+                f"Of the {share.latents} latents of one data set that {word} most, "
+                f"{', '.join(parts)}; {share.shared} that all use were passed over."
             )
     return said
 

@@ -82,7 +82,8 @@ class ModelTotals:
     """One model's sums over all documents."""
 
     latents: int
-    documents: int
+    sources: Tensor
+    """`[documents]` number of the data set that each document is of."""
     contexts: int
     """How many documents are kept per latent."""
     tokens: float = 0.0
@@ -91,11 +92,15 @@ class ModelTotals:
     unexplained: Tensor = field(init=False)
     """`[documents]` Σ FVU, for its interval."""
     counts: Tensor = field(init=False)
+    activity: Tensor = field(init=False)
+    """`[data sets, m]` Σ over documents of |Σ coefficients|."""
     top: Contexts = field(init=False)
 
     def __post_init__(self) -> None:
         self.sums, self.fires = torch.zeros(2, self.latents, dtype=torch.float64).unbind()
-        self.unexplained, self.counts = torch.zeros(2, self.documents, dtype=torch.float64).unbind()
+        documents, count = len(self.sources), int(self.sources.max()) + 1
+        self.unexplained, self.counts = torch.zeros(2, documents, dtype=torch.float64).unbind()
+        self.activity = torch.zeros(count, self.latents, dtype=torch.float64)
         shape = (self.contexts, self.latents)
         nowhere = torch.full(shape, -1)
         self.top = Contexts(torch.full(shape, -torch.inf), nowhere, nowhere.clone())
@@ -108,12 +113,20 @@ class ModelTotals:
         where = torch.tensor(rows)
         self.unexplained[where] = codes.unexplained
         self.counts[where] = codes.counts
+        self.activity.index_add_(0, self.sources[where], codes.sums.abs())
         values = torch.cat([self.top.values, codes.peaks])
         documents = torch.cat([self.top.documents, where[:, None].expand_as(codes.peaks)])
         positions = torch.cat([self.top.positions, codes.peak_positions])
         order = values.argsort(dim=0, descending=True, stable=True)[: self.contexts]
         chosen = (part.gather(0, order) for part in (values, documents, positions))
         self.top = Contexts(*chosen)
+
+    @property
+    def source_tokens(self) -> Tensor:
+        """`[data sets]` tokens that counted."""
+        return torch.zeros(len(self.activity), dtype=torch.float64).index_add_(
+            0, self.sources, self.counts
+        )
 
     @property
     def mean(self) -> Array:
