@@ -24,9 +24,11 @@ Steps
   10  MLP null-space alignment           11  row-space projection
   12  local Lipschitzness                13  linear probes, model by model
   14  relearning attack: what comes back
+  15  dictionary (ITDA) of the base and its latents that moved, where the study names one
+  16  the report: everything on one page
 
 The environment, and .env, override the study:
-  BASE, COMPARE (space-separated), OUTROOT, FORGET_TEXT, RETAIN_TEXT, QUESTIONS, ATTACK_TEXT,
+  BASE, COMPARE (space-separated), OUTROOT, FORGET_TEXT, RETAIN_TEXT, QUESTIONS, ATTACK_TEXT, DICTIONARY,
   UNLEARN, UNLEARN_SEEDS, MAX_SAMPLES, PARAM_DEVICE, PARAM_DTYPE, ACTIVATION_DEVICE, ACTIVATION_DTYPE,
   LAUNCHER (for example "accelerate launch --num_processes 2")
 Results lie under OUTROOT (outputs), one folder per comparison; logs in OUTROOT/logs.
@@ -80,13 +82,13 @@ if [ -f .env ]; then
   done < .env
 fi
 
-SETTINGS="BASE FORGET_TEXT RETAIN_TEXT QUESTIONS ATTACK_TEXT MAX_SAMPLES"
+SETTINGS="BASE FORGET_TEXT RETAIN_TEXT QUESTIONS ATTACK_TEXT DICTIONARY MAX_SAMPLES"
 LISTS="COMPARE UNLEARN UNLEARN_SEEDS"
 for key in $SETTINGS $LISTS; do
   if [ -n "${!key+set}" ]; then eval "GIVEN_$key=\${$key}"; unset "$key"; fi
 done
 MAKE=() COMPARE=() UNLEARN=() UNLEARN_SEEDS=()
-BASE="" FORGET_TEXT=data/forget.txt RETAIN_TEXT=data/retain.txt QUESTIONS="" ATTACK_TEXT="" MAX_SAMPLES=500
+BASE="" FORGET_TEXT=data/forget.txt RETAIN_TEXT=data/retain.txt QUESTIONS="" ATTACK_TEXT="" DICTIONARY="" MAX_SAMPLES=500
 # shellcheck source=studies/miniature.sh
 . "$STUDY_FILE"
 for key in $SETTINGS; do
@@ -100,6 +102,7 @@ done
 [ -n "$BASE" ] || fail "$STUDY_FILE sets no BASE"
 
 OUTROOT=${OUTROOT:-outputs}
+PAGE=$OUTROOT/report/report.html
 PARAM_DEVICE=${PARAM_DEVICE:-auto} PARAM_DTYPE=${PARAM_DTYPE:-auto}
 ACTIVATION_DEVICE=${ACTIVATION_DEVICE:-auto} ACTIVATION_DTYPE=${ACTIVATION_DTYPE:-auto}
 read -r -a LAUNCH <<< "${LAUNCHER:-python}"
@@ -151,6 +154,12 @@ for method in ${UNLEARN[@]+"${UNLEARN[@]}"}; do
 done
 [ ${#CHANGED[@]} -gt 0 ] || fail "$STUDY_FILE compares the base with nothing: set COMPARE or UNLEARN"
 for step in 1 2 4 5 "5 together" 6 7 8 9 10 11 12 13 "14 together"; do UNITS+=("$step"); done
+if [ -n "$DICTIONARY" ]; then
+  # A dictionary that the study says how to train is made here; any other has to be there.
+  if [ -n "${DICTIONARY_ARGUMENTS:-}" ]; then UNITS+=("15 train"); fi
+  UNITS+=(15)
+fi
+UNITS+=("16 together")
 
 # Sets SCRIPT and ARGUMENTS of a unit, for the changed models that follow.
 unit_command() {
@@ -183,6 +192,17 @@ unit_command() {
       [ -z "$QUESTIONS" ] || ARGUMENTS+=(--questions "$QUESTIONS")
       [ -z "$ATTACK_TEXT" ] || ARGUMENTS+=(--attack-data "$ATTACK_TEXT")
       ;;
+    "15 train")
+      SCRIPT=train_itda.py
+      # shellcheck disable=SC2206  # what the study says comes last, so that it decides
+      ARGUMENTS=(--model "$BASE" --outdir "$DICTIONARY" --dataset "$FORGET_TEXT" "$RETAIN_TEXT"
+        --max-samples "$MAX_SAMPLES" --device "$ACTIVATION_DEVICE" --dtype "$ACTIVATION_DTYPE"
+        ${DICTIONARY_ARGUMENTS})
+      ;;
+    "16 together")
+      SCRIPT=report.py
+      ARGUMENTS=(--model-a "$BASE" --model-b "${CHANGED[@]}" --outroot "$OUTROOT")
+      ;;
     "3 --" | "3 ") SCRIPT=create_datasets.py ;;
     *)
       shift 2
@@ -191,7 +211,7 @@ unit_command() {
   esac
   extra=STEP_${step}_ARGUMENTS
   # shellcheck disable=SC2206
-  ARGUMENTS+=(${!extra:-})
+  if [ "$step $kind" != "15 train" ]; then ARGUMENTS+=(${!extra:-}); fi
   if [ "$FORCE" = 1 ]; then ARGUMENTS+=(--force); fi
 }
 
@@ -223,6 +243,11 @@ comparison_command() { # step changed… (step 13: models)
     13)
       SCRIPT=linear_probe_analysis.py
       [ -z "$QUESTIONS" ] || ARGUMENTS+=(--questions "$QUESTIONS")
+      ;;
+    15)
+      SCRIPT=diff.py
+      ARGUMENTS+=(--itda "$DICTIONARY" --dataset "$FORGET_TEXT" "$RETAIN_TEXT")
+      ARGUMENTS+=(--max-samples "$MAX_SAMPLES" --device "$ACTIVATION_DEVICE" --dtype "$ACTIVATION_DTYPE")
       ;;
   esac
 }
@@ -258,6 +283,7 @@ finish() {
     (IFS=$TAB; set -f; set -- $line; printf '%-5s %-62s %-8s %8s\n' "$1" "$2" "$3" "${4#-}")
   done
   if [ "$status" = 0 ]; then printf '\nResults: %s\n' "$OUTROOT"; fi
+  if [ "$DRY_RUN" = 0 ] && selected 16 && [ -f "$PAGE" ]; then printf 'Page:    %s\n' "$PAGE"; fi
   exit "$status"
 }
 

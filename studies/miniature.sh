@@ -10,6 +10,9 @@ RETAIN_TEXT=data/miniature/retain.txt
 QUESTIONS=data/miniature/questions.jsonl
 ATTACK_TEXT=data/miniature/attack.txt
 STEP_14_ARGUMENTS="--lr 5e-4 1e-3 --max-questions 60"
+DICTIONARY=artifacts/runs/miniature-base
+DICTIONARY_ARGUMENTS="--layer 3 --k 1 --fvu-threshold 0.05 --max-samples 0"
+STEP_15_ARGUMENTS="--max-samples 0"
 
 # Learning rates and weights suit 1 M parameters; docs/unlearning.md has the figures they come from.
 UNLEARN=(npo rmu cb cb_lat)
