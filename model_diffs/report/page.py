@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from model_diffs import figures
-from model_diffs.report import cells, embedding, formatting, views
+from model_diffs.report import cells, embedding, formatting, saying, views
 from model_diffs.report.embedding import Embedded
 from model_diffs.report.signature import Signature
 from model_diffs.report.views import Picture
@@ -174,7 +174,7 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         "picture": _signature_picture(image, signature),
         "groups": views.table_groups(signature),
         "glances": views.glances(signature),
-        "verdicts": views.verdicts(signature),
+        "verdicts": saying.verdicts(signature),
         "lacking": views.lacking(signature),
         "left_out": views.left_out(signature),
         "conditions": signature.provenance,

@@ -7,14 +7,12 @@ from typing import NamedTuple
 from model_diffs.report.axes import AXES
 from model_diffs.report.cells import (
     Cell,
-    SourceLink,
     absent_cell,
     number_cell,
     reference_cell,
-    source_link,
 )
-from model_diffs.report.conclusions import EXACT_RULE
-from model_diffs.report.signature import Axis, Comparison, Measure, Sentence, Signature
+from model_diffs.report.saying import Said, say
+from model_diffs.report.signature import Axis, Comparison, Measure, Signature
 
 # What a reader asks first, in words; the table has these measures under their names.
 AT_A_GLANCE = {
@@ -40,17 +38,6 @@ class Group(NamedTuple):
 
     axis: Axis
     rows: Sequence[Row]
-
-
-class SentenceView(NamedTuple):
-    """A conclusion with its rule and the cells that it was drawn from."""
-
-    claim: str
-    """Up to the colon, without the model's name: it stands above."""
-    evidence: str
-    """The numbers."""
-    rule: str
-    sources: Sequence[SourceLink]
 
 
 class Glance(NamedTuple):
@@ -90,7 +77,7 @@ class Panel(NamedTuple):
 
     position: int
     comparison: Comparison
-    sentences: Sequence[SentenceView]
+    said: Said
     pictures: Sequence[Picture]
     numbers: Sequence[NumberRow]
     absent: Sequence[tuple[str, str]]
@@ -104,24 +91,6 @@ class AxisView(NamedTuple):
     pictures: Sequence[Picture]
     """Those that show all models at once."""
     panels: Sequence[Panel]
-
-
-class Verdict(NamedTuple):
-    """The conclusions on one comparison."""
-
-    position: int
-    comparison: Comparison
-    sentences: Sequence[SentenceView]
-
-
-def sentence_view(sentence: Sentence, comparison: Comparison) -> SentenceView:
-    """A conclusion with links, as it is said below the model's name."""
-    claim, colon, evidence = sentence.text.partition(": ")
-    said = claim.removeprefix(comparison.short).lstrip(" ,") or claim
-    sources = [source_link(source) for source in dict.fromkeys(sentence.sources)]
-    return SentenceView(
-        said[:1].upper() + said[1:] + colon.strip(), evidence, sentence.rule, sources
-    )
 
 
 # ── the parts of the page ─────────────────────────────────────────────────────────────────────────
@@ -174,20 +143,6 @@ def glances(signature: Signature) -> list[Glance]:
     return found
 
 
-def verdicts(signature: Signature) -> list[Verdict]:
-    """The conclusions by comparison: those that belong to no axis, where there are such."""
-    axes = [axis.key for axis in signature.axes]
-    found = []
-    for position, comparison in enumerate(signature.comparisons):
-        mine = [s for s in signature.sentences if s.comparison == comparison.label]
-        summary = [s for s in mine if s.axis not in axes]
-        # What was concluded comes before what is only set side by side.
-        ordered = sorted(summary or mine, key=lambda sentence: sentence.rule == EXACT_RULE)
-        chosen = [sentence_view(sentence, comparison) for sentence in ordered]
-        found.append(Verdict(position, comparison, chosen))
-    return found
-
-
 def _panel(
     signature: Signature, axis: Axis, position: int, pictures: Mapping[str, Picture]
 ) -> Panel:
@@ -215,13 +170,12 @@ def _panel(
         anchor = _anchor(position, column)
         base = reference_cell(signature, measure)
         numbers.append(NumberRow(anchor, measure, base, other, cell))
-    sentences = [
-        sentence_view(s, comparison)
-        for s in signature.sentences
-        if s.axis == axis.key and s.comparison == comparison.label
+    conclusions = [
+        s for s in signature.sentences if s.axis == axis.key and s.comparison == comparison.label
     ]
+    said = say(conclusions, comparison)
     paths = [path for path, _ in figure_paths(axis, comparison) if path in pictures]
-    return Panel(position, comparison, sentences, [pictures[p] for p in paths], numbers, absent)
+    return Panel(position, comparison, said, [pictures[p] for p in paths], numbers, absent)
 
 
 def is_shared(path: str) -> bool:
