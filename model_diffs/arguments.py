@@ -271,8 +271,9 @@ def _one_line(error: BaseException) -> str:
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's `main` and leave with its exit status.
 
-    0 done; 2 bad input, with one line on stderr; 130 Ctrl-C. A full or unwritable disk is bad input
-    too. Anything else is a defect and keeps its traceback.
+    0 done; 2 bad input, with one line on stderr; 130 Ctrl-C; 141 nobody reads the output any more
+    (`| head`). A full or unwritable disk is bad input too. Anything else is a defect and keeps its
+    traceback.
     """
     script = Path(sys.argv[0]).name
     try:
@@ -285,6 +286,10 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"{script}: interrupted; nothing half-done is kept", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # What is still buffered would raise once more when Python closes its output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

@@ -178,6 +178,20 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert [p.name for p in Path("outputs/a__to__b").iterdir()] == ["earlier.txt"]
 
 
+def test_output_that_nobody_reads_any_more_is_no_traceback(tmp_path: Path) -> None:
+    script = tmp_path / "talks.py"
+    script.write_text(
+        "from model_diffs import arguments\n"
+        "arguments.run_script(lambda: [print('line', n) for n in range(100_000)])\n"
+    )
+    found = subprocess.run(
+        ["bash", "-c", '"$0" "$1" | head -1; exit "${PIPESTATUS[0]}"', sys.executable, script],
+        capture_output=True,
+        text=True,
+    )
+    assert (found.stdout, found.stderr, found.returncode) == ("line 0\n", "", 141)
+
+
 def test_without_a_network_a_hub_name_is_one_line(place: Path) -> None:
     words = command(WEIGHTS, model_a="nobody/nothing")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_secret"}
