@@ -62,7 +62,8 @@ def _ends(found: Difference, unit: str) -> tuple[str, str]:
     written = interval.split(" to ")[0 if found.direction > 0 else 1]
     if found.direction and float(written.replace("−", "-")) == float(neutral):
         decimals = 1
-        while float(f"{near:.{decimals}f}") == found.neutral:
+        # What counts as excluded is off by more than 1e-9: nine digits show it.
+        while decimals < 9 and float(f"{near:.{decimals}f}") == found.neutral:
             decimals += 1
         plus = "+" if unit == "change" else ""
         ends = [f"{end:{plus}.{decimals}f}" for end in (found.value, found.low, found.high)]

@@ -18,6 +18,8 @@ from model_diffs.report.signature import Source, Value
 Floats = NDArray[np.float64]
 # With fewer, resamples repeat the same few values and their percentiles are no interval.
 LEAST_UNITS = 10
+# Sums in another order differ by less than this.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Difference(NamedTuple):
     @property
     def direction(self) -> int:
         """1 or −1 where the interval lies above or below the neutral value, else 0."""
-        return int(self.low > self.neutral) - int(self.high < self.neutral)
+        low, high = self.low - self.neutral, self.high - self.neutral
+        return int(low > ROUNDING) - int(high < -ROUNDING)
 
 
 @lru_cache(maxsize=64)
