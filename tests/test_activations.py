@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_diffs import activation_cache, models
+from model_diffs.activation_norms import norm_rows, text_rows
 from model_diffs.errors import BadInput
 
 FORGET = [
@@ -170,6 +171,20 @@ def test_a_model_against_itself_has_not_moved(
     change = found.differences["retain", str(copy)].read()
     assert not change.dh_l1.any() and not change.dh_l2.any() and not change.dh_rel.any()
     np.testing.assert_allclose(change.cosine / change.tokens[:, None], 1, rtol=1e-6)
+
+
+def test_what_is_kept_of_each_text_gives_the_mean_of_the_table(
+    folders: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    a, b = folders["gpt_neox"]
+    found = activation_cache.statistics(options(tmp_path), [a, b], [(a, b)])
+    base, changed = (found.models["forget", model].read() for model in (a, b))
+    difference = found.differences["forget", b].read()
+    table = norm_rows("forget", base, changed, difference, 42)
+    rows = text_rows("forget", difference)
+    assert [row.text for row in rows] == [0, 1, 2]
+    mean = np.average([row.mean_dh_rel for row in rows], weights=[row.tokens for row in rows])
+    assert mean == pytest.approx(np.mean([row.mean_dh_rel for row in table[1:]]), rel=1e-12)
 
 
 def test_bos_and_the_first_positions_are_left_out_and_counted(
