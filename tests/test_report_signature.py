@@ -177,7 +177,9 @@ def test_the_worst_case_is_the_steps_own(study: Study, signature: Signature) -> 
     worst = relearning_report.summary("npo", records, 1.0, 0.7)["worst_case"]
     found = signature.values[NPO, "recovered_share"]
     assert found.value == worst["recovered_share"]
-    assert (found.low, found.high) == (worst["recovered_share_low"], worst["recovered_share_high"])
+    # It was picked among several: its interval allows for that, the row's does not.
+    assert found.low is not None and found.high is not None
+    assert found.low < worst["recovered_share_low"] < worst["recovered_share_high"] < found.high
     assert found.source.rows.startswith(f"lr={worst['lr']:g}, step={worst['step']}")
 
 

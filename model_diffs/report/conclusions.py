@@ -23,7 +23,7 @@ EXACT_RULE = (
 NO_FILTERED_RULE = "A model that never learned is the reference; without one there is none."
 LARGEST_RULE = (
     " The share is the largest over measured rates and steps, so its interval is made to hold for "
-    "all of them at once, and is wider than the table's."
+    "all of them at once, and is wider than that of its row in relearning.csv."
 )
 
 

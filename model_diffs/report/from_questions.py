@@ -1,11 +1,12 @@
 """Measures on questions: knowledge at the output and inside, and what relearning brings back."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model_diffs.report.estimates import Estimate, Floats, Sample, resampled, weights
+from model_diffs.report.estimates import Estimate, Floats, Sample, difference, resampled, weights
 from model_diffs.report.reading import Absent, Tables, identity, states
 from model_diffs.report.signature import Comparison, Source
 
@@ -146,8 +147,8 @@ def _resampled_shares(
 def recovered_share(tables: Tables, comparison: Comparison, seed: int) -> Estimate:
     """Largest share of the gap that came back, over rates and steps that leave the model whole.
 
-    Value and interval are the cells of that row. Its resamples know all rows that it was picked
-    from, since the largest of several is high by luck too.
+    Its interval is not that row's: the largest of several is high by luck too, so it holds for all
+    rows at once. Without answers per question there is none.
     """
     attacks = _attacks(tables, comparison).reset_index(drop=True)
     picked = int(np.argmax(attacks["recovered_share"].to_numpy()))
@@ -155,7 +156,8 @@ def recovered_share(tables: Tables, comparison: Comparison, seed: int) -> Estima
     value = float(row["recovered_share"])
     place = f"lr={row['lr']:g}, step={row['step']:g}"
     path = f"{comparison.changed}/relearning/relearning.csv"
-    source = Source(path, "recovered_share", f"{place}, the largest while the model is whole")
+    rule = f"{place}, the largest while the model is whole; interval from per_question.csv"
+    source = Source(path, "recovered_share", rule)
     deviations: list[Floats] = []
 
     def draw() -> tuple[float, Floats, str]:
@@ -169,9 +171,9 @@ def recovered_share(tables: Tables, comparison: Comparison, seed: int) -> Estima
     sample = found.sample and Sample(
         found.sample.resampled, found.sample.identity, "questions", deviations[0]
     )
-    ends = (row["recovered_share_low"], row["recovered_share_high"])
-    low, high = (None if np.isnan(end) else float(end) for end in ends)
-    return Estimate(value, source, low, high, sample, found.unpaired)
+    one = Estimate(value, source, None, None, sample, found.unpaired)
+    held = difference(one, 0.0)
+    return replace(one, low=held.low, high=held.high) if held else one
 
 
 def steps_to_half(tables: Tables, comparison: Comparison, _: int) -> Estimate:
