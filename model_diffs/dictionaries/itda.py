@@ -47,7 +47,7 @@ class ITDA:
     @property
     def k(self) -> int:
         """Steps of the pursuit."""
-        return int(self.metadata.get("k") or DEFAULT_K)
+        return int(self.metadata.get("k", DEFAULT_K))
 
     @property
     def layer(self) -> int:
@@ -151,8 +151,17 @@ def _metadata(folder: Path) -> dict[str, Any]:
         raise BadInput(f"{folder}: no {METADATA}, so no dictionary; {hint}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not valid YAML: copy the dictionary again") from error
-    if not isinstance(found, dict) or not isinstance(found.get("layer"), int):
+    if not isinstance(found, dict) or found.get("layer") is None:
         raise BadInput(f"{path} does not say which layer; looked for a number under 'layer'")
+    # A number that is wrong here would be encoded with, and nothing would look wrong.
+    for key, least in (("layer", 0), ("k", 1), ("skip_first", 0)):
+        value = found.get(key)
+        if value is None:
+            found.pop(key, None)
+        elif not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise BadInput(
+                f"{path}: {key} is {value!r}; a whole number from {least} is expected"
+            )
     return found
 
 

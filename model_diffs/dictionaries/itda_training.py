@@ -62,8 +62,9 @@ class Judged(NamedTuple):
     fvu_low: float
     fvu_high: float
     tokens: int
-    dead_share: float
-    """Share of atoms that none of the tokens read last uses, themselves aside."""
+    dead_share: float | None
+    """Share of atoms that none of the tokens read last uses, themselves aside; None where all of
+    those are atoms."""
     dead_tokens: int
     """How many tokens that was asked of."""
 
@@ -212,7 +213,7 @@ class LayerTrainer:
             float(interval.low),
             float(interval.high),
             len(documents),
-            1 - len(used) / self.count,
+            1 - len(used) / self.count if len(x) else None,
             len(x),
         )
 
@@ -271,7 +272,10 @@ def _learn(
 
 def _trained(trainer: LayerTrainer, seconds: float) -> Trained:
     if not trainer.count:
-        raise BadInput(f"layer {trainer.layer}: every activation is zero; there is no atom to take")
+        raise BadInput(
+            f"layer {trainer.layer}: no activation has an error above the threshold, so there is "
+            "no atom; lower --fvu-threshold (or --loss-threshold)"
+        )
     return Trained(
         trainer.layer,
         trainer.atoms.cpu().clone(),

@@ -86,10 +86,11 @@ def summary(one: Trained) -> dict[str, Any]:
 def line(one: Trained) -> str:
     """The result in a line."""
     judged = one.judged
+    dead = "dead share unknown" if judged.dead_share is None else f"{judged.dead_share:.1%} dead"
     return (
         f"{len(one.atoms)} atoms from {one.steps[-1].tokens} tokens, FVU {judged.fvu:.3f} "
         f"[{judged.fvu_low:.3f}, {judged.fvu_high:.3f}] on the last {judged.tokens}, "
-        f"{judged.dead_share:.1%} dead in {judged.dead_tokens}, "
+        f"{dead} in {judged.dead_tokens}, "
         f"{one.tokens_per_second:,.0f} tokens/s"
     )
 
