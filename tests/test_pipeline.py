@@ -112,6 +112,14 @@ def test_every_result_is_there_and_says_where_it_comes_from(study: Study) -> Non
     assert not list(study.root.rglob("*.partial"))
 
 
+def test_the_last_line_says_where_the_page_is(study: Study) -> None:
+    last = study.output.strip().splitlines()[-1].split()
+    assert last == ["Page:", "outputs/report/report.html"]
+    page = (study.root / last[1]).read_text(encoding="utf-8")
+    assert "miniature-filtered" in page and "rmu" in page
+    assert "Page:" not in study.pipeline("--steps", "1").stdout
+
+
 def test_filtering_reaches_wider_than_unlearning(study: Study) -> None:
     """The contrast that the study exists to show, in weights and in activations."""
     size = {}
