@@ -165,11 +165,34 @@ def state(planned: PlannedRun) -> State:
     return State("stale", reason) if reason else State("complete", "")
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raise BadInput where a result would take the place of what no run of it wrote.
+
+    A result replaces its folder as a whole: what a hand or another run put there would be lost.
+    """
+    if not folder.is_dir() or next(folder.iterdir(), None) is None:
+        return
+    if not (folder / RECORD).is_file():
+        raise BadInput(
+            f"{folder} holds files but no {RECORD}, and a result would replace them: name a new "
+            "folder, or remove that one"
+        )
+    own = (read_record(folder) or {}).get("outputs", [])
+    for record in sorted(folder.glob(f"*/**/{RECORD}")):
+        if record.relative_to(folder).as_posix() not in own:
+            raise BadInput(
+                f"{folder} holds another result, {record.parent.relative_to(folder)}, which this "
+                "one would replace: name another folder"
+            )
+
+
 def pending(planned_runs: Iterable[PlannedRun], force: bool = False) -> list[PlannedRun]:
     """Those planned runs that are not complete; one line for each that is skipped or stale."""
     todo = []
     for planned in planned_runs:
         found = state(planned)
+        if found.status != "complete" or force:
+            check_replaceable(planned.folder)
         if found.status == "complete" and not force:
             print(f"{planned.folder}: complete, skipped (--force reruns it)")
             continue
@@ -327,6 +350,7 @@ def remove_leftovers(folder: Path) -> None:
 def _working_folder(folder: Path) -> Path:
     if not is_main_process():
         return Path(tempfile.mkdtemp(prefix="model_diffs_"))
+    check_replaceable(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)

@@ -197,3 +197,27 @@ def test_a_killed_run_leaves_nothing_that_looks_complete_and_is_cleared(tmp_path
     assert len(list(tmp_path.iterdir())) == 1
     write(planned)
     assert [p.name for p in tmp_path.iterdir()] == ["step"]
+
+
+def test_a_result_takes_the_place_of_nothing_but_itself(tmp_path: Path) -> None:
+    foreign = tmp_path / "mine"
+    (foreign / "sub").mkdir(parents=True)
+    (foreign / "sub" / "notes.txt").write_text("kept")
+    planned = plan(foreign)
+    for force in (False, True):
+        with pytest.raises(BadInput, match=r"holds files but no run\.json"):
+            runs.pending([planned], force)
+    with pytest.raises(BadInput, match="name a new folder"), runs.open_run(planned):
+        pass
+    assert (foreign / "sub" / "notes.txt").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+    outer, inner = plan(tmp_path / "outer"), plan(tmp_path / "outer" / "layer_2")
+    write(outer)
+    write(inner)
+    assert runs.pending([outer]) == []  # nothing is replaced where it is complete
+    with pytest.raises(BadInput, match="holds another result, layer_2"):
+        runs.pending([outer], force=True)
+    assert runs.state(inner).status == "complete"
+    (tmp_path / "empty").mkdir()
+    write(plan(tmp_path / "empty"))
