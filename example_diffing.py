@@ -59,16 +59,21 @@ def show(label: str, summary: dict[str, Any], hazard: str) -> None:
     """One line of the result."""
     fell = summary["contexts_of_top_latents"]["fell"]
     fvu = summary["fvu"]["all"]
-    print(
-        f"{label:28} {fell['share'][hazard]:6.0%} of {fell['latents']:<3} "
-        f"{fell['chance'][hazard]:6.0%} {fell['p_value'][hazard]:9.2g} "
-        f"{fvu['a']['mean']:9.3f} {fvu['b']['mean']:9.3f}"
-    )
+    if fell["latents"]:
+        shares = (
+            f"{fell['share'][hazard]:6.0%} of {fell['latents']:<3} "
+            f"{fell['chance'][hazard]:6.0%} {fell['p_value'][hazard]:9.2g}"
+        )
+    else:
+        shares = f"{'no latent of one text fell':31}"
+    print(f"{label:28} {shares} {fvu['a']['mean']:9.3f} {fvu['b']['mean']:9.3f}")
 
 
 def main() -> None:
     """Train, compare, print."""
     options = parse_arguments()
+    if Path(options.forget_text).stem == Path(options.retain_text).stem:
+        raise BadInput("--forget-text and --retain-text need files of two different names")
     changed = [options.filtered, unlearned_model(options)]
     texts = ["--dataset", options.forget_text, options.retain_text]
     force = ["--force"] if options.force else []

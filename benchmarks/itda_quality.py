@@ -157,9 +157,10 @@ def fill(reader: passes.Reader, train: Reading, size: int) -> Tensor:
         (found,) = itda_training.train(reader, train, 0, [LAYER], settings)
         if len(found.atoms) == size:
             break
+    dead = found.judged.dead_share
     print(
         f"{len(found.atoms)} atoms, threshold {threshold:.3f}, {found.steps[-1].tokens} tokens, "
-        f"{time.perf_counter() - start:.0f} s; dead {found.judged.dead_share:.1%}",
+        f"{time.perf_counter() - start:.0f} s; dead {'unknown' if dead is None else f'{dead:.1%}'}",
         flush=True,
     )
     return found.atoms

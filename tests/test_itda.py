@@ -1,5 +1,6 @@
 """ITDA dictionaries: what is read, which activations become atoms, and their files."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -267,6 +268,18 @@ def test_a_changed_text_makes_a_dictionary_stale(place: Place, tmp_path: Path) -
     assert runs.state(train_itda.planned_runs(options)[0]).status == "stale"
 
 
+def test_where_all_tokens_are_atoms_no_share_of_them_is_called_dead(
+    place: Place, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("The ferry leaves.\n")
+    words = ["--model", str(place.folder), "--layer", "1", "--outdir", str(tmp_path / "run")]
+    words += ["--dataset", str(texts), "--fvu-threshold", "0.000001", "--max-atoms", "60"]
+    train_itda.train(train_itda.parse_arguments(words))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["dead_tokens"] == 0 and summary["dead_share"] is None
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +289,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     for more, message in (
         (["--layer", "7"], "blocks 0 to 2: there is no layer 7"),
         (["--dataset", str(empty)], "no text in it"),
+        (["--fvu-threshold", "1"], "no activation has an error above the threshold"),
     ):
         options = train_itda.parse_arguments(arguments_of(place, outdir, *more))
         with pytest.raises(BadInput, match=message):

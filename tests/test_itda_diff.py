@@ -113,6 +113,8 @@ def test_what_does_not_fit_together_is_refused_in_a_line(
     shallow = str(tiny_models.save("gpt_neox", study.root / "shallow", num_hidden_layers=1))
     with pytest.raises(BadInput, match="blocks 0 to 0: there is no layer 1"):
         opened.compare(shallow, [shallow], reading)
+    with pytest.raises(BadInput, match="--max-steps 1 ends before retain"):
+        opened.compare(study.model_a, [study.model_b], reading, max_steps=1)
     with pytest.raises(BadInput, match="no such text file"):
         opened.read([str(study.root / "missing.txt")])
 

@@ -9,7 +9,13 @@ import torch
 from itda_study import LAYER, compare, diffing, edited, make
 from scipy import stats
 
-from model_diffs.dictionaries import diffing_contexts, diffing_examples, diffing_pass, itda_reading
+from model_diffs.dictionaries import (
+    diffing_contexts,
+    diffing_examples,
+    diffing_pass,
+    diffing_report,
+    itda_reading,
+)
 from model_diffs.dictionaries.diffing import ModelDiffing
 from model_diffs.dictionaries.diffing_sums import BatchCodes, ModelTotals, PairedSums, sum_codes
 from model_diffs.dictionaries.itda import ITDA
@@ -170,6 +176,19 @@ def test_rare_latents_are_not_tested_and_their_errors_stand() -> None:
     assert np.isnan(changes.p_value).all() and np.isnan(changes.q_value).all()
     assert changes.documents.tolist() == [2, 3, 0]
     assert changes.difference.tolist() == pytest.approx([4 / 3, 0.5 / 3, 0.0])
+
+
+def test_one_document_has_no_error_and_says_nothing_of_the_fit(study: tiny_study.Study) -> None:
+    paired = PairedSums(3)
+    paired.add(_codes([[0, 1]], [[1.0, 1.0]]), _codes([[0, 1]], [[2.0, 1.0]]))
+    assert np.isnan(paired.changes().std_error).all()
+    one = study.root / "one.txt"
+    one.write_text((study.root / "forget.txt").read_text().splitlines()[0] + "\n")
+    opened = diffing(study)
+    (found,) = opened.compare(study.model_a, [study.model_b], opened.read([str(one)]))
+    assert found.fits["all"].documents == 1 and not found.fits["all"].worse
+    rows = diffing_report.latent_rows(found, opened.itda, {})
+    assert {row.std_error for row in rows} == {None}
 
 
 def _codes(indices: list[list[int]], values: list[list[float]]) -> Any:

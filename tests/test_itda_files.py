@@ -86,6 +86,10 @@ def test_what_is_no_dictionary_is_refused_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "layer_2" / "atoms.safetensors").unlink()
     with pytest.raises(BadInput, match="no atoms"):
         ITDA.from_pretrained(tmp_path / "layer_2")
+    for wrong in ("layer: -1", "layer: x", "layer: 2\nk: 0", "layer: 2\nskip_first: -1"):
+        (tmp_path / "layer_2" / "metadata.yaml").write_text(wrong)
+        with pytest.raises(BadInput, match="a whole number from"):
+            ITDA.from_pretrained(tmp_path / "layer_2")
     (tmp_path / "layer_2" / "metadata.yaml").write_text("a: [")
     with pytest.raises(BadInput, match="not valid YAML"):
         ITDA.from_pretrained(tmp_path / "layer_2")

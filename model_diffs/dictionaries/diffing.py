@@ -46,8 +46,8 @@ class Fit(NamedTuple):
 
     @property
     def worse(self) -> bool:
-        """Whether the tuned model is fitted worse, beyond chance."""
-        return float(self.change.low) > 0
+        """Whether the tuned model is fitted worse, beyond chance; one document cannot say."""
+        return self.documents > 1 and float(self.change.low) > 0
 
 
 class Comparison(NamedTuple):
@@ -127,9 +127,10 @@ class ModelDiffing:
     ) -> list[Comparison]:
         """Each changed model against the base, which is encoded once.
 
-        Raises BadInput for models of another architecture or tokenizer, states that are not finite,
-        and memory that does not suffice.
+        Raises BadInput for models of another architecture or tokenizer, `max_steps` that end before
+        a data set is reached, states that are not finite, and memory that does not suffice.
         """
+        self._check_steps(reading, max_steps)
         checkpoints = [Checkpoint.open(name) for name in (base, *changed)]
         for checkpoint in checkpoints[1:]:
             check_configs(checkpoints[0], checkpoint)
@@ -189,6 +190,15 @@ class ModelDiffing:
             "activations_MD": found.changed.activations(),
             "fvu": found.fits["all"],
         }
+
+    def _check_steps(self, reading: Reading, max_steps: int) -> None:
+        last = reading.sources[: max_steps * self.batch_size or None][-1]
+        if last < reading.sources[-1]:
+            unread = ", ".join(reading.names[last + 1 :])
+            raise BadInput(
+                f"--max-steps {max_steps} ends before {unread}: use --max-samples, which takes "
+                "some of each data set"
+            )
 
     def _load(self, name: str) -> Reader:
         options = argparse.Namespace(

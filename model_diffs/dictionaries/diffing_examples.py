@@ -158,10 +158,12 @@ def _part(
         if (difference > 0) != rising or difference == 0:
             continue
         q = changes.q_value[latent]
+        error = float(changes.std_error[latent])
         means = [float(one.totals.mean[latent]) for one in (found.base, found.changed)]
         numbers = (
             f"mean {means[0]:.4f} in {names.a}, {means[1]:.4f} in {names.b}; change "
-            f"{difference:+.4f}, standard error {float(changes.std_error[latent]):.4f}, "
+            f"{difference:+.4f}, "
+            + ("" if np.isnan(error) else f"standard error {error:.4f}, ")
             + ("in too few documents to test" if np.isnan(q) else f"q = {q:.2g}")
             + f"; in {int(changes.documents[latent])} documents"
         )

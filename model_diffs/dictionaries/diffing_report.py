@@ -33,7 +33,8 @@ class LatentRow(NamedTuple):
     mean_a: float
     mean_b: float
     difference: float
-    std_error: float
+    std_error: float | None
+    """Empty where there is only one document."""
     p_value: float | None
     """Empty where the latent occurs in too few documents to be tested."""
     q_value: float | None
@@ -65,6 +66,7 @@ def latent_rows(found: Comparison, itda: ITDA, atoms: dict[int, Atom]) -> list[L
     rows = []
     for rank, latent in enumerate(found.order.tolist(), start=1):
         tested = not np.isnan(changes.p_value[latent])
+        error = float(changes.std_error[latent])
         rows.append(
             LatentRow(
                 rank,
@@ -75,7 +77,7 @@ def latent_rows(found: Comparison, itda: ITDA, atoms: dict[int, Atom]) -> list[L
                 float(mean_a[latent]),
                 float(mean_b[latent]),
                 float(changes.difference[latent]),
-                float(changes.std_error[latent]),
+                None if np.isnan(error) else error,
                 float(changes.p_value[latent]) if tested else None,
                 float(changes.q_value[latent]) if tested else None,
                 float(frequency_a[latent]),

@@ -145,7 +145,7 @@ class Changes(NamedTuple):
     difference: Array
     """Mean coefficient in B minus that in A, over all tokens."""
     std_error: Array
-    """Of the difference, over documents."""
+    """Of the difference, over documents; NaN where there is only one."""
     p_value: Array
     """Two-sided; NaN where too few documents have the latent to test it."""
     q_value: Array
@@ -186,7 +186,7 @@ class PairedSums:
         d, dd, dn, m = (x.numpy() for x in (self.d, self.dd, self.dn, self.documents_with))
         difference = d / self.tokens
         spread = dd - 2 * difference * dn + difference**2 * self.tokens_squared
-        scale = self.documents / max(1, self.documents - 1)
+        scale = self.documents / (self.documents - 1) if self.documents > 1 else np.nan
         std_error = np.sqrt(np.maximum(spread, 0.0) * scale) / self.tokens
         p = _t_test(d, dd, m)
         tested = ~np.isnan(p)

@@ -159,9 +159,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
         if value is None:
             found.pop(key, None)
         elif not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise BadInput(
-                f"{path}: {key} is {value!r}; a whole number from {least} is expected"
-            )
+            raise BadInput(f"{path}: {key} is {value!r}; a whole number from {least} is expected")
     return found
 
 
