@@ -37,7 +37,7 @@ def main() -> None:
     from model_diffs.checkpoints import Checkpoint
     from model_diffs.importance_lenses import Neurons
 
-    importance_run.check_places(options)
+    importance_options.check_places(options)
     checkpoint = Checkpoint.open(options.model_name)
     count = importance_run.block_count(checkpoint)
     layers = importance_options.layers_of(options.layers, count, options.model_name)

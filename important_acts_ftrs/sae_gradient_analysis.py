@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model_diffs import arguments, importance_options
+from model_diffs.errors import BadInput
 from model_diffs.importance_results import load_results
 
 if TYPE_CHECKING:
@@ -46,14 +47,19 @@ def main() -> None:
     from model_diffs.dictionaries import sae_files, sae_sources
     from model_diffs.importance_lenses import SaeFeatures
 
-    importance_run.check_places(options)
+    importance_options.check_places(options)
     checkpoint = Checkpoint.open(options.model_name)
     count = importance_run.block_count(checkpoint)
     found = sae_sources.find(options.sae)
     if options.layers is not None:
         importance_options.layers_of(options.layers, count, options.model_name)
     chosen = sae_sources.choose(options.sae, found, options.layers, options.site)
-    layers = importance_options.layers_of(tuple(chosen), count, options.model_name)
+    layers = tuple(chosen)
+    if layers[-1] >= count:
+        raise BadInput(
+            f"{options.sae} has an SAE for layer {layers[-1]}, and {options.model_name} has layers "
+            f"0-{count - 1}: use the SAEs of this model, or name --layers"
+        )
     fetched = {layer: sae_sources.fetch(one) for layer, one in chosen.items()}
     saes = {layer: sae_files.read_sae(one.folder, one.format) for layer, one in fetched.items()}
 

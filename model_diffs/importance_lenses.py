@@ -93,6 +93,11 @@ class SaeFeatures:
         """Add the active features of some hundred tokens at a time."""
         coder = self.coders[layer]
         x = at.entered if coder.transcoder and at.entered is not None else at.x
+        if x.shape[-1] != coder.d_in:
+            raise BadInput(
+                f"layer {layer}: the MLP reads {x.shape[-1]} entries, its transcoder is for "
+                f"{coder.d_in}: use one of this model"
+            )
         step = max(1, _PRE_ACTIVATIONS // coder.d_sae)
         for start in range(0, len(x), step):
             found = coder.encode(x[start : start + step])

@@ -1,6 +1,7 @@
 """The command line that both importance scripts share. Standard library only at import."""
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -148,3 +149,22 @@ def consolidated_path(given: str, power: float | None, several: bool) -> Path:
     if path.suffix != ".npz":
         path = path.with_name(path.name + ".npz")
     return path.with_name(f"{path.stem}_power_{power}.npz") if several else path
+
+
+def check_places(options: argparse.Namespace) -> None:
+    """Raise BadInput, before anything is computed, where results could not be written."""
+    if options.save_outputs:
+        place = Path(options.outroot).absolute() / FOLDER
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise BadInput(f"--outroot: {there} is no folder that can be written: choose another")
+    if not options.save_consolidated:
+        return
+    given = Path(options.save_consolidated).expanduser()
+    if given.is_dir():
+        raise BadInput(f"--save_consolidated {given} is a folder: name a file")
+    path = consolidated_path(options.save_consolidated, None, several=False)
+    if not path.parent.is_dir():
+        raise BadInput(f"--save_consolidated: {path.parent} is no folder; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadInput(f"--save_consolidated: {path.parent} cannot be written: choose another")

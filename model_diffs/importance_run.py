@@ -51,18 +51,6 @@ def block_count(checkpoint: Checkpoint) -> int:
     raise BadInput(f"{checkpoint.model}: no num_hidden_layers in its config.json")
 
 
-def check_places(options: argparse.Namespace) -> None:
-    """Raise BadInput, before anything is computed, where results could not be written."""
-    if not options.save_consolidated:
-        return
-    given = Path(options.save_consolidated).expanduser()
-    if given.is_dir():
-        raise BadInput(f"--save_consolidated {given} is a folder: name a file")
-    path = options_.consolidated_path(options.save_consolidated, None, several=False)
-    if not path.parent.is_dir():
-        raise BadInput(f"--save_consolidated: {path.parent} is no folder; make it first")
-
-
 def analyse(
     options: argparse.Namespace,
     prefix: str,

@@ -357,7 +357,7 @@ def _working_folder(folder: Path) -> Path:
         path = folder.parent / f".{folder.name}.{os.getpid()}{PARTIAL}"
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir()
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError) as error:
         raise BadInput(f"{folder} cannot be written ({error.strerror}): choose another") from error
     except OSError as error:
         if error.errno == errno.EROFS:

@@ -227,6 +227,7 @@ def test_an_interrupted_run_is_kept_and_marked(
         (["--device", "cuda:77"], "cuda:77"),
         (["--save_consolidated", "none/such/x.npz"], "none/such"),
         (["--save_consolidated", "."], "is a folder"),
+        (["--outroot", "/dev/null/results"], "/dev/null is no folder"),
         (["--power", "1,x"], "--power"),
         (["--power", "0"], "--power"),
         (["--sae", "./nowhere"], "nowhere"),

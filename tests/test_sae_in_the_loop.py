@@ -173,3 +173,7 @@ def test_an_sae_of_another_width_is_refused() -> None:
     lens = SaeFeatures({1: Sae(*parts, "relu", subtract=True)})
     with pytest.raises(BadInput, match=f"{D} wide, its SAE is for 48"):
         importance.measure(Reader("tiny", model), TOKENS, 0, lens, Settings((1,)))
+    parts = (torch.zeros(9, 48), torch.zeros(9), torch.zeros(9, D), torch.zeros(D))
+    lens = SaeFeatures({1: Sae(*parts, "relu", subtract=False, transcoder=True)})
+    with pytest.raises(BadInput, match=f"reads {D} entries, its transcoder is for 48"):
+        importance.measure(Reader("tiny", model), TOKENS, 0, lens, Settings((1,)))
