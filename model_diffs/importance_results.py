@@ -67,21 +67,25 @@ def normalise(values: "np.ndarray", how: str, what: str = "the values") -> "np.n
 
 def variants(
     means: "np.ndarray", layer: int, mode: str, power: float | None, normalisation: str
-) -> "dict[str, np.ndarray]":
+) -> "tuple[dict[str, np.ndarray], list[str]]":
     """Everything that is saved of a layer by its key, `layer_{i}_{mode}[_norm_…]`, in fp32.
 
     means `[2, size]`: mean and mean_abs. Keys name the normalisation only where both are computed.
+    What cannot be normalised is left out, and said why in the list: the rest took as long to get.
     """
     import numpy as np
 
-    found = {}
+    found, refused = {}, []
     for one in MODES[mode]:
         raised = raise_to(means[0 if one == "mean" else 1], power)
         for how in NORMALISATIONS[normalisation]:
             key = f"layer_{layer}_{one}" + (f"_norm_{how}" if normalisation == "both" else "")
             what = f"layer {layer}, {one}: the values"
-            found[key] = normalise(raised, how, what).astype(np.float32)
-    return found
+            try:
+                found[key] = normalise(raised, how, what).astype(np.float32)
+            except BadInput as error:
+                refused.append(str(error))
+    return found, refused
 
 
 def statistics(values: "np.ndarray") -> dict[str, float]:

@@ -196,19 +196,22 @@ def _draw(run: runs.Run, analysis: Analysis, data: Mapping[str, np.ndarray]) -> 
         norm = f"_norm_{how}" if several else ""
         shown = {}
         for mode in results.MODES[options.aggregation_mode]:
-            arrays = {i: data[f"layer_{i}_{mode}{norm}"] for i in analysis.layers}
+            keys = {i: f"layer_{i}_{mode}{norm}" for i in analysis.layers}
+            arrays = {i: data[key] for i, key in keys.items() if key in data}
+            if not arrays:
+                continue  # none could be normalised
             scale = "" if how == "none" else f", normalised by {how}"
             shown[mode] = figures.Shown(f"{mode}{scale}", mode, arrays)
         for mode, one in shown.items():
             for kind in KINDS:
-                for layer in analysis.layers:
+                for layer in one.layers:
                     figure = figures.layer_figure(f"{title}, layer {layer}", [kind], [one], layer)
                     run.figure(f"layer_{layer}_{mode}{norm}_{kind}", figure)
                 figure = figures.layers_figure(f"{title}, all layers", [kind], [one])
                 run.figure(f"all_layers_{mode}{norm}_{kind}", figure)
         if len(shown) > 1:
             both = list(shown.values())
-            for layer in analysis.layers:
+            for layer in [i for i in analysis.layers if all(i in one.layers for one in both)]:
                 figure = figures.layer_figure(f"{title}, layer {layer}", KINDS, both, layer)
                 run.figure(f"layer_{layer}{norm}_combined", figure)
             figure = figures.layers_figure(f"{title}, all layers", KINDS, both)
@@ -255,20 +258,25 @@ def _save_all(
 
 
 def finish(analysis: Analysis) -> None:
-    """Print, save what is asked for, a folder per power; leave with 130 where interrupted."""
+    """Print, save what is asked for, a folder per power; leave with 130 where interrupted.
+
+    Raises BadInput, when the rest is saved, for what could not be normalised.
+    """
     options, measured = analysis.options, analysis.measured
     if not runs.is_main_process():
         return
-    by_power = {}
+    by_power: dict[float | None, dict[str, np.ndarray]] = {}
+    refused: list[str] = []
     for power in options.power or [None]:
-        by_power[power] = {
-            key: values
-            for layer in analysis.layers
-            for key, values in results.variants(
+        of_power = by_power[power] = {}
+        for layer in analysis.layers:
+            found, left_out = results.variants(
                 *(measured.means[layer].numpy(), layer, options.aggregation_mode),
                 *(power, options.normalize_gradients),
-            ).items()
-        }
+            )
+            of_power.update(found)
+            refused += left_out
+    by_power = {power: data for power, data in by_power.items() if data}
     # Saved before anything is printed: whoever reads the output may have gone.
     written = _save_all(analysis, by_power)
     for power, data in by_power.items():
@@ -285,3 +293,6 @@ def finish(analysis: Analysis) -> None:
             file=sys.stderr,
         )
         sys.exit(130)
+    if refused:
+        others = f"; so it is with {len(refused) - 1} more" if len(refused) > 1 else ""
+        raise BadInput(f"{refused[0]}{others}. What could be normalised is above")

@@ -27,7 +27,8 @@ def test_the_worked_examples_of_power() -> None:
 
 
 def test_power_comes_before_normalisation() -> None:
-    found = variants(np.array([[3.0, -1.0], [3.0, 1.0]]), 7, "both", 2.0, "both")
+    found, refused = variants(np.array([[3.0, -1.0], [3.0, 1.0]]), 7, "both", 2.0, "both")
+    assert not refused
     expected = {
         "layer_7_mean_norm_sum": [9 / 4, -1 / 4],
         "layer_7_mean_norm_sum_abs": [9 / 5, -1 / 5],

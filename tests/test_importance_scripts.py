@@ -130,6 +130,31 @@ def test_every_combination_writes_the_files_of_its_name(
                 assert np.abs(exact).sum() == pytest.approx(len(exact), rel=1e-5)
 
 
+def test_what_cannot_be_normalised_does_not_take_the_rest_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """LayerNorm ignores a shift of all dimensions, so signed gradients add up to nothing."""
+    tiny_models.save("gpt_neox", tmp_path / "neox")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    words = ["--model_name", str(tmp_path / "neox"), "--dataset", str(tmp_path / "texts.txt")]
+    words += ["--aggregate_by", "gradients", "--save_outputs", "--outroot", str(tmp_path)]
+    words += ["--layers", "1", "--aggregation_mode", "both", "--normalize_gradients"]
+    assert run("layer_gradient_analysis", [*words, "both"], monkeypatch) == 2
+    assert "layer 1, mean: " in (said := capfd.readouterr().err) and "too close to 0" in said
+    (folder,) = (tmp_path / "importance").iterdir()
+    kept = {
+        "layer_1_mean_norm_sum_abs",
+        "layer_1_mean_abs_norm_sum",
+        "layer_1_mean_abs_norm_sum_abs",
+    }
+    assert set(load_results(folder)["data"]) == kept
+    assert {f.name for f in folder.glob("*_scatter.png")} >= {f"{key}_scatter.png" for key in kept}
+    shutil.rmtree(folder)
+    words[words.index("both")] = "mean"
+    assert run("layer_gradient_analysis", [*words, "sum"], monkeypatch) == 2
+    assert not list((tmp_path / "importance").iterdir())
+
+
 def test_a_folder_and_its_npz_read_alike_also_elsewhere(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
