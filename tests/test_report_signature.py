@@ -214,6 +214,15 @@ def test_sentences_follow_what_is_planted(tmp_path: Path, size: float) -> None:
     assert claims(found, "lipschitz_retain", "base") == expected
 
 
+def test_less_of_a_change_is_not_said_to_be_the_opposite_change(tmp_path: Path) -> None:
+    """npo raises the AUC, by less than filtering does: it makes nothing harder to tell."""
+    found = Study(tmp_path, npo=0.8).everything().read()
+    assert value(found, "probe_early") > 0
+    own = [s.text for s in found.sentences if s.comparison == NPO and s.axis == "localisation"]
+    assert any("leaves forget texts harder to tell in the early blocks than" in s for s in own)
+    assert not any("makes forget texts harder" in s for s in own)
+
+
 def test_a_model_against_itself_differs_in_nothing(copy: Study) -> None:
     """npo's tables are those of filtered, and filtered's are of a model like the base."""
     for folder in (copy.root / NPO, copy.root / "npo"):

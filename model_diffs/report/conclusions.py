@@ -229,7 +229,7 @@ def draw(
         notes.append(
             f"{writer.intervals} intervals of differences were looked at, each at 95 % for itself. "
             f"If no model differed in anything, about {writer.intervals / 20:.0f} of them would "
-            "exclude zero all the same."
+            "name a difference all the same."
         )
     if writer.filtered is None:
         notes.append("No filtered model is among the comparisons: the base is the only reference.")

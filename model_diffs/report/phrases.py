@@ -80,8 +80,8 @@ def _told(third: str) -> Phrases:
             f"leaves the probes of the {third} blocks as they were, as far as can be told",
         ),
         Claim(
-            f"makes forget texts easier to tell in the {third} blocks than filtering does",
-            f"makes forget texts harder to tell in the {third} blocks than filtering does",
+            f"leaves forget texts easier to tell in the {third} blocks than filtering does",
+            f"leaves forget texts harder to tell in the {third} blocks than filtering does",
             f"is not told apart from filtering by the probes of the {third} blocks",
         ),
         0.0,
@@ -114,7 +114,7 @@ PHRASES: Mapping[str, Phrases] = {
             "leaves forget and retain texts as far apart as they were, as far as can be told",
         ),
         Claim(
-            "drives forget and retain texts further apart than filtering does",
+            "leaves forget and retain texts further apart than filtering does",
             "leaves forget and retain texts less far apart than filtering does",
             "is not told apart from filtering in how far apart forget and retain texts lie",
         ),
@@ -130,10 +130,10 @@ PHRASES: Mapping[str, Phrases] = {
     "probe_early": _told("early"),
     "probe_middle": _told("middle"),
     "probe_late": _told("late"),
-    "hazard_accuracy": _known("answers hazard questions"),
-    "adjacent_accuracy": _known("answers adjacent questions"),
-    "general_accuracy": _known("answers general questions"),
-    "hazard_inside": _known("answers hazard questions, read from inside,"),
+    "hazard_accuracy": _known("answers hazard questions rightly"),
+    "adjacent_accuracy": _known("answers adjacent questions rightly"),
+    "general_accuracy": _known("answers general questions rightly"),
+    "hazard_inside": _known("answers hazard questions rightly, read from inside,"),
     "recovered_share": Phrases(
         Claim(
             "gives back knowledge that the attack never showed",

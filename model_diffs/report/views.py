@@ -16,10 +16,10 @@ from model_diffs.report.signature import Axis, Comparison, Measure, Signature
 
 # What a reader asks first, in words; the table has these measures under their names.
 AT_A_GLANCE = {
-    "hazard_accuracy": "Hazard questions answered",
+    "hazard_accuracy": "Hazard questions answered rightly",
     "hazard_inside": "… answered when read from inside",
     "recovered_share": "Share that an attack brings back",
-    "general_accuracy": "General questions answered",
+    "general_accuracy": "General questions answered rightly",
     "dh_forget": "How far states of forget texts moved",
     "relative_change": "Size of the change of weights",
 }
