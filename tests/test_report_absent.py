@@ -1,6 +1,7 @@
 """A report of tables that are not there, damaged, or of other texts: no number is made up."""
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,50 @@ def test_other_texts_are_not_compared(copy: Study) -> None:
     assert claims(found, "dh_retain", "filtered") == ["above"]
     (line,) = found.missing
     assert (line.step, line.comparison) == (4, NPO) and "no conclusion" in line.reason
+
+
+@pytest.mark.parametrize(
+    ("folder", "option", "key"),
+    [
+        (f"{NPO}/lipschitzness", {"epsilon": 0.1}, "lipschitz_forget"),
+        (f"{NPO}/row_space_projection", {"top_k": 5}, "row_space_selectivity"),
+    ],
+)
+def test_other_options_are_not_compared(
+    copy: Study, folder: str, option: dict[str, float], key: str
+) -> None:
+    """A response to larger noise, or of more directions, is another number on the same texts."""
+    path = copy.root / folder / "run.json"
+    record = json.loads(path.read_text())
+    record["arguments"] |= option
+    path.write_text(json.dumps(record))
+    found = copy.read()
+    assert not claims(found, key, "filtered")
+    assert claims(found, key, "base"), "both sides of that are of one run"
+    assert any(line.comparison == NPO and "no conclusion" in line.reason for line in found.missing)
+
+
+def test_other_questions_of_the_same_names_are_not_compared(copy: Study) -> None:
+    for size, model in enumerate(("base", "filtered", "npo")):
+        for folder in ("linear_probes", "relearning"):
+            path = copy.root / model / folder / "run.json"
+            record = json.loads(path.read_text())
+            record["arguments"]["questions"] = "data/questions.jsonl"
+            read = {"path": "../../data/questions.jsonl", "size": 900 if size < 2 else 901}
+            path.write_text(json.dumps(record | {"inputs": [read]}))
+    found = copy.read()
+    assert claims(found, "hazard_accuracy", "base", FILTERED) == ["below"]
+    assert not claims(found, "hazard_accuracy", "base")
+    assert not claims(found, "hazard_inside", "filtered")
+    assert not claims(found, "recovered_share", "filtered")
+
+
+def test_an_attack_without_rows_is_a_failure_and_no_gap_that_closed(copy: Study) -> None:
+    path = copy.root / "npo/relearning/relearning.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    found = copy.read()
+    assert "no row" in found.reasons[NPO, "recovered_share"]
+    assert any(line.step == 14 and "no row" in line.reason for line in found.missing)
 
 
 def test_values_per_text_of_another_run_give_no_interval(copy: Study) -> None:

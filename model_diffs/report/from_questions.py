@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,14 @@ HALF = 0.5
 def _arguments(record: Mapping[str, Any]) -> Mapping[str, Any]:
     found = record.get("arguments")
     return found if isinstance(found, Mapping) else {}
+
+
+def _size_of_questions(record: Mapping[str, Any]) -> list[Any]:
+    """Bytes of the file that was asked from: ids alone may be those of other questions."""
+    name = Path(str(_arguments(record).get("questions"))).name
+    inputs = record.get("inputs")
+    read = [one for one in inputs if isinstance(one, Mapping)] if isinstance(inputs, list) else []
+    return [one.get("size") for one in read if Path(str(one.get("path"))).name == name]
 
 
 # ── knowledge ─────────────────────────────────────────────────────────────────────────────────────
@@ -52,7 +61,8 @@ def _answers(
         raise Absent(f"failed, {path} has not every layer and question", defect=True)
     share = correct["mean"].to_numpy()
     drawn = weights(len(share), seed)
-    return float(share.mean()), drawn @ share / len(share), identity(questions, seed)
+    size = _size_of_questions(tables.record(f"{model}/linear_probes"))
+    return float(share.mean()), drawn @ share / len(share), identity(questions, size, seed)
 
 
 def output_accuracy(tables: Tables, model: str, domain: str, seed: int) -> Estimate:
@@ -100,6 +110,8 @@ def _attacks(tables: Tables, comparison: Comparison) -> "pd.DataFrame":
     rows = tables.table(
         f"{folder}/relearning.csv", ["lr", "step", *empty], key=["lr", "step"], empty=empty
     )
+    if rows.empty:
+        raise Absent(f"failed, {folder}/relearning.csv has no row", defect=True)
     arguments = _arguments(tables.record(folder))
     if arguments.get("base", "") is None or arguments.get("questions", "") is None:
         raise Absent("step 14 was run without --base or --questions")
@@ -139,9 +151,14 @@ def _resampled_shares(
     drawn = weights(len(base), seed)
     if gap.sum() <= 0 or not (drawn @ gap > 0).all():
         raise Absent("on some resamples there is no gap to close")
-    arguments = {k: v for k, v in _arguments(tables.record(folder)).items() if k != "model"}
+    record = tables.record(folder)
+    arguments = {k: v for k, v in _arguments(record).items() if k not in ("model", "format")}
     shares = (drawn @ gained) / (drawn @ gap)[:, None]
-    return gained.sum(0) / gap.sum(), shares, identity(questions, arguments, seed)
+    return (
+        gained.sum(0) / gap.sum(),
+        shares,
+        identity(questions, _size_of_questions(record), arguments, seed),
+    )
 
 
 def recovered_share(tables: Tables, comparison: Comparison, seed: int) -> Estimate:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SPLITS = ("forget", "retain")
 THIRDS = ("early", "middle", "late")
+# Options of step 12 that its numbers depend on, beside the texts.
+_NOISE = ("epsilon", "num_perturbations", "max_iters", "tol", "seed")
 
 
 def _sha256(record: Mapping[str, Any], *splits: str) -> list[str]:
@@ -28,6 +30,11 @@ def _sha256(record: Mapping[str, Any], *splits: str) -> list[str]:
 def _argument(record: Mapping[str, Any], name: str) -> Any:
     arguments = record.get("arguments")
     return arguments.get(name) if isinstance(arguments, Mapping) else None
+
+
+def _options(record: Mapping[str, Any], *names: str) -> list[Any]:
+    """What has to agree beside the texts, so that numbers of two runs mean the same."""
+    return [_argument(record, name) for name in names]
 
 
 def _blocks(path: str, rows: "pd.DataFrame") -> "pd.DataFrame":
@@ -130,7 +137,8 @@ def selectivity(
         table = f"{folder}/per_text.csv"
         found = tables.table(table, ["text", *sums], ["split", "name"], ["split", "name", "text"])
         quotients: list[Floats] = []
-        parts = [tables.record(folder).get("tokens"), _sha256(tables.record(folder), *SPLITS)]
+        record = tables.record(folder)
+        parts = [record.get("tokens"), _sha256(record, *SPLITS), _options(record, "top_k")]
         # The splits are drawn apart, with the seeds of the step.
         for split, own in zip(SPLITS, (seed, seed + 1), strict=True):
             part = found[found["split"] == split]
@@ -174,9 +182,10 @@ def sensitivity_ratio(
 
     def draw() -> tuple[float, Floats, str]:
         drawn = weights(len(a), seed)
-        texts = _sha256(tables.record(folder), split), base["text"].tolist()
+        record = tables.record(folder)
+        texts = _sha256(record, split), base["text"].tolist(), base["tokens"].tolist()
         ratios = (drawn @ b) / (drawn @ a)
-        return b.mean() / a.mean(), ratios, identity(texts, base["tokens"].tolist(), seed)
+        return b.mean() / a.mean(), ratios, identity(texts, _options(record, *_NOISE), seed)
 
     return resampled(float(b.mean() / a.mean()), source, "texts", draw)
 
@@ -207,7 +216,7 @@ def _probes(tables: Tables, model: str, third: str) -> _Probes:
     if not layers:
         raise Absent(f"the model has {len(rows)} blocks, none in the {third} third")
     record = tables.record(folder)
-    options = [_argument(record, name) for name in ("seed", "folds", "C", "no_standardize")]
+    options = _options(record, "seed", "folds", "C", "no_standardize")
     design = identity(_sha256(record, *SPLITS), record.get("tokens"), options)
     mean = float(rows.loc[rows["layer"].isin(layers), "auc"].mean())
     return _Probes(path, mean, layers, design)
