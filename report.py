@@ -98,7 +98,8 @@ def main() -> None:
     """Make the page unless nothing that it reads has changed."""
     options = parse_arguments()
     _, results = found_results(options)
-    if not any(one.there for one in results):
+    # What the base or the study has is no result of a comparison.
+    if not any(one.there and one.comparison for one in results):
         raise BadInput(f"{options.outroot} holds no result of these comparisons: run steps first")
     for planned in runs.pending(planned_runs(options), options.force):
         with runs.open_run(planned) as run:

@@ -8,6 +8,7 @@ import pytest
 
 from model_diffs import runs
 from model_diffs.errors import BadInput
+from model_diffs.planning import load_script
 from model_diffs.report import conditions, formatting, inventory
 from model_diffs.report.inventory import Pair
 from model_diffs.runs import PlannedRun
@@ -149,6 +150,22 @@ def test_the_fingerprint_changes_with_what_there_is(outroot: Path) -> None:
     assert seen() != before
 
 
+def test_the_order_of_names_makes_no_other_report_and_a_base_alone_makes_none(
+    outroot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script(Path(__file__).parents[1] / "report.py")
+    words = ["--outroot", str(outroot), "--model-a", "./models/base", "--model-b"]
+    changed = ["./models/filtered", "./models/base__npo"]
+    orders = [script.parse_arguments([*words, *changed[::step]]) for step in (1, -1)]
+    assert script.planned_runs(orders[0]) == script.planned_runs(orders[1])
+    # The base's own results are there; of the model that was named nothing is.
+    leave(outroot, "base/linear_probes", {"model": A})
+    monkeypatch.setattr("sys.argv", ["report.py", *words, "./models/mistyped"])
+    with pytest.raises(BadInput, match="no result of these comparisons"):
+        script.main()
+    assert not (outroot / "report").exists()
+
+
 def test_conditions_are_those_of_the_records(outroot: Path) -> None:
     found = conditions.conditions(outroot, BOTH, inventory.take_inventory(outroot, BOTH))
     assert [(m["label"], m["id"], m["bytes"]) for m in found["models"]] == [
@@ -171,6 +188,16 @@ def test_a_record_of_other_types_is_no_reason_to_stop(outroot: Path) -> None:
     results = inventory.take_inventory(outroot, BOTH)
     found = conditions.conditions(outroot, BOTH, results)
     assert len(found["runs"]) == 4
+    # Words where numbers are due are not recorded; a record of no run's shape is a failure.
+    record.write_text(json.dumps(odd | {"texts": {"forget": {"texts": "many"}}, "seconds": "a"}))
+    found = conditions.conditions(outroot, BOTH, inventory.take_inventory(outroot, BOTH))
+    assert {text["texts"] for text in found["texts"]} == {20, None} and found["seconds"] >= 0
+    for wrong in ({"arguments": [1]}, {"outputs": 7}, {"inputs": [3]}, {"inputs": [{"path": 1}]}):
+        record.write_text(json.dumps(odd | wrong))
+        (one,) = (
+            one for one in inventory.take_inventory(outroot, BOTH) if one.folder == record.parent
+        )
+        assert one.status == "failed", wrong
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,14 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def _number(value: Any) -> int | float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 def _models(pairs: Sequence[Pair], results: Sequence[Result]) -> list[dict[str, Any]]:
     """One entry per model: label, the id it was called by, size on disk and hashes of its files."""
     labels = {pairs[0].base: "base"} | {pair.changed: "changed" for pair in pairs}
@@ -35,7 +43,8 @@ def _models(pairs: Sequence[Pair], results: Sequence[Result]) -> list[dict[str, 
                 identity = _mapping(_mapping(identities).get(model))
                 for key in ("bytes", "revision", "config_sha256", "header_sha256"):
                     if key in identity:
-                        entry.setdefault(key, identity[key])
+                        read = _number if key == "bytes" else _text
+                        entry.setdefault(key, read(identity[key]))
     return [found[label] for label in labels if label in found]
 
 
@@ -49,12 +58,12 @@ def _texts(results: Iterable[Result]) -> list[dict[str, Any]]:
             left_out = _mapping(_mapping(record.get("left_out")).get(split))
             entry = {
                 "split": split,
-                "path": read.get("path"),
-                "texts": read.get("texts"),
-                "tokens": _mapping(record.get("tokens")).get(split),
-                "texts_left_out": left_out.get("documents"),
-                "tokens_left_out": left_out.get("tokens"),
-                "sha256": read.get("sha256"),
+                "path": _text(read.get("path")),
+                "texts": _number(read.get("texts")),
+                "tokens": _number(_mapping(record.get("tokens")).get(split)),
+                "texts_left_out": _number(left_out.get("documents")),
+                "tokens_left_out": _number(left_out.get("tokens")),
+                "sha256": _text(read.get("sha256")),
             }
             key = tuple(map(str, entry.values()))
             steps = found.setdefault(key, {**entry, "steps": []})["steps"]
@@ -77,6 +86,8 @@ def _run(outroot: Path, one: Result) -> dict[str, Any]:
         "folder": one.folder.relative_to(outroot).as_posix(),
         "status": one.status,
         **{key: record.get(key) for key in keys},
+        "seconds": _number(record.get("seconds")),
+        "command": _text(record.get("command")),
         "versions": dict(_mapping(record.get("packages"))),
         "tables": [n for n in record.get("outputs", []) if str(n).endswith(".csv")],
     }

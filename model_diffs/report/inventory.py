@@ -100,8 +100,9 @@ def find_pairs(outroot: Path) -> list[Pair]:
     found = []
     for folder in sorted(outroot.glob(f"*{BETWEEN}*")):
         for record in sorted(folder.glob(f"*/{runs.RECORD}")):
-            arguments = (runs.read_record(record.parent) or {}).get("arguments", {})
-            base = arguments.get("model_a")
+            written = runs.read_record(record.parent)
+            arguments = written.get("arguments") if isinstance(written, dict) else None
+            base = arguments.get("model_a") if isinstance(arguments, dict) else None
             pair = _labels_of(folder.name, base) if isinstance(base, str) and base else None
             if pair:
                 found.append(pair)
@@ -123,7 +124,7 @@ def choose_pairs(
         named = [
             Pair(runs.comparison_label(model_a, b), base, runs.model_label(b)) for b in model_b
         ]
-        return list(dict.fromkeys(named))
+        return sorted({*named})  # the order in which they were named makes no other report
     pairs = find_pairs(outroot)
     if model_a:
         return [pair for pair in pairs if pair.base == runs.model_label(model_a)]
@@ -196,9 +197,22 @@ def _absence(outroot: Path, step: Step, newest: float) -> tuple[str, str]:
     return "missing", "not run"
 
 
+def _well_formed(record: Mapping[str, Any]) -> bool:
+    """Whether what is read from a record of a run has the types that runs write."""
+    files, inputs = record.get("outputs", []), record.get("inputs", [])
+    return (
+        isinstance(record.get("arguments", {}), dict)
+        and isinstance(files, list)
+        and all(isinstance(name, str) for name in files)
+        and isinstance(inputs, list)
+        and all(isinstance(one, dict) and {*one} >= {"path", "mtime_ns", "size"} for one in inputs)
+        and all(isinstance(one["path"], str) for one in inputs)
+    )
+
+
 def _state(folder: Path, label: str) -> tuple[str, str, dict[str, Any]]:
     record = runs.read_record(folder)
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or not _well_formed(record):
         there = (folder / runs.RECORD).exists()
         return (
             ("failed", f"failed, its {runs.RECORD} cannot be read", {}) if there else ("", "", {})
