@@ -167,6 +167,9 @@ def test_the_first_numbers_are_the_tables_and_lead_to_it(browser: Any, written: 
 
 def test_sorting_by_mouse_and_by_keyboard(browser: Any, written: Path) -> None:
     with Opened(browser, written) as opened:
+        # An address that is none of the page's, nor decodable, stops nothing.
+        opened.tab.goto("about:blank")
+        opened.tab.goto(f"{written.as_uri()}#%")
         start = opened.models()
         heading = opened.row("size").locator("th")
         heading.locator("button").click()

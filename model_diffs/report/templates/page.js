@@ -33,7 +33,13 @@
 
   // ── a link to a number shows the comparison that it is of ──
   const follow = () => {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    let name = location.hash.slice(1);
+    try {
+      name = decodeURIComponent(name);
+    } catch {
+      return;  // no id of this page: all ids can be decoded
+    }
+    const target = document.getElementById(name);
     if (!target) return;
     const panel = target.closest("[data-panel]");
     if (panel && panel.hidden) choose(panel.dataset.panel);
