@@ -138,6 +138,10 @@ def test_a_log_newer_than_every_result_tells_of_a_failure(outroot: Path) -> None
     # An older log is of the run that left the others' results.
     os.utime(logs / "13_linear_probe_analysis.log", (newest - 60, newest - 60))
     assert states(outroot)["base__npo/linear_probes"] == ("missing", "not run")
+    # So is one that ends as a success does, whatever was printed after the last result.
+    (logs / "13_linear_probe_analysis.log").write_text("x: stale, y.txt changed\nx: done\n")
+    os.utime(logs / "13_linear_probe_analysis.log", (newest + 60, newest + 60))
+    assert states(outroot)["base__npo/linear_probes"] == ("missing", "not run")
 
 
 def test_the_fingerprint_changes_with_what_there_is(outroot: Path) -> None:

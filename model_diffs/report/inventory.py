@@ -5,6 +5,7 @@ pipeline asks before anything is read.
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +17,12 @@ from model_diffs.report.signature import Comparison, Missing
 from model_diffs.runs import PlannedRun
 
 BETWEEN = "__to__"
+
+
+# The one line of bad input, the last of a traceback, what the system says of a killed process.
+FAILURE = re.compile(
+    r"\S+\.py: |[\w.]*(Error|Exception|Interrupt)\b|Killed|Segmentation|Terminated"
+)
 
 
 class Step(NamedTuple):
@@ -186,13 +193,13 @@ def _last_line(log: Path) -> str:
 def _absence(outroot: Path, step: Step, newest: float) -> tuple[str, str]:
     """Status and reason of a folder that is not there; `newest`: time of the step's last result.
 
-    A log is written while its step runs. One that is newer than every result, and says something,
-    is that of a failure.
+    A log that is newer than every result and ends as errors do is that of a failure; also any log
+    where there is no result at all.
     """
     log = outroot / "logs" / f"{step.number}_{step.script.removesuffix('.py')}.log"
     if log.is_file() and log.stat().st_mtime > newest:
         last = _last_line(log)
-        if last or not newest:
+        if FAILURE.match(last) or not newest:
             return "failed", f"failed, {last or 'its log is empty'}"
     return "missing", "not run"
 
@@ -229,10 +236,11 @@ def take_inventory(outroot: Path, pairs: Sequence[Pair]) -> list[Result]:
     if not pairs:
         return []
     places = _places(outroot, pairs)
+    # Of all results, also those of other comparisons: the log is one for all of them.
     newest: dict[str, float] = {}
-    for step, _, _, folder in places:
-        written = folder / runs.RECORD
-        if written.exists():
+    for step in STEPS:
+        pattern = step.folder.format(base="*") if step.scope == "study" else f"*/{step.folder}"
+        for written in outroot.glob(f"{pattern}/{runs.RECORD}"):
             newest[step.script] = max(newest.get(step.script, 0.0), written.stat().st_mtime)
     found = []
     for step, owner, comparison, folder in places:
