@@ -170,6 +170,8 @@ def check_replaceable(folder: Path) -> None:
 
     A result replaces its folder as a whole: what a hand or another run put there would be lost.
     """
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file, where a folder of results would go: move it")
     if not folder.is_dir() or next(folder.iterdir(), None) is None:
         return
     if not (folder / RECORD).is_file():

@@ -212,6 +212,10 @@ def test_a_result_takes_the_place_of_nothing_but_itself(tmp_path: Path) -> None:
     assert (foreign / "sub" / "notes.txt").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(BadInput, match="is a file"):
+        runs.pending([plan(tmp_path / "file")])
+
     outer, inner = plan(tmp_path / "outer"), plan(tmp_path / "outer" / "layer_2")
     write(outer)
     write(inner)
