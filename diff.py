@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model_diffs import arguments, runs
+from model_diffs.dictionaries import itda_options
 from model_diffs.runs import PlannedRun
 
 if TYPE_CHECKING:
@@ -37,22 +38,12 @@ def __getattr__(name: str) -> object:
 
 
 def add_diffing(parser: argparse.ArgumentParser) -> None:
-    """The dictionary, the texts, and what is shown."""
+    """The dictionary, and what is shown."""
     group = parser.add_argument_group("diffing")
     group.add_argument("--itda", default=None, help="folder of a dictionary of the base")
     group.add_argument(
         "--layer", type=arguments.natural, default=None, help="to be sure of the dictionary's"
     )
-    group.add_argument(
-        "--dataset",
-        nargs="+",
-        default=["Salesforce/wikitext:wikitext-2-raw-v1"],
-        help="text files (one sample per line), folders, or org/name[:config] of the hub",
-    )
-    group.add_argument("--max-samples", type=arguments.natural, default=0, help="each; 0 = all")
-    group.add_argument("--seq-len", type=arguments.positive_int, default=128, help="tokens a text")
-    group.add_argument("--batch-size", type=arguments.positive_int, default=16)
-    group.add_argument("--max-steps", type=arguments.natural, default=0, help="batches; 0 = all")
     group.add_argument(
         "--top", type=arguments.positive_int, default=20, help="latents shown in each direction"
     )
@@ -79,6 +70,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments.new_parser(__doc__)
     arguments.add_comparison(parser, required=False)
     add_diffing(parser)
+    itda_options.add_texts(parser)
     arguments.add_compute(parser)
     arguments.add_figures(parser)
     options = parser.parse_args(argv)

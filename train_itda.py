@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_diffs import arguments, runs
+from model_diffs.dictionaries import itda_options
 from model_diffs.runs import PlannedRun
 
 if TYPE_CHECKING:
     from model_diffs.dictionaries.itda_reading import Reading
     from model_diffs.dictionaries.itda_training import Settings, Trained
-
-WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -54,17 +53,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """The texts."""
-    group = parser.add_argument_group("texts")
-    group.add_argument(
-        "--dataset",
-        nargs="+",
-        default=[WIKITEXT],
-        help="text files (one sample per line), folders, or org/name[:config] of the hub",
-    )
-    group.add_argument("--max-samples", type=arguments.natural, default=0, help="each; 0 = all")
-    group.add_argument("--seq-len", type=arguments.positive_int, default=128, help="tokens a text")
-    group.add_argument("--batch-size", type=arguments.positive_int, default=16)
-    group.add_argument("--max-steps", type=arguments.natural, default=0, help="batches; 0 = all")
+    group = itda_options.add_texts(parser)
     group.add_argument("--keep-bos", action="store_true", help="count BOS positions as tokens")
     group.add_argument("--skip-first", type=arguments.natural, default=0, help="positions left out")
 

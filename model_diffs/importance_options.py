@@ -10,8 +10,8 @@ from pathlib import Path
 
 from model_diffs import arguments, runs
 from model_diffs.errors import BadInput
+from model_diffs.text_datasets import WIKITEXT
 
-DATASET = "Salesforce/wikitext:wikitext-2-raw-v1"
 MODEL = "Qwen/Qwen2.5-0.5B"
 FOLDER = "importance"
 _RANGE = re.compile(r"^\s*(\d+)\s*(?:-\s*(\d+)\s*)?$")
@@ -46,7 +46,7 @@ def new_parser(description: str | None) -> argparse.ArgumentParser:
     parser = arguments.new_parser(description)
     group = parser.add_argument_group("model and texts")
     group.add_argument("--model_name", default=MODEL, help="org/name[@revision] or a folder")
-    group.add_argument("--dataset", default=DATASET, help="text file, folder or org/name[:config]")
+    group.add_argument("--dataset", default=WIKITEXT, help="text file, folder or org/name[:config]")
     group.add_argument("--num_samples", type=arguments.natural, default=500, help="texts; 0 = all")
     group.add_argument(
         "--batch_size", type=arguments.positive_int, default=4, help="texts per pass"

@@ -20,6 +20,8 @@ from model_diffs.errors import BadInput
 from model_diffs.sample_sources import Samples
 from model_diffs.texts import Split
 
+WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
+"""What is read where nobody says otherwise."""
 FIELDS = ("text", "question", "prompt")
 SPLIT = "train"
 _JSON = (".json", ".jsonl")
