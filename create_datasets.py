@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs import arguments, runs
+from model_diffs import arguments, folders, runs
 from model_diffs.errors import BadInput
 from model_diffs.runs import PlannedRun
 
@@ -118,7 +118,7 @@ def read_samples(options: argparse.Namespace) -> "dict[str, Samples]":
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file beside its place and rename it there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}{runs.PARTIAL}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{folders.PARTIAL}")
     try:
         partial.write_bytes(content)
         partial.replace(path)

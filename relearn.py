@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_diffs import arguments, runs
+from model_diffs import arguments, folders, runs
 from model_diffs.runs import PlannedRun
 
 if TYPE_CHECKING:
@@ -210,8 +210,8 @@ def draw_overview(run: runs.Run, options: argparse.Namespace) -> None:
     from model_diffs import relearning_report
 
     labels: Any = run.planned.arguments["attacked"]
-    folders = {label: Path(options.outroot) / label / FOLDER for label in labels}
-    found = relearning_report.read_results(folders)
+    places = {label: Path(options.outroot) / label / FOLDER for label in labels}
+    found = relearning_report.read_results(places)
     for one in found:
         run.reads(one.folder / "relearning.csv", one.folder / "summary.json")
     run.table("relearning_summary", relearning_report.overview_rows(found))
@@ -224,7 +224,7 @@ def draw_overview(run: runs.Run, options: argparse.Namespace) -> None:
 def publish_figure(folder: Path, options: argparse.Namespace) -> None:
     """Put the figure where it is looked for first, beside the folders; whole or not at all."""
     name = f"relearning.{options.format}"
-    partial = Path(options.outroot) / f".{name}.{os.getpid()}{runs.PARTIAL}"
+    partial = Path(options.outroot) / f".{name}.{os.getpid()}{folders.PARTIAL}"
     try:
         shutil.copyfile(folder / name, partial)
         partial.replace(Path(options.outroot) / name)

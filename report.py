@@ -18,7 +18,8 @@ from pathlib import Path
 from model_diffs import arguments, runs
 from model_diffs.errors import BadInput
 from model_diffs.report import inventory
-from model_diffs.report.inventory import Pair, Result
+from model_diffs.report.comparisons import Pair, choose_pairs, comparisons_of
+from model_diffs.report.inventory import Result
 from model_diffs.runs import PlannedRun
 
 FOLDER = "report"
@@ -43,7 +44,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def found_results(options: argparse.Namespace) -> tuple[list[Pair], list[Result]]:
     """The comparisons of the report and the state of every step's result."""
     outroot = Path(options.outroot)
-    pairs = inventory.choose_pairs(outroot, options.model_a, options.model_b)
+    pairs = choose_pairs(outroot, options.model_a, options.model_b)
     return pairs, inventory.take_inventory(outroot, pairs)
 
 
@@ -65,8 +66,8 @@ def write_report(run: runs.Run, options: argparse.Namespace) -> Path:
     from model_diffs.report import assembling, conditions, page, signature_figure
 
     outroot = Path(options.outroot)
-    found, _ = found_results(options)
-    comparisons = inventory.comparisons_of(found, options.filtered)
+    found = choose_pairs(outroot, options.model_a, options.model_b)
+    comparisons = comparisons_of(found, options.filtered)
     pairs = [Pair(one.label, one.base, one.changed) for one in comparisons]
     results = inventory.take_inventory(outroot, pairs)
     missing = inventory.missing_of(results)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig
 
-from model_diffs import models, runs
+from model_diffs import folders, models, runs
 from model_diffs.errors import BadInput
 
 COLUMNS = ("prompt", "model", "model_path", "output")
@@ -187,7 +187,7 @@ def write_sweep(folder: Path, prompt: str, written: Sequence[Written], sampling:
             ),
             (path, table),
         ):
-            partial = target.with_name(f".{target.name}.{os.getpid()}{runs.PARTIAL}")
+            partial = target.with_name(f".{target.name}.{os.getpid()}{folders.PARTIAL}")
             try:
                 partial.write_text(text, encoding="utf-8")
                 partial.replace(target)

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model_diffs import devices, models, runs
+from model_diffs import devices, folders, models, runs
 from model_diffs.accumulators import DifferenceSums, ModelSums, Place, place_of
 from model_diffs.activation_cache import FOLDER
 from model_diffs.anatomy import Anatomy, locate
@@ -231,11 +231,11 @@ class _OnDisk:
 
 @contextmanager
 def _on_disk(outroot: str, half: bool) -> Iterator[_OnDisk]:
-    # A name that runs.remove_leftovers knows, so that a killed run's states are cleared later.
+    # A name that folders.remove_leftovers knows, so that a killed run's states are cleared later.
     final = Path(outroot) / FOLDER / "states"
     final.parent.mkdir(parents=True, exist_ok=True)
-    runs.remove_leftovers(final)
-    folder = final.parent / f".{final.name}.{os.getpid()}{runs.PARTIAL}"
+    folders.remove_leftovers(final)
+    folder = final.parent / f".{final.name}.{os.getpid()}{folders.PARTIAL}"
     folder.mkdir()
     try:
         yield _OnDisk(folder, half)

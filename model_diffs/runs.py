@@ -4,7 +4,6 @@ A step writes into a hidden sibling of its folder. When everything is there, `ru
 last and the sibling is renamed into place, so a killed run leaves nothing that looks complete.
 """
 
-import errno
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from model_diffs import folders
 from model_diffs.errors import BadInput
 from model_diffs.provenance import process_facts
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RECORD = "run.json"
-PARTIAL = ".partial"
 
 # ── names ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -316,56 +315,8 @@ class Run:
             json.dump(record, handle, indent=2)
             handle.flush()
             os.fsync(handle.fileno())
-        _replace(self.path, self.planned.folder)
+        folders.replace(self.path, self.planned.folder)
         return record
-
-
-def _replace(new: Path, final: Path) -> None:
-    """Put `new` where `final` is. Between the two renames there is no folder, never half a one."""
-    if final.exists():
-        old = final.parent / f".{final.name}.{os.getpid()}.old{PARTIAL}"
-        final.rename(old)
-        new.rename(final)
-        shutil.rmtree(old)
-    else:
-        new.rename(final)
-
-
-def _process_lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the hidden siblings of `folder` that killed runs left behind."""
-    for sibling in folder.parent.glob(f".{folder.name}.*{PARTIAL}"):
-        pid = sibling.name[len(folder.name) + 2 :].split(".")[0]
-        if pid.isdigit() and not _process_lives(int(pid)):
-            shutil.rmtree(sibling, ignore_errors=True)
-
-
-def _working_folder(folder: Path) -> Path:
-    if not is_main_process():
-        return Path(tempfile.mkdtemp(prefix="model_diffs_"))
-    check_replaceable(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        path = folder.parent / f".{folder.name}.{os.getpid()}{PARTIAL}"
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir()
-    except (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise BadInput(f"{folder} cannot be written ({error.strerror}): choose another") from error
-    except OSError as error:
-        if error.errno == errno.EROFS:
-            raise BadInput(f"{folder} is on a read-only disk: choose another") from error
-        raise
-    return path
 
 
 @contextmanager
@@ -375,7 +326,12 @@ def open_run(planned: PlannedRun) -> Iterator[Run]:
     On an error, Ctrl-C included, what was written is removed and earlier results stay. Processes
     other than the first one write to a temporary folder that is thrown away.
     """
-    run = Run(planned, _working_folder(planned.folder))
+    if is_main_process():
+        check_replaceable(planned.folder)
+        path = folders.working_folder(planned.folder)
+    else:
+        path = Path(tempfile.mkdtemp(prefix="model_diffs_"))
+    run = Run(planned, path)
     try:
         yield run
         if is_main_process():

@@ -9,8 +9,8 @@ import pytest
 from model_diffs import runs
 from model_diffs.errors import BadInput
 from model_diffs.planning import load_script
-from model_diffs.report import conditions, formatting, inventory
-from model_diffs.report.inventory import Pair
+from model_diffs.report import comparisons, conditions, formatting, inventory
+from model_diffs.report.comparisons import Pair
 from model_diffs.runs import PlannedRun
 
 A, B, C = "models/base", "models/filtered", "models/base__npo"
@@ -54,40 +54,42 @@ def states(outroot: Path) -> dict[str, tuple[str, str]]:
     """State and reason by folder."""
     return {
         one.folder.relative_to(outroot).as_posix(): (one.status, one.reason)
-        for one in inventory.take_inventory(outroot, inventory.choose_pairs(outroot))
+        for one in inventory.take_inventory(outroot, comparisons.choose_pairs(outroot))
     }
 
 
 def test_comparisons_are_known_by_their_records(outroot: Path) -> None:
-    assert inventory.choose_pairs(outroot) == BOTH
-    assert inventory.choose_pairs(outroot, "models/base") == []  # a hub id, as nothing is there
-    assert inventory.choose_pairs(outroot, "./models/base") == BOTH
-    assert inventory.choose_pairs(outroot, "./models/other") == []
-    named = inventory.choose_pairs(outroot, "./models/base", ["./models/filtered", "./models/new"])
+    assert comparisons.choose_pairs(outroot) == BOTH
+    assert comparisons.choose_pairs(outroot, "models/base") == []  # a hub id, as nothing is there
+    assert comparisons.choose_pairs(outroot, "./models/base") == BOTH
+    assert comparisons.choose_pairs(outroot, "./models/other") == []
+    named = comparisons.choose_pairs(
+        outroot, "./models/base", ["./models/filtered", "./models/new"]
+    )
     assert [pair.changed for pair in named] == ["filtered", "new"]
     with pytest.raises(BadInput, match="--model-a"):
-        inventory.choose_pairs(outroot, None, ["./models/filtered"])
+        comparisons.choose_pairs(outroot, None, ["./models/filtered"])
 
 
 def test_a_base_whose_name_has_the_words_between(tmp_path: Path) -> None:
     leave(tmp_path, "a__to__b__to__c/param_stats", {"model_a": "./x/a__to__b", "model_b": "./x/c"})
     leave(tmp_path, "org_m@v1__to__c/param_stats", {"model_a": "org/m@v1", "model_b": "./x/c"})
-    assert inventory.find_pairs(tmp_path) == [
+    assert comparisons.find_pairs(tmp_path) == [
         Pair("a__to__b__to__c", "a__to__b", "c"),
         Pair("org_m@v1__to__c", "org_m@v1", "c"),
     ]
     with pytest.raises(BadInput, match="2 bases"):
-        inventory.choose_pairs(tmp_path)
+        comparisons.choose_pairs(tmp_path)
 
 
 def test_which_one_is_filtered_and_in_which_order(outroot: Path) -> None:
-    found = inventory.comparisons_of(BOTH, None)
+    found = comparisons.comparisons_of(BOTH, None)
     assert [(one.short, one.filtered) for one in found] == [("filtered", True), ("npo", False)]
     for name in ("npo", "base__npo", "base__to__base__npo"):
-        first = inventory.comparisons_of(BOTH, name)[0]
+        first = comparisons.comparisons_of(BOTH, name)[0]
         assert (first.short, first.filtered) == ("npo", True)
     with pytest.raises(BadInput, match="no such changed model; there are: npo, filtered"):
-        inventory.comparisons_of(BOTH, "other")
+        comparisons.comparisons_of(BOTH, "other")
 
 
 def test_states_of_results(outroot: Path, tmp_path: Path) -> None:

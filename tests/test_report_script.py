@@ -15,7 +15,8 @@ from conftest import ROOT, Study
 
 from model_diffs import runs
 from model_diffs.planning import load_script
-from model_diffs.report import assembling, inventory
+from model_diffs.report import assembling
+from model_diffs.report.comparisons import BETWEEN, choose_pairs, comparisons_of
 
 pytestmark = pytest.mark.xdist_group("study")
 
@@ -45,7 +46,7 @@ def copy(study: Study, folder: Path, *, keep: str = "*") -> Path:
     for one in sorted(study.outputs.iterdir()):
         if one.name in ("activation_cache", "logs", "report") or one.name.startswith("."):
             continue
-        if inventory.BETWEEN in one.name and not one.match(keep):
+        if BETWEEN in one.name and not one.match(keep):
             continue
         if one.is_dir():
             shutil.copytree(one, outroot / one.name)
@@ -76,8 +77,8 @@ def test_every_number_is_the_csvs_and_the_csvs_is_a_steps(study: Study, tmp_path
     html = (outroot / "report/report.html").read_text()
     assert len(html.encode()) < 5_100_000
     table = pd.read_csv(outroot / "report/signature.csv").set_index("comparison")
-    pairs = inventory.choose_pairs(outroot)
-    comparisons = inventory.comparisons_of(pairs, None)
+    pairs = choose_pairs(outroot)
+    comparisons = comparisons_of(pairs, None)
     assert [one.short for one in comparisons] == ["miniature-filtered", "npo", "rmu"]
     assert comparisons[0].filtered and not comparisons[1].filtered
     assert list(table.index) == [one.label for one in comparisons]

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model_diffs import runs, texts
+from model_diffs import folders, runs, texts
 from model_diffs.dictionaries import itda_reading
 from model_diffs.dictionaries.diffing_sums import BatchCodes, ModelTotals, PairedSums, sum_codes
 from model_diffs.dictionaries.itda import ITDA
@@ -122,11 +122,11 @@ class _OnDisk:
 
 @contextmanager
 def _on_disk(scratch: Path) -> Iterator[_OnDisk]:
-    # A name that runs.remove_leftovers knows, so that a killed run's files are cleared later.
+    # A name that folders.remove_leftovers knows, so that a killed run's files are cleared later.
     final = scratch / "itda_codes"
     scratch.mkdir(parents=True, exist_ok=True)
-    runs.remove_leftovers(final)
-    folder = scratch / f".{final.name}.{os.getpid()}{runs.PARTIAL}"
+    folders.remove_leftovers(final)
+    folder = scratch / f".{final.name}.{os.getpid()}{folders.PARTIAL}"
     folder.mkdir()
     try:
         yield _OnDisk(folder)

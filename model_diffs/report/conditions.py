@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model_diffs.report.inventory import Pair, Result
+from model_diffs.report.comparisons import Pair
+from model_diffs.report.inventory import Result
 
 # A record is made of values that a person may have edited: what is not of the type expected is
 # treated as not recorded.
