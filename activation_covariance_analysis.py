@@ -19,13 +19,13 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from model_diffs import arguments, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from model_diffs.activation_cache import Statistics
+    from model_diffs.activations.store import Statistics
 
 FOLDER = "activation_covariance"
 
@@ -47,15 +47,22 @@ def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
 
 def spectra_of(found: "Statistics", model: str) -> dict[str, Any]:
     """Spectra `[S, d]` of one model, by split."""
-    from model_diffs.covariance import SPLITS, spectra
+    from model_diffs.diagnostics.covariance import SPLITS, spectra
 
-    label = runs.model_label(model)
+    label = results.model_label(model)
     return {s: spectra(found.models[s, model], f"{label} on {s} texts") for s in SPLITS}
 
 
-def draw(run: runs.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
+def draw(run: results.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
     """Effective rank and entropy of both models; distance of the spectra and its selectivity."""
-    from model_diffs.figures import BASE, STYLES, Panel, column_line, layer_figure, model_colour
+    from model_diffs.core.figures import (
+        BASE,
+        STYLES,
+        Panel,
+        column_line,
+        layer_figure,
+        model_colour,
+    )
 
     (base, changed), colour = arguments.names_of(planned), model_colour(planned.model_b)
     xlabel = "hidden state (0 = embedding output)"
@@ -110,20 +117,21 @@ def draw(run: runs.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
 def main() -> None:
     """Analyse what is not complete; each model's spectra are made once for all comparisons."""
     options = parse_arguments()
-    todo = runs.pending(planned_runs(options), options.force)
+    todo = results.pending(planned_runs(options), options.force)
     if not todo:
         return
     import numpy as np
 
-    from model_diffs import activation_cache, covariance
+    from model_diffs.activations import store
+    from model_diffs.diagnostics import covariance
 
     models = dict.fromkeys(model for p in todo for model in (p.model_a, p.model_b))
-    found = activation_cache.statistics(options, models)
+    found = store.statistics(options, models)
     for planned in todo:
-        activation_cache.check_same_tokens(found, planned.model_a, planned.model_b)
+        store.check_same_tokens(found, planned.model_a, planned.model_b)
     a = spectra_of(found, options.model_a)
     for planned in todo:
-        with runs.open_run(planned) as run:
+        with results.open_run(planned) as run:
             b = spectra_of(found, planned.model_b)
             rows = covariance.rows(a, b)
             table = run.table("covariance_metrics", rows, covariance.Row._fields)
@@ -131,7 +139,7 @@ def main() -> None:
             np.savez(run.path / "spectra.npz", **named)
             draw(run, table.astype(float), planned)
             run.document("summary", covariance.summary(rows))
-            activation_cache.describe(run, found)
+            store.describe(run, found)
 
 
 if __name__ == "__main__":

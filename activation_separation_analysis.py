@@ -20,14 +20,14 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from model_diffs import arguments, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from model_diffs.activation_cache import Statistics
-    from model_diffs.cross_validation import Design, Estimate
+    from model_diffs.activations.store import Statistics
+    from model_diffs.stats.cross_validation import Design, Estimate
 
 FOLDER = "activation_separation"
 
@@ -49,21 +49,21 @@ def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
 
 def measure_model(found: "Statistics", model: str, plan: "Design") -> "Estimate":
     """All metrics of one model."""
-    from model_diffs.separation import measure
+    from model_diffs.diagnostics.separation import measure
 
     forget, retain = (found.models[split, model].read("pooled") for split in ("forget", "retain"))
-    return measure(forget, retain, plan, runs.model_label(model))
+    return measure(forget, retain, plan, results.model_label(model))
 
 
 def draw(
-    run: runs.Run,
+    run: results.Run,
     base: "pd.DataFrame",
     changed: "pd.DataFrame",
     change: "pd.DataFrame",
     planned: PlannedRun,
 ) -> None:
     """Both models over layers; below each metric, its change."""
-    from model_diffs.figures import BASE, Panel, column_line, layer_figure, model_colour
+    from model_diffs.core.figures import BASE, Panel, column_line, layer_figure, model_colour
 
     names, xlabel = arguments.names_of(planned), "hidden state (0 = embedding output)"
     colour = model_colour(planned.model_b)
@@ -104,13 +104,14 @@ def draw(
 
 
 def write(
-    run: runs.Run, planned: PlannedRun, a: "Estimate", b: "Estimate", plan: "Design", seed: int
+    run: results.Run, planned: PlannedRun, a: "Estimate", b: "Estimate", plan: "Design", seed: int
 ) -> None:
     """Tables, figure and summary of one comparison."""
-    from model_diffs import cross_validation, separation
+    from model_diffs.diagnostics import separation
+    from model_diffs.stats import cross_validation
 
-    rows_a = separation.metric_rows(runs.model_label(planned.model_a), a)
-    rows_b = separation.metric_rows(runs.model_label(planned.model_b), b)
+    rows_a = separation.metric_rows(results.model_label(planned.model_a), a)
+    rows_b = separation.metric_rows(results.model_label(planned.model_b), b)
     changes = separation.change_rows(a, b)
     columns = separation.metric_columns()
     table = run.table("separation_metrics", rows_a + rows_b, columns)
@@ -130,25 +131,27 @@ def write(
 def main() -> None:
     """Analyse what is not complete; each model is measured once for all its comparisons."""
     options = parse_arguments()
-    todo = runs.pending(planned_runs(options), options.force)
+    todo = results.pending(planned_runs(options), options.force)
     if not todo:
         return
-    from model_diffs import activation_cache, cross_validation, texts
+    from model_diffs.activations import store
+    from model_diffs.data import texts
+    from model_diffs.stats import cross_validation
 
     splits = texts.read_splits(options.forget_text, options.retain_text, options.max_samples)
     cross_validation.check_splits(splits, cross_validation.FOLDS)
     models = dict.fromkeys(model for p in todo for model in (p.model_a, p.model_b))
-    found = activation_cache.statistics(options, models)
+    found = store.statistics(options, models)
     for planned in todo:
-        activation_cache.check_same_tokens(found, planned.model_a, planned.model_b)
+        store.check_same_tokens(found, planned.model_a, planned.model_b)
     counts = [len(found.models[s.name, options.model_a].read("tokens").tokens) for s in splits]
     plan = cross_validation.design(counts[0], counts[1], cross_validation.FOLDS, options.seed)
     base = measure_model(found, options.model_a, plan)
     for planned in todo:
-        with runs.open_run(planned) as run:
+        with results.open_run(planned) as run:
             changed = measure_model(found, planned.model_b, plan)
             write(run, planned, base, changed, plan, options.seed)
-            activation_cache.describe(run, found)
+            store.describe(run, found)
 
 
 if __name__ == "__main__":

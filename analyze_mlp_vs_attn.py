@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_diffs import arguments, runs
-from model_diffs.errors import BadInput
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.errors import BadInput
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,9 +99,9 @@ def summarise(table: "pd.DataFrame") -> list[Summary]:
     return found
 
 
-def draw(run: runs.Run, table: "pd.DataFrame", title: str) -> None:
+def draw(run: results.Run, table: "pd.DataFrame", title: str) -> None:
     """Size per block and the ratio; then relative size, its ratio, stable ranks and totals."""
-    from model_diffs.figures import ATTENTION, MLP, Line, Panel, column_line, layer_figure
+    from model_diffs.core.figures import ATTENTION, MLP, Line, Panel, column_line, layer_figure
 
     def both(heading: str, ylabel: str, column: str) -> Panel:
         lines = [
@@ -140,13 +140,13 @@ def draw(run: runs.Run, table: "pd.DataFrame", title: str) -> None:
 def main() -> None:
     """Analyse what is not complete."""
     options = parse_arguments()
-    for planned in runs.pending(planned_runs(options), options.force):
+    for planned in results.pending(planned_runs(options), options.force):
         source = table_of(planned)
-        matrices = runs.read_table(source, "collect_param_stats.py makes it")
+        matrices = results.read_table(source, "collect_param_stats.py makes it")
         missing = [column for column in NEEDED if column not in matrices]
         if missing:
             raise BadInput(f"{source} has no column {missing[0]}; it should be a per_matrix.csv")
-        with runs.open_run(planned) as run:
+        with results.open_run(planned) as run:
             run.reads(source)
             table = run.table("mlp_attn_summary", summarise(matrices), Summary._fields)
             draw(run, table.astype(float), arguments.title_of(planned))

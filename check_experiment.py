@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_diffs import arguments
+from model_diffs.core import arguments
 
 if TYPE_CHECKING:
-    from model_diffs.preflight import Finding
+    from model_diffs.pipeline.preflight import Finding
 
 ALL_METHODS = 10
 
@@ -45,7 +45,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def complete(options: argparse.Namespace) -> argparse.Namespace:
     """The options, with what they leave open taken from the study."""
-    from model_diffs.studies import read_study
+    from model_diffs.pipeline.studies import read_study
 
     values: dict[str, Any] = dict(vars(options))
     values["unlearned"] = ALL_METHODS
@@ -63,7 +63,7 @@ def complete(options: argparse.Namespace) -> argparse.Namespace:
 
 def findings(options: argparse.Namespace) -> "Iterator[Finding]":
     """Every check, cheap ones first."""
-    from model_diffs import preflight, preflight_machine, preflight_models
+    from model_diffs.pipeline import preflight, preflight_machine, preflight_models
 
     yield from preflight_machine.check_packages()
     yield from preflight_machine.check_device(options.device, options.dtype)

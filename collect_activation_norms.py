@@ -17,8 +17,8 @@ Writes <outroot>/<A>__to__<B>/activation_stats/{activation_stats,per_text}.csv.
 import argparse
 from collections.abc import Sequence
 
-from model_diffs import arguments, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 
 FOLDER = "activation_stats"
 
@@ -40,18 +40,18 @@ def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
 def main() -> None:
     """Collect what is not complete, all comparisons in one pass."""
     options = parse_arguments()
-    todo = runs.pending(planned_runs(options), options.force)
+    todo = results.pending(planned_runs(options), options.force)
     if not todo:
         return
-    from model_diffs import activation_cache
-    from model_diffs.activation_norms import norm_rows, text_rows
+    from model_diffs.activations import store
+    from model_diffs.diagnostics.activation_norms import norm_rows, text_rows
 
     pairs = [(planned.model_a, planned.model_b) for planned in todo]
     models = [model for pair in pairs for model in pair]
-    found = activation_cache.statistics(options, models, pairs, fresh=options.force)
+    found = store.statistics(options, models, pairs, fresh=options.force)
     norms = ("tokens", "norm_l1", "norm_l2")
     for planned in todo:
-        with runs.open_run(planned) as run:
+        with results.open_run(planned) as run:
             rows, texts = [], []
             for split in found.splits:
                 base = found.models[split.name, planned.model_a].read(*norms)
@@ -61,7 +61,7 @@ def main() -> None:
                 texts += text_rows(split.name, difference)
             run.table("activation_stats", rows)
             run.table("per_text", texts)
-            activation_cache.describe(run, found)
+            store.describe(run, found)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from model_diffs import arguments, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
-    from model_diffs.checkpoints import Checkpoint
-    from model_diffs.param_stats import Settings
+    from model_diffs.diagnostics.param_stats import Settings
+    from model_diffs.models.checkpoints import Checkpoint
 
 FOLDER = "param_stats"
 
@@ -60,8 +60,8 @@ def settings_of(options: argparse.Namespace) -> "Settings":
     """Device, precision and stopping rule of the spectral norms."""
     import torch
 
-    from model_diffs.devices import DTYPES, pick_device
-    from model_diffs.param_stats import Settings
+    from model_diffs.diagnostics.param_stats import Settings
+    from model_diffs.models.devices import DTYPES, pick_device
 
     return Settings(
         pick_device(options.device),
@@ -74,10 +74,10 @@ def settings_of(options: argparse.Namespace) -> "Settings":
 
 
 def write(
-    run: runs.Run, base: "Checkpoint", changed: "Checkpoint", rows: list[dict[str, Any]]
+    run: results.Run, base: "Checkpoint", changed: "Checkpoint", rows: list[dict[str, Any]]
 ) -> None:
     """The three tables of one comparison, and the facts behind them."""
-    from model_diffs import param_stats
+    from model_diffs.diagnostics import param_stats
 
     run.reads(*base.files, *changed.files)
     run.table("per_matrix", rows)
@@ -95,21 +95,21 @@ def write(
 def main() -> None:
     """Compare what is not complete, the base read once for all."""
     options = parse_arguments()
-    todo = runs.pending(planned_runs(options), options.force)
+    todo = results.pending(planned_runs(options), options.force)
     if not todo:
         return
     from contextlib import ExitStack
 
-    from model_diffs.checkpoints import Checkpoint
-    from model_diffs.devices import dtype_name
-    from model_diffs.param_stats import compare
+    from model_diffs.diagnostics.param_stats import compare
+    from model_diffs.models.checkpoints import Checkpoint
+    from model_diffs.models.devices import dtype_name
 
     settings = settings_of(options)
     base = Checkpoint.open(options.model_a)
     changed = [Checkpoint.open(planned.model_b) for planned in todo]
     with ExitStack() as stack:
         # Opened before the work: an unwritable place should not cost an hour first.
-        open_runs = [stack.enter_context(runs.open_run(planned)) for planned in todo]
+        open_runs = [stack.enter_context(results.open_run(planned)) for planned in todo]
         for run, other, rows in zip(
             open_runs, changed, compare(base, changed, settings), strict=True
         ):

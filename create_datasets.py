@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs import arguments, folders, runs
-from model_diffs.errors import BadInput
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, folders, results
+from model_diffs.core.errors import BadInput
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
-    from model_diffs.sample_sources import Samples
+    from model_diffs.data.sample_sources import Samples
 
 FOLDER = ".datasets"
 FILES = ("forget.txt", "retain.txt", "datasets.json")
@@ -67,7 +67,7 @@ def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
     is missing stands among the arguments.
     """
     outdir = Path(options.outdir)
-    made = (outdir / FOLDER / runs.RECORD).exists()
+    made = (outdir / FOLDER / results.RECORD).exists()
     missing = [name for name in FILES if made and not (outdir / name).exists()]
     decide = {**arguments.recorded(options), "missing": missing}
     return [PlannedRun(outdir / FOLDER, "data sets", decide)]
@@ -93,7 +93,7 @@ def check_not_foreign(outdir: Path) -> None:
 
 def read_samples(options: argparse.Namespace) -> "dict[str, Samples]":
     """Both splits, chosen so that no line is in both."""
-    from model_diffs import sample_sources as sources
+    from model_diffs.data import sample_sources as sources
 
     if options.forget_source:
         forget = sources.from_file(Path(options.forget_source), options.text_field)
@@ -126,7 +126,7 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def make(run: runs.Run, options: argparse.Namespace) -> None:
+def make(run: results.Run, options: argparse.Namespace) -> None:
     """Choose the samples and write the three files, then note them for later comparison."""
     outdir, facts = Path(options.outdir), {}
     files = {}
@@ -152,11 +152,11 @@ def make(run: runs.Run, options: argparse.Namespace) -> None:
 def main() -> None:
     """Make the files, unless they are there."""
     options = parse_arguments()
-    for planned in runs.pending(planned_runs(options), options.force):
+    for planned in results.pending(planned_runs(options), options.force):
         if not options.force:
             check_not_foreign(Path(options.outdir))
         whole = dataclasses.replace(planned, arguments={**planned.arguments, "missing": []})
-        with runs.open_run(whole) as run:
+        with results.open_run(whole) as run:
             make(run, options)
 
 

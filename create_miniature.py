@@ -20,10 +20,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_diffs import arguments, runs
+from model_diffs.core import arguments, results
+from model_diffs.core.progress import PROGRESS_LINE
+from model_diffs.core.results import PlannedRun
 from model_diffs.miniature.recipe import Recipe, SaeRecipe
-from model_diffs.progress import PROGRESS_LINE
-from model_diffs.runs import PlannedRun
 
 MODELS = ("base", "filtered")
 
@@ -85,7 +85,7 @@ def make_data(planned: PlannedRun, seed: int) -> None:
     """Invent the world and write down everything that is said or asked about it."""
     from model_diffs.miniature import corpora, questions, training, world
 
-    with runs.open_run(planned) as run:
+    with results.open_run(planned) as run:
         made = world.build_world(seed)
         tokenizer = training.train_tokenizer(corpora.base_corpus(made))
         counts = corpora.write_texts(made, run.path, training.token_counter(tokenizer))
@@ -97,13 +97,15 @@ def make_data(planned: PlannedRun, seed: int) -> None:
 
 def make_model(planned: PlannedRun, which: str, options: argparse.Namespace) -> None:
     """Train one model on its corpus, ask it everything, and save it with its card."""
-    from model_diffs import devices, knowledge, texts
+    from model_diffs.data import texts
+    from model_diffs.evaluation import knowledge
     from model_diffs.miniature import cards, training, world
+    from model_diffs.models import devices
 
     data = Path(options.data_dir)
     corpus, asked = data / f"corpus_{which}.txt", data / "questions.jsonl"
     recipe = Recipe(steps=options.steps, lr=options.lr, batch_size=options.batch_size)
-    with runs.open_run(planned) as run:
+    with results.open_run(planned) as run:
         run.reads(corpus, asked, data / training.TOKENIZER_FILE)
         arguments.seed_everything(options.seed)
         device = devices.pick_device(options.device)
@@ -177,19 +179,21 @@ def make_sae(planned: PlannedRun, options: argparse.Namespace) -> None:
     """Train an autoencoder on what each MLP of the base says to the base's corpus."""
     import torch
 
-    from model_diffs import devices, models, passes, texts
-    from model_diffs.checkpoints import Checkpoint
+    from model_diffs.activations import passes
+    from model_diffs.data import texts
     from model_diffs.miniature import sae, training
+    from model_diffs.models import devices, loading
+    from model_diffs.models.checkpoints import Checkpoint
 
     base, corpus = plan_model(options, "base").folder, Path(options.data_dir) / "corpus_base.txt"
     recipe, device = SaeRecipe(), devices.pick_device(options.device)
-    with runs.open_run(planned) as run:
+    with results.open_run(planned) as run:
         run.reads(*Checkpoint.open(str(base)).files, corpus)
         arguments.seed_everything(options.seed)
-        tokenizer = models.load_tokenizer(str(base))
+        tokenizer = loading.load_tokenizer(str(base))
         lines = texts.read_split(corpus, "corpus").texts
         tokens = passes.tokenise(tokenizer, lines, training.POSITIONS, False, 0)
-        model = models.load_model(str(base), device, torch.float32)
+        model = loading.load_model(str(base), device, torch.float32)
         outputs = sae.mlp_outputs(model, tokens, tokenizer.pad_token_id, recipe.texts_per_pass)
         fits = []
         for layer, x in enumerate(outputs):
@@ -203,16 +207,16 @@ def make_sae(planned: PlannedRun, options: argparse.Namespace) -> None:
 def main() -> None:
     """Make what is missing or stale: texts first, since models are stale when those change."""
     options = parse_arguments()
-    for planned in runs.pending([plan_data(options)], options.force):
+    for planned in results.pending([plan_data(options)], options.force):
         make_data(planned, options.seed)
     if options.device != "auto":
-        from model_diffs.devices import pick_device
+        from model_diffs.models.devices import pick_device
 
         pick_device(options.device)  # said once, here, not by each process
     plans = {plan_model(options, which).folder: which for which in MODELS}
-    todo = runs.pending([plan_model(options, which) for which in MODELS], options.force)
+    todo = results.pending([plan_model(options, which) for which in MODELS], options.force)
     train_models([(planned, plans[planned.folder]) for planned in todo], options)
-    for planned in runs.pending([plan_sae(options)], options.force) if options.sae else []:
+    for planned in results.pending([plan_sae(options)], options.force) if options.sae else []:
         make_sae(planned, options)
 
 

@@ -17,9 +17,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from model_diffs import arguments, runs
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 from model_diffs.dictionaries import itda_options
-from model_diffs.runs import PlannedRun
 
 if TYPE_CHECKING:
     from model_diffs.dictionaries.diffing import Comparison, ModelDiffing
@@ -87,17 +87,17 @@ def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
 
 
 def write(
-    run: runs.Run,
+    run: results.Run,
     found: "Comparison",
     diffing: "ModelDiffing",
     reading: "Reading",
     options: argparse.Namespace,
 ) -> None:
     """Table, summary, figure and examples of one comparison."""
-    from model_diffs import text_datasets
-    from model_diffs.checkpoints import Checkpoint
+    from model_diffs.core.figures import model_colour
+    from model_diffs.data import text_datasets
     from model_diffs.dictionaries import diffing_contexts, diffing_examples, diffing_report, itda
-    from model_diffs.figures import model_colour
+    from model_diffs.models.checkpoints import Checkpoint
 
     planned = run.planned
     title, (name_a, name_b) = arguments.title_of(planned), arguments.names_of(planned)
@@ -140,7 +140,7 @@ def compare_dictionaries(first: str, second: str) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Compare what is not complete; the base is encoded once for all changed models."""
-    todo = runs.pending(planned_runs(options), options.force)
+    todo = results.pending(planned_runs(options), options.force)
     if not todo:
         return
     from model_diffs.dictionaries.diffing import ModelDiffing
@@ -165,7 +165,7 @@ def compare(options: argparse.Namespace) -> None:
     changed = [planned.model_b for planned in todo]
     found = diffing.compare(options.model_a, changed, reading, options.max_steps)
     for planned, one in zip(todo, found, strict=True):
-        with runs.open_run(planned) as run:
+        with results.open_run(planned) as run:
             write(run, one, diffing, reading, options)
 
 

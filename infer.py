@@ -21,11 +21,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs import arguments
-from model_diffs.errors import BadInput
+from model_diffs.core import arguments
+from model_diffs.core.errors import BadInput
 
 if TYPE_CHECKING:
-    from model_diffs.generation import Sampling, Speaker
+    from model_diffs.models.generation import Sampling, Speaker
 
 TEMPERATURE, TOP_P = 0.7, 0.95
 QUIT = ("quit", "exit")
@@ -81,7 +81,7 @@ def _contradiction(options: argparse.Namespace) -> str:
 
 def sampling_of(options: argparse.Namespace) -> "Sampling":
     """How tokens are chosen."""
-    from model_diffs.generation import Sampling
+    from model_diffs.models.generation import Sampling
 
     return Sampling(
         options.max_new_tokens,
@@ -94,7 +94,7 @@ def sampling_of(options: argparse.Namespace) -> "Sampling":
 
 def show(names: Sequence[str], outputs: Sequence[str]) -> None:
     """Print one output as it is, two in columns."""
-    from model_diffs.generation import side_by_side
+    from model_diffs.models.generation import side_by_side
 
     if len(outputs) == 1:
         print(outputs[0].strip("\n"))
@@ -104,7 +104,7 @@ def show(names: Sequence[str], outputs: Sequence[str]) -> None:
 
 def ask(options: argparse.Namespace, model: str) -> str:
     """What one model says; it is out of memory afterwards."""
-    from model_diffs import generation
+    from model_diffs.models import generation
 
     speaker = generation.load(options, model)
     (output,) = generation.generate(speaker, [options.prompt], sampling_of(options))
@@ -113,14 +113,15 @@ def ask(options: argparse.Namespace, model: str) -> str:
 
 def ask_once(options: argparse.Namespace) -> None:
     """One prompt to one or two models, one in memory at a time."""
-    from model_diffs import generation, runs
+    from model_diffs.core import results
+    from model_diffs.models import generation
 
     models = [model for model in (options.model, options.model_b) if model]
     outputs = []
     for model in models:
         outputs.append(ask(options, model))
         generation.free()
-    show([runs.model_label(model) for model in models], outputs)
+    show([results.model_label(model) for model in models], outputs)
 
 
 def typed_prompts(first: str | None) -> Iterator[str]:
@@ -143,7 +144,7 @@ def typed_prompts(first: str | None) -> Iterator[str]:
 
 def converse(options: argparse.Namespace) -> None:
     """Ask what is typed; each prompt by itself, without what was said before."""
-    from model_diffs import generation
+    from model_diffs.models import generation
 
     speakers: list[Speaker] = [
         generation.load(options, model) for model in filter(None, (options.model, options.model_b))
@@ -166,8 +167,8 @@ def converse(options: argparse.Namespace) -> None:
 
 def sweep_models(options: argparse.Namespace) -> list[str]:
     """The models of a sweep: those of the study first, where they are asked for."""
-    from model_diffs.generation import model_folders
-    from model_diffs.studies import read_study
+    from model_diffs.models.generation import model_folders
+    from model_diffs.pipeline.studies import read_study
 
     known = list(read_study(options.study).models) if options.include_base else []
     return known + [str(folder) for folder in model_folders(Path(options.models_dir))]
@@ -178,13 +179,14 @@ def sweep(options: argparse.Namespace) -> int:
 
     What a model says is kept even where another fails.
     """
-    from model_diffs import generation, runs
+    from model_diffs.core import results
+    from model_diffs.models import generation
 
     written, failed, asked = [], [], sweep_models(options)
     for model in asked:
         try:
             output = ask(options, model)
-            label = runs.model_label(model)
+            label = results.model_label(model)
         except (BadInput, OSError, RuntimeError, ValueError, KeyError) as error:
             failed.append(model)
             print(f"infer.py: {model} failed: {' '.join(str(error).split())}", file=sys.stderr)

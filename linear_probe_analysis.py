@@ -20,15 +20,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from model_diffs import arguments, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from model_diffs.activation_cache import Statistics
-    from model_diffs.cross_validation import Design
-    from model_diffs.knowledge import Question
+    from model_diffs.activations.store import Statistics
+    from model_diffs.evaluation.knowledge import Question
+    from model_diffs.stats.cross_validation import Design
 
 FOLDER = "linear_probes"
 STATES = "hidden state (0 = embedding output)"
@@ -57,7 +57,7 @@ def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
 
 def plan_of(found: "Statistics", model: str, options: argparse.Namespace) -> "Design":
     """Folds and resamples of the documents that have tokens."""
-    from model_diffs.cross_validation import design
+    from model_diffs.stats.cross_validation import design
 
     counts = [len(found.models[s.name, model].read("tokens").tokens) for s in found.splits]
     return design(counts[0], counts[1], options.folds, options.seed)
@@ -65,15 +65,15 @@ def plan_of(found: "Statistics", model: str, options: argparse.Namespace) -> "De
 
 def colour_of(label: str) -> str:
     """As in comparisons: a model that is neither filtered nor unlearned is a base, and grey."""
-    from model_diffs.figures import BASE, FILTERED, method_of, model_colour
+    from model_diffs.core.figures import BASE, FILTERED, method_of, model_colour
 
     colour = model_colour(label)
     return colour if method_of(label) or colour == FILTERED else BASE
 
 
-def probe(run: runs.Run, found: "Statistics", options: argparse.Namespace) -> dict[str, Any]:
+def probe(run: results.Run, found: "Statistics", options: argparse.Namespace) -> dict[str, Any]:
     """Probe every state of a model: table, figure, and what its summary says."""
-    from model_diffs import probes
+    from model_diffs.diagnostics import probes
 
     model = run.planned.model_a
     forget, retain = (found.models[s, model].read("last").last for s in ("forget", "retain"))
@@ -96,9 +96,9 @@ def probe(run: runs.Run, found: "Statistics", options: argparse.Namespace) -> di
     return facts
 
 
-def draw_probes(run: runs.Run, table: "pd.DataFrame") -> None:
+def draw_probes(run: results.Run, table: "pd.DataFrame") -> None:
     """Accuracy beside training, shuffled labels and the baseline; AUC beside chance."""
-    from model_diffs.figures import Panel, column_line, layer_figure
+    from model_diffs.core.figures import Panel, column_line, layer_figure
 
     colour, baseline = colour_of(run.planned.label), float(table["majority_baseline"].iloc[0])
     accuracy = [
@@ -123,15 +123,16 @@ def draw_probes(run: runs.Run, table: "pd.DataFrame") -> None:
 
 
 def know(
-    run: runs.Run, questions: "Sequence[Question]", options: argparse.Namespace
+    run: results.Run, questions: "Sequence[Question]", options: argparse.Namespace
 ) -> dict[str, Any]:
     """Accuracy on the questions by layer: table, figure, and what the summary says."""
-    from model_diffs import devices, logit_lens, models
+    from model_diffs.evaluation import logit_lens
+    from model_diffs.models import devices, loading
 
     model, trust = run.planned.model_a, options.trust_remote_code
     device = devices.pick_device(options.device)
-    loaded = models.load_model(model, device, devices.pick_dtype(options.dtype, device), trust)
-    tokenizer = models.load_tokenizer(model, trust)
+    loaded = loading.load_model(model, device, devices.pick_dtype(options.dtype, device), trust)
+    tokenizer = loading.load_tokenizer(model, trust)
     # A question is four sentences.
     answers = logit_lens.answers_by_layer(loaded, tokenizer, questions, 4 * options.batch_size)
     rows = logit_lens.rows(answers, options.seed)
@@ -148,9 +149,9 @@ def know(
     }
 
 
-def draw_knowledge(run: runs.Run, table: "pd.DataFrame") -> None:
+def draw_knowledge(run: results.Run, table: "pd.DataFrame") -> None:
     """One line per domain over layers."""
-    from model_diffs.figures import OTHERS, Line, Panel, layer_figure
+    from model_diffs.core.figures import OTHERS, Line, Panel, layer_figure
 
     lines = []
     for colour, (domain, part) in zip(
@@ -177,28 +178,30 @@ def main() -> None:
     options = parse_arguments()
     if options.questions:
         arguments.refuse_device_map(options)
-    todo = runs.pending(planned_runs(options), options.force)
+    todo = results.pending(planned_runs(options), options.force)
     if not todo:
         return
-    from model_diffs import activation_cache, cross_validation, texts
+    from model_diffs.activations import store
+    from model_diffs.data import texts
+    from model_diffs.stats import cross_validation
 
     splits = texts.read_splits(options.forget_text, options.retain_text, options.max_samples)
     cross_validation.check_splits(splits, options.folds)
     questions = None
     if options.questions:
-        from model_diffs.knowledge import load_questions
+        from model_diffs.evaluation.knowledge import load_questions
 
         questions = load_questions(options.questions)
-    models = [planned.model_a for planned in todo]
-    found = activation_cache.statistics(options, models)
+    loading = [planned.model_a for planned in todo]
+    found = store.statistics(options, loading)
     for planned in todo:
-        with runs.open_run(planned) as run:
+        with results.open_run(planned) as run:
             facts = probe(run, found, options)
             if questions:
                 run.reads(options.questions)
                 facts |= know(run, questions, options)
             run.document("summary", facts)
-            activation_cache.describe(run, found)
+            store.describe(run, found)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_diffs import arguments, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
     import torch
 
-    from model_diffs.passes import Tokens
-    from model_diffs.sensitivity import TextRow
-    from model_diffs.texts import Split
+    from model_diffs.activations.passes import Tokens
+    from model_diffs.data.texts import Split
+    from model_diffs.diagnostics.sensitivity import TextRow
 
 FOLDER = "lipschitzness"
 
@@ -87,15 +87,16 @@ def take_sample(options: argparse.Namespace, models_b: list[str]) -> Sample:
     """Read and tokenise both splits, evenly spread; every model must read the same tokens."""
     import torch
 
-    from model_diffs import devices, models, passes
-    from model_diffs.sensitivity import spread_sample
-    from model_diffs.texts import read_splits
+    from model_diffs.activations import passes
+    from model_diffs.data.texts import read_splits
+    from model_diffs.diagnostics.sensitivity import spread_sample
+    from model_diffs.models import devices, loading
 
     splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
-    tokenizer = models.load_tokenizer(options.model_a, options.trust_remote_code)
+    tokenizer = loading.load_tokenizer(options.model_a, options.trust_remote_code)
     for model in models_b:
-        other = models.load_tokenizer(model, options.trust_remote_code)
-        models.check_same_tokenizer(options.model_a, tokenizer, model, other)
+        other = loading.load_tokenizer(model, options.trust_remote_code)
+        loading.check_same_tokenizer(options.model_a, tokenizer, model, other)
     tokens = [
         spread_sample(
             passes.tokenise(
@@ -119,7 +120,7 @@ def take_sample(options: argparse.Namespace, models_b: list[str]) -> Sample:
 
 def measure(model: str, options: argparse.Namespace, sample: Sample) -> "list[TextRow]":
     """All rows of one model; it is in memory for as long as that takes."""
-    from model_diffs import sensitivity
+    from model_diffs.diagnostics import sensitivity
 
     settings = sensitivity.Settings(
         options.epsilon,
@@ -130,7 +131,7 @@ def measure(model: str, options: argparse.Namespace, sample: Sample) -> "list[Te
         options.seed,
     )
     reader = sensitivity.load(model, options, sample.device, sample.dtype)
-    label = runs.model_label(model)
+    label = results.model_label(model)
     rows = []
     for split, tokens in zip(sample.splits, sample.tokens, strict=True):
         rows += sensitivity.measure(reader, label, split.name, tokens, sample.pad_id, settings)
@@ -145,7 +146,7 @@ def measure(model: str, options: argparse.Namespace, sample: Sample) -> "list[Te
 
 
 def write(
-    run: runs.Run,
+    run: results.Run,
     rows_a: "list[TextRow]",
     rows_b: "list[TextRow]",
     sample: Sample,
@@ -154,9 +155,10 @@ def write(
     """Tables, figure and summary of one comparison."""
     import pandas as pd
 
-    from model_diffs import devices, sensitivity, sensitivity_figures
-    from model_diffs.checkpoints import Checkpoint
-    from model_diffs.figures import model_colour
+    from model_diffs.core.figures import model_colour
+    from model_diffs.diagnostics import sensitivity, sensitivity_figures
+    from model_diffs.models import devices
+    from model_diffs.models.checkpoints import Checkpoint
 
     run.table("per_text", [*rows_a, *rows_b])
     base, changed = (pd.DataFrame(rows) for rows in (rows_a, rows_b))
@@ -189,10 +191,10 @@ def main() -> None:
     """Measure what is not complete; the base once for all comparisons."""
     options = parse_arguments()
     arguments.refuse_device_map(options)
-    todo = runs.pending(planned_runs(options), options.force)
+    todo = results.pending(planned_runs(options), options.force)
     if not todo:
         return
-    from model_diffs.checkpoints import Checkpoint, check_configs
+    from model_diffs.models.checkpoints import Checkpoint, check_configs
 
     base = Checkpoint.open(options.model_a)
     for planned in todo:
@@ -200,7 +202,7 @@ def main() -> None:
     sample = take_sample(options, [planned.model_b for planned in todo])
     rows_a: list[TextRow] | None = None
     for planned in todo:
-        with runs.open_run(planned) as run:
+        with results.open_run(planned) as run:
             if rows_a is None:
                 rows_a = measure(options.model_a, options, sample)
             write(run, rows_a, measure(planned.model_b, options, sample), sample, options)

@@ -17,14 +17,14 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from model_diffs import arguments, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from model_diffs.checkpoints import Checkpoint
-    from model_diffs.mlp_nullspace import AlignmentRow
+    from model_diffs.diagnostics.mlp_nullspace import AlignmentRow
+    from model_diffs.models.checkpoints import Checkpoint
 
 FOLDER = "mlp_nullspace"
 SUMMARISED = (
@@ -74,10 +74,10 @@ def summary(table: "pd.DataFrame") -> dict[str, Any]:
     }
 
 
-def draw(run: runs.Run, table: "pd.DataFrame") -> None:
+def draw(run: results.Run, table: "pd.DataFrame") -> None:
     """Energy outside W's subspaces on both sides, rank before and after, size of the update."""
-    from model_diffs.figures import COMPONENT_COLOURS, Line, Panel, column_line, layer_figure
-    from model_diffs.subspaces import MLP_COMPONENTS
+    from model_diffs.core.figures import COMPONENT_COLOURS, Line, Panel, column_line, layer_figure
+    from model_diffs.diagnostics.subspaces import MLP_COMPONENTS
 
     keys = ["type", "layer"]
     numbers = table.drop(columns=["name", "shape"]).set_index(keys).astype(float)
@@ -119,10 +119,10 @@ def draw(run: runs.Run, table: "pd.DataFrame") -> None:
 
 
 def write(
-    run: runs.Run, base: "Checkpoint", changed: "Checkpoint", rows: "list[AlignmentRow]"
+    run: results.Run, base: "Checkpoint", changed: "Checkpoint", rows: "list[AlignmentRow]"
 ) -> None:
     """Tables, figure and summary of one comparison."""
-    from model_diffs.mlp_nullspace import layer_rows
+    from model_diffs.diagnostics.mlp_nullspace import layer_rows
 
     table = run.table("mlp_nullspace_metrics", rows)
     run.table("layer_nullspace_summary", layer_rows(rows))
@@ -135,21 +135,21 @@ def write(
 def main() -> None:
     """Measure what is not complete, the base read once for all comparisons."""
     options = parse_arguments()
-    todo = runs.pending(planned_runs(options), options.force)
+    todo = results.pending(planned_runs(options), options.force)
     if not todo:
         return
     from contextlib import ExitStack
 
-    from model_diffs import mlp_nullspace, subspaces
-    from model_diffs.checkpoints import Checkpoint
-    from model_diffs.devices import pick_device
+    from model_diffs.diagnostics import mlp_nullspace, subspaces
+    from model_diffs.models.checkpoints import Checkpoint
+    from model_diffs.models.devices import pick_device
 
     device, threshold = pick_device(options.device), options.rank_threshold
     base = Checkpoint.open(options.model_a)
     changed = [Checkpoint.open(planned.model_b) for planned in todo]
     with ExitStack() as stack:
         # Opened before the work: an unwritable place should not cost an hour first.
-        open_runs = [stack.enter_context(runs.open_run(planned)) for planned in todo]
+        open_runs = [stack.enter_context(results.open_run(planned)) for planned in todo]
         measured = subspaces.over_changes(
             base,
             changed,

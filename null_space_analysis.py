@@ -17,8 +17,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from model_diffs import arguments, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,9 +72,9 @@ def summary(table: "pd.DataFrame", available: int) -> dict[str, Any]:
     }
 
 
-def draw(run: runs.Run, table: "pd.DataFrame") -> None:
+def draw(run: results.Run, table: "pd.DataFrame") -> None:
     """Four panels over layers, a line per component; several of a kind in a layer are averaged."""
-    from model_diffs.figures import COMPONENT_COLOURS, Line, Panel, column_line, layer_figure
+    from model_diffs.core.figures import COMPONENT_COLOURS, Line, Panel, column_line, layer_figure
 
     columns = ["effective_rank", "top10_variance_ratio", "subspace_alignment", "alignment_right"]
     random = ["random_alignment", "random_alignment_right"]
@@ -108,14 +108,14 @@ def draw(run: runs.Run, table: "pd.DataFrame") -> None:
 def main() -> None:
     """Measure what is not complete, the base read once for all comparisons."""
     options = parse_arguments()
-    todo = runs.pending(planned_runs(options), options.force)
+    todo = results.pending(planned_runs(options), options.force)
     if not todo:
         return
     from contextlib import ExitStack
 
-    from model_diffs import subspaces
-    from model_diffs.checkpoints import Checkpoint
-    from model_diffs.devices import pick_device
+    from model_diffs.diagnostics import subspaces
+    from model_diffs.models.checkpoints import Checkpoint
+    from model_diffs.models.devices import pick_device
 
     device = pick_device(options.device)
     base = Checkpoint.open(options.model_a)
@@ -126,7 +126,7 @@ def main() -> None:
         print(f"{options.model_a}: {options.num_samples} matrices asked for, it has {len(chosen)}")
     with ExitStack() as stack:
         # Opened before the work: an unwritable place should not cost an hour first.
-        open_runs = [stack.enter_context(runs.open_run(planned)) for planned in todo]
+        open_runs = [stack.enter_context(results.open_run(planned)) for planned in todo]
         measured = subspaces.over_changes(
             base,
             changed,

@@ -119,7 +119,7 @@ selected() { # is step $1 asked for?
 
 # ── what there is to do: one unit is one process ─────────────────────────────────────────────────
 
-# The folder name of the base, as model_diffs.runs.model_label gives it.
+# The folder name of the base, as model_diffs.core.results.model_label gives it.
 base_label() {
   local base=${BASE%/}
   case "$base" in
@@ -269,7 +269,7 @@ states_of() {
     if [ "$unit" = 13 ]; then unit_command 13 "$BASE" "${CHANGED[@]}"; else unit_command "$unit" "${CHANGED[@]}"; fi
     set -- "$unit" "$SCRIPT" ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}
     (IFS=$TAB; printf '%s\n' "$*")
-  done | uv run --no-sync python -m model_diffs.planning
+  done | uv run --no-sync python -m model_diffs.pipeline.planning
 }
 
 ROWS=()

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs import arguments, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,9 +45,16 @@ def table_of(planned: PlannedRun) -> Path:
     return Path(csv) if csv else planned.folder.parent / "activation_stats/activation_stats.csv"
 
 
-def draw(run: runs.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
+def draw(run: results.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
     """Both figures of each split."""
-    from model_diffs.figures import BASE, STYLES, Panel, column_line, layer_figure, model_colour
+    from model_diffs.core.figures import (
+        BASE,
+        STYLES,
+        Panel,
+        column_line,
+        layer_figure,
+        model_colour,
+    )
 
     title, xlabel = arguments.title_of(planned), "hidden state (0 = embedding output)"
     base, changed = arguments.names_of(planned)
@@ -77,9 +84,9 @@ def draw(run: runs.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
 def main() -> None:
     """Draw what is not complete."""
     options = parse_arguments()
-    for planned in runs.pending(planned_runs(options), options.force):
-        table = runs.read_table(table_of(planned), "collect_activation_norms.py makes it")
-        with runs.open_run(planned) as run:
+    for planned in results.pending(planned_runs(options), options.force):
+        table = results.read_table(table_of(planned), "collect_activation_norms.py makes it")
+        with results.open_run(planned) as run:
             run.reads(table_of(planned))
             draw(run, table, planned)
 

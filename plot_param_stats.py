@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_diffs import arguments, runs
-from model_diffs.errors import BadInput
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.errors import BadInput
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,9 +80,9 @@ def table_of(planned: PlannedRun) -> Path:
     return Path(csv) if csv else planned.folder.parent / "param_stats/per_layer.csv"
 
 
-def draw(run: runs.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
+def draw(run: results.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
     """All figures of one comparison; a group without changed matrices has no rank to draw."""
-    from model_diffs.figures import ATTENTION, MLP, Line, Panel, column_line, layer_figure
+    from model_diffs.core.figures import ATTENTION, MLP, Line, Panel, column_line, layer_figure
 
     title = arguments.title_of(planned)
     for group, colour in (("attn", ATTENTION), ("mlp", MLP)):
@@ -108,14 +108,14 @@ def draw(run: runs.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
 def main() -> None:
     """Draw what is not complete."""
     options = parse_arguments()
-    for planned in runs.pending(planned_runs(options), options.force):
+    for planned in results.pending(planned_runs(options), options.force):
         source = table_of(planned)
-        table = runs.read_table(source, "collect_param_stats.py makes it")
+        table = results.read_table(source, "collect_param_stats.py makes it")
         needed = ["layer", "group", *(quantity.column for quantity in QUANTITIES)]
         missing = [column for column in needed if column not in table]
         if missing:
             raise BadInput(f"{source} has no column {missing[0]}; it should be a per_layer.csv")
-        with runs.open_run(planned) as run:
+        with results.open_run(planned) as run:
             run.reads(source)
             draw(run, table, planned)
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs import arguments, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,31 +37,33 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
     """One folder for all comparisons of the base."""
-    base = runs.model_label(options.model_a)
+    base = results.model_label(options.model_a)
     default = Path(options.outroot) / f"{base}__side_by_side"
     folder = Path(options.outdir) if options.outdir else default
     decided = {**arguments.recorded(options), "changed": options.model_b}
     return [PlannedRun(folder, "side by side", decided, options.model_a)]
 
 
-def gather(run: runs.Run, options: argparse.Namespace, source: tuple[str, str]) -> "pd.DataFrame":
+def gather(
+    run: results.Run, options: argparse.Namespace, source: tuple[str, str]
+) -> "pd.DataFrame":
     """One table of all comparisons, in the order they were given."""
     import pandas as pd
 
     name, hint = source
-    base, tables = runs.model_label(options.model_a), []
+    base, tables = results.model_label(options.model_a), []
     for model_b in options.model_b:
-        folder = Path(options.outroot) / runs.comparison_label(options.model_a, model_b)
-        table = runs.read_table(folder / name, hint)
+        folder = Path(options.outroot) / results.comparison_label(options.model_a, model_b)
+        table = results.read_table(folder / name, hint)
         run.reads(folder / name)
-        table.insert(0, "comparison", runs.short_label(model_b, base))
+        table.insert(0, "comparison", results.short_label(model_b, base))
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
-def draw_weights(run: runs.Run, table: "pd.DataFrame", title: str) -> None:
+def draw_weights(run: results.Run, table: "pd.DataFrame", title: str) -> None:
     """Relative change and stable rank per block, MLP and attention."""
-    from model_diffs.figures import Panel, column_line, layer_figure, model_colour
+    from model_diffs.core.figures import Panel, column_line, layer_figure, model_colour
 
     names = list(table.comparison.unique())
     panels = []
@@ -80,9 +82,9 @@ def draw_weights(run: runs.Run, table: "pd.DataFrame", title: str) -> None:
     run.figure("weights", layer_figure(f"How the weights changed: {title}", panels, legend="below"))
 
 
-def draw_states(run: runs.Run, table: "pd.DataFrame", title: str) -> None:
+def draw_states(run: results.Run, table: "pd.DataFrame", title: str) -> None:
     """Relative movement of hidden states, forget beside retain on one scale."""
-    from model_diffs.figures import STYLES, Panel, column_line, layer_figure, model_colour
+    from model_diffs.core.figures import STYLES, Panel, column_line, layer_figure, model_colour
 
     names = list(table.comparison.unique())
     panels = []
@@ -108,9 +110,11 @@ def draw_states(run: runs.Run, table: "pd.DataFrame", title: str) -> None:
 def main() -> None:
     """Draw what is not complete."""
     options = parse_arguments()
-    for planned in runs.pending(planned_runs(options), options.force):
-        with runs.open_run(planned) as run:
-            title = options.title or f"changed models against {runs.model_label(options.model_a)}"
+    for planned in results.pending(planned_runs(options), options.force):
+        with results.open_run(planned) as run:
+            title = (
+                options.title or f"changed models against {results.model_label(options.model_a)}"
+            )
             draw_weights(run, run.table("weights", gather(run, options, WEIGHTS)), title)
             draw_states(run, run.table("activations", gather(run, options, STATES)), title)
 

@@ -24,11 +24,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_diffs import arguments, folders, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, folders, results
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
-    from model_diffs.relearning import Material, Measured, Settings
+    from model_diffs.attacks.relearning import Material, Measured, Settings
 
 FOLDER = "relearning"
 
@@ -105,12 +105,12 @@ def overview_plan(options: argparse.Namespace, planned: Sequence[PlannedRun]) ->
     """The folder over all models: those of this call, and those attacked in the same way before."""
     shared = arguments.recorded(options)
     labels = [one.label for one in planned]
-    for record in sorted(Path(options.outroot).glob(f"*/{FOLDER}/{runs.RECORD}")):
-        old = (runs.read_record(record.parent) or {}).get("arguments", {})
+    for record in sorted(Path(options.outroot).glob(f"*/{FOLDER}/{results.RECORD}")):
+        old = (results.read_record(record.parent) or {}).get("arguments", {})
         if {k: v for k, v in old.items() if k != "model"} == shared:
             labels.append(record.parent.parent.name)
     # Base and filtered models before the unlearned ones, whose names are longer.
-    base = runs.model_label(options.base) if options.base else ""
+    base = results.model_label(options.base) if options.base else ""
     order = sorted(dict.fromkeys(labels), key=lambda label: (label != base, "__" in label, label))
     return PlannedRun(Path(options.outroot) / FOLDER, "all models", {**shared, "attacked": order})
 
@@ -126,7 +126,7 @@ def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
 
 def settings_of(options: argparse.Namespace) -> "Settings":
     """The numbers of the attack; the last step is always measured."""
-    from model_diffs.relearning import Settings
+    from model_diffs.attacks.relearning import Settings
 
     steps = {int(part) for part in options.eval_steps.split(",")} | {options.steps}
     return Settings(
@@ -162,28 +162,28 @@ def question_rows(
 
 
 def attack_model(
-    run: runs.Run, material: "Material", base: "Measured | None", options: argparse.Namespace
+    run: results.Run, material: "Material", base: "Measured | None", options: argparse.Namespace
 ) -> None:
     """Attack one model at every rate and write what came back."""
-    from model_diffs import relearning, relearning_report
-    from model_diffs.checkpoints import Checkpoint
+    from model_diffs.attacks import relearning, relearning_tables
+    from model_diffs.models.checkpoints import Checkpoint
 
     model, settings = run.planned.model_a, settings_of(options)
     label = run.planned.label
     start = relearning.measure(model, material, settings)
     rows = []
     answers = (
-        question_rows(material, runs.model_label(options.base), None, {0: base}) if base else []
+        question_rows(material, results.model_label(options.base), None, {0: base}) if base else []
     )
     for lr in options.lr:
         found = relearning.attack(model, material, lr, settings, start)
-        rows += relearning_report.attack_rows(label, lr, found, base, options.seed)
+        rows += relearning_tables.attack_rows(label, lr, found, base, options.seed)
         answers += question_rows(material, label, lr, found)
-    run.table("relearning", rows, relearning_report.COLUMNS)
+    run.table("relearning", rows, relearning_tables.COLUMNS)
     if answers:
         run.table("per_question", answers)
     known = base.accuracy.get("heldout") if base else None
-    facts = relearning_report.summary(
+    facts = relearning_tables.summary(
         label, rows, float(known.mean) if known else None, options.general_floor
     )
     run.document("summary", facts)
@@ -199,26 +199,26 @@ def attack_model(
         questions={group: len(asked) for group, asked in material.questions.items()},
         seed=options.seed,
     )
-    print(f"{label}: {relearning_report.verdict(facts)}")
+    print(f"{label}: {relearning_tables.verdict(facts)}")
 
 
 # ── over all models ───────────────────────────────────────────────────────────────────────────────
 
 
-def draw_overview(run: runs.Run, options: argparse.Namespace) -> None:
+def draw_overview(run: results.Run, options: argparse.Namespace) -> None:
     """One table and the figures over all models."""
-    from model_diffs import relearning_report
+    from model_diffs.attacks import relearning_tables
 
     labels: Any = run.planned.arguments["attacked"]
     places = {label: Path(options.outroot) / label / FOLDER for label in labels}
-    found = relearning_report.read_results(places)
+    found = relearning_tables.read_results(places)
     for one in found:
         run.reads(one.folder / "relearning.csv", one.folder / "summary.json")
-    run.table("relearning_summary", relearning_report.overview_rows(found))
-    base = runs.model_label(options.base) if options.base else ""
-    run.figure("relearning", relearning_report.worst_figure(found, base))
+    run.table("relearning_summary", relearning_tables.overview_rows(found))
+    base = results.model_label(options.base) if options.base else ""
+    run.figure("relearning", relearning_tables.worst_figure(found, base))
     if len(options.lr) > 1:
-        run.figure("relearning_by_rate", relearning_report.rates_figure(found, base))
+        run.figure("relearning_by_rate", relearning_tables.rates_figure(found, base))
 
 
 def publish_figure(folder: Path, options: argparse.Namespace) -> None:
@@ -235,9 +235,9 @@ def publish_figure(folder: Path, options: argparse.Namespace) -> None:
 def main() -> None:
     """Attack the models that are not complete, then draw all of them together."""
     options = parse_arguments()
-    todo = runs.pending(model_plans(options), options.force)
+    todo = results.pending(model_plans(options), options.force)
     if todo:
-        from model_diffs import relearning
+        from model_diffs.attacks import relearning
 
         paths = relearning.Paths(
             options.forget_data, options.retain_data, options.attack_data, options.questions
@@ -256,13 +256,13 @@ def main() -> None:
             base = relearning.measure(options.base, material, settings_of(options))
         for planned in todo:
             arguments.seed_everything(options.seed)
-            with runs.open_run(planned) as run:
+            with results.open_run(planned) as run:
                 attack_model(run, material, base, options)
     if options.outdir:
         return
     overview = overview_plan(options, model_plans(options))
-    for planned in runs.pending([overview], options.force):
-        with runs.open_run(planned) as run:
+    for planned in results.pending([overview], options.force):
+        with results.open_run(planned) as run:
             draw_overview(run, options)
         publish_figure(planned.folder, options)
     if not (Path(options.outroot) / f"relearning.{options.format}").exists():

@@ -15,12 +15,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_diffs import arguments, runs
-from model_diffs.errors import BadInput
+from model_diffs.core import arguments
+from model_diffs.core import results as runs
+from model_diffs.core.errors import BadInput
+from model_diffs.core.results import PlannedRun
 from model_diffs.report import inventory
 from model_diffs.report.comparisons import Pair, choose_pairs, comparisons_of
 from model_diffs.report.inventory import Result
-from model_diffs.runs import PlannedRun
 
 FOLDER = "report"
 

@@ -18,16 +18,16 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from model_diffs import arguments, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from model_diffs.checkpoints import Checkpoint
-    from model_diffs.passes import SplitPass
-    from model_diffs.projections import Totals
-    from model_diffs.row_space import Change
+    from model_diffs.activations.passes import SplitPass
+    from model_diffs.diagnostics.projections import Totals
+    from model_diffs.diagnostics.row_space import Change
+    from model_diffs.models.checkpoints import Checkpoint
 
 FOLDER = "row_space_projection"
 SUMMARISED = (
@@ -70,13 +70,15 @@ def measure(
     options: argparse.Namespace, base: "Checkpoint", changed: "list[Checkpoint]"
 ) -> Measured:
     """Decompose all changes and run the base over both splits once."""
-    from model_diffs import devices, models, passes, row_space
-    from model_diffs.texts import read_splits
+    from model_diffs.activations import passes
+    from model_diffs.data.texts import read_splits
+    from model_diffs.diagnostics import row_space
+    from model_diffs.models import devices, loading
 
     splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
     device = devices.pick_device(options.device)
     dtype = devices.pick_dtype(options.dtype, device)
-    tokenizer = models.load_tokenizer(base.model, options.trust_remote_code)
+    tokenizer = loading.load_tokenizer(base.model, options.trust_remote_code)
     todo = []
     for split in splits:
         tokens = passes.tokenise(
@@ -86,7 +88,7 @@ def measure(
         todo.append(passes.SplitPass(split, tokens, options.batch_size, pad, device))
     change = row_space.read_changes(base, changed, options.top_k, device, dtype)
     reader = passes.Reader(
-        base.model, models.load_model(base.model, device, dtype, options.trust_remote_code)
+        base.model, loading.load_model(base.model, device, dtype, options.trust_remote_code)
     )
     row_space.settle(change.targets, device)
     totals = row_space.watch(reader.anatomy, change.targets, todo)
@@ -110,10 +112,17 @@ def summary(table: "pd.DataFrame", change: "Change", model_b: str) -> dict[str, 
     }
 
 
-def draw(run: runs.Run, table: "pd.DataFrame") -> None:
+def draw(run: results.Run, table: "pd.DataFrame") -> None:
     """Per type of matrix the projection on both splits; below, the effect of dW beside W's."""
-    from model_diffs.figures import STYLES, Line, Panel, column_line, layer_figure, model_colour
-    from model_diffs.subspaces import MLP_COMPONENTS
+    from model_diffs.core.figures import (
+        STYLES,
+        Line,
+        Panel,
+        column_line,
+        layer_figure,
+        model_colour,
+    )
+    from model_diffs.diagnostics.subspaces import MLP_COMPONENTS
 
     colour = model_colour(run.planned.model_b)
     keys = ["weight_type", "layer"]
@@ -147,14 +156,14 @@ def draw(run: runs.Run, table: "pd.DataFrame") -> None:
 
 
 def write(
-    run: runs.Run,
+    run: results.Run,
     base: "Checkpoint",
     changed: "Checkpoint",
     found: Measured,
     options: argparse.Namespace,
 ) -> None:
     """Table, figure and summary of one comparison."""
-    from model_diffs.projections import Row, TextRow, rows_of, text_rows
+    from model_diffs.diagnostics.projections import Row, TextRow, rows_of, text_rows
 
     model_b = changed.model
     rows = rows_of(
@@ -184,18 +193,18 @@ def main() -> None:
     """Measure what is not complete, all comparisons in one pass over the base."""
     options = parse_arguments()
     arguments.refuse_device_map(options)
-    todo = runs.pending(planned_runs(options), options.force)
+    todo = results.pending(planned_runs(options), options.force)
     if not todo:
         return
     from contextlib import ExitStack
 
-    from model_diffs.checkpoints import Checkpoint
+    from model_diffs.models.checkpoints import Checkpoint
 
     base = Checkpoint.open(options.model_a)
     changed = [Checkpoint.open(planned.model_b) for planned in todo]
     with ExitStack() as stack:
         # Opened before the work: an unwritable place should not cost an hour first.
-        open_runs = [stack.enter_context(runs.open_run(planned)) for planned in todo]
+        open_runs = [stack.enter_context(results.open_run(planned)) for planned in todo]
         found = measure(options, base, changed)
         for run, other in zip(open_runs, changed, strict=True):
             write(run, base, other, found, options)

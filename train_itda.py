@@ -20,9 +20,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_diffs import arguments, runs
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 from model_diffs.dictionaries import itda_options
-from model_diffs.runs import PlannedRun
 
 if TYPE_CHECKING:
     from model_diffs.dictionaries.itda_reading import Reading
@@ -77,7 +77,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
     """One folder per layer."""
-    label = runs.model_label(options.model)
+    label = results.model_label(options.model)
     place = Path(options.outdir or f"artifacts/runs/{label}__itda")
     layers = sorted(set(options.layer))
     return [
@@ -107,12 +107,16 @@ def settings_of(options: argparse.Namespace) -> "Settings":
 
 
 def write(
-    run: runs.Run, one: "Trained", reading: "Reading", tokenizer: Any, options: argparse.Namespace
+    run: results.Run,
+    one: "Trained",
+    reading: "Reading",
+    tokenizer: Any,
+    options: argparse.Namespace,
 ) -> None:
     """A dictionary's folder."""
-    from model_diffs import text_datasets
-    from model_diffs.checkpoints import Checkpoint
+    from model_diffs.data import text_datasets
     from model_diffs.dictionaries import itda_training_report as report
+    from model_diffs.models.checkpoints import Checkpoint
 
     checkpoint = Checkpoint.open(options.model)
     metadata = report.metadata(one, reading, tokenizer, options)
@@ -133,11 +137,12 @@ def write(
 
 def train(options: argparse.Namespace) -> None:
     """Train the dictionaries that are not complete, in one pass."""
-    todo = runs.pending(planned_runs(options), options.force)
+    todo = results.pending(planned_runs(options), options.force)
     if not todo:
         return
-    from model_diffs import models, passes
+    from model_diffs.activations import passes
     from model_diffs.dictionaries import itda_reading, itda_training
+    from model_diffs.models import loading as models
 
     tokenizer = models.load_tokenizer(options.model, options.trust_remote_code)
     how = itda_reading.ReadingOptions(
@@ -148,7 +153,7 @@ def train(options: argparse.Namespace) -> None:
     reader = passes.Reader(options.model, models.load_for(loading, options.model))
     layers = [int(planned.arguments["layer"]) for planned in todo]
     with ExitStack() as folders:
-        opened = [folders.enter_context(runs.open_run(planned)) for planned in todo]
+        opened = [folders.enter_context(results.open_run(planned)) for planned in todo]
         pad = tokenizer.pad_token_id
         trained = itda_training.train(reader, reading, pad, layers, settings_of(options))
         for run, one in zip(opened, trained, strict=True):

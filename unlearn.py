@@ -14,8 +14,8 @@ losses per step, NLLs before and after), README.md (model card), run.json.
 import argparse
 from pathlib import Path
 
-from model_diffs import arguments, runs
-from model_diffs.runs import PlannedRun
+from model_diffs.core import arguments, results
+from model_diffs.core.results import PlannedRun
 from model_diffs.unlearning import METHODS
 
 OUTROOT = "unlearned_models"
@@ -133,7 +133,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
     """The one folder that this command fills."""
-    label = f"{runs.model_label(options.model)}__{options.method}"
+    label = f"{results.model_label(options.model)}__{options.method}"
     folder = Path(options.outdir) if options.outdir else Path(OUTROOT) / label
     recorded = {**arguments.recorded(options), "model": options.model}
     return [PlannedRun(folder, label, recorded, options.model)]
@@ -142,10 +142,10 @@ def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
 def main() -> None:
     """Unlearn, unless it is done."""
     options = parse_arguments()
-    for planned in runs.pending(planned_runs(options), options.force):
+    for planned in results.pending(planned_runs(options), options.force):
         from model_diffs.unlearning.running import unlearn
 
-        with runs.open_run(planned) as run:
+        with results.open_run(planned) as run:
             unlearn(options, run)
 
 

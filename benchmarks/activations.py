@@ -18,12 +18,15 @@ import numpy as np
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from model_diffs import covariance, cross_validation, devices, passes, probes, separation
-from model_diffs.accumulators import DifferenceSums, ModelSums
-from model_diffs.activation_cache import ModelStatistics
-from model_diffs.cross_validation import Design
-from model_diffs.passes import Reader, SplitPass, Tokens
-from model_diffs.texts import Split
+from model_diffs.activations import passes
+from model_diffs.activations.passes import Reader, SplitPass, Tokens
+from model_diffs.activations.store import ModelStatistics
+from model_diffs.activations.sums import DifferenceSums, ModelSums
+from model_diffs.data.texts import Split
+from model_diffs.diagnostics import covariance, probes, separation
+from model_diffs.models import devices
+from model_diffs.stats import cross_validation
+from model_diffs.stats.cross_validation import Design
 
 PYTHIA_160M = {
     "hidden_size": 768,

@@ -22,12 +22,13 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from model_diffs import importance, importance_lenses, models
+from model_diffs.activations.passes import Reader, Tokens
 from model_diffs.dictionaries.sae import Sae
-from model_diffs.importance import Settings
-from model_diffs.importance_lenses import SaeFeatures
-from model_diffs.importance_sites import frozen, loss_gradient, watch
-from model_diffs.passes import Reader, Tokens
+from model_diffs.importance import lenses, measuring
+from model_diffs.importance.lenses import SaeFeatures
+from model_diffs.importance.measuring import Settings
+from model_diffs.importance.sites import frozen, loss_gradient, watch
+from model_diffs.models import loading
 
 HIDDEN, LENGTH = 896, 128
 MB = 2**20
@@ -86,7 +87,7 @@ def reference(
     reader: Reader, sae: Sae, tokens: Tokens, layer: int, gradients: bool, batch_size: int
 ) -> None:
     """The unavoidable: forward (and backward), and the encoder's product."""
-    step = importance_lenses._PRE_ACTIVATIONS // sae.d_sae
+    step = lenses._PRE_ACTIVATIONS // sae.d_sae
 
     def product(x: torch.Tensor) -> None:
         flat = x.detach().reshape(-1, HIDDEN)
@@ -100,7 +101,7 @@ def reference(
         return held[0]
 
     for start in range(0, len(tokens.ids), batch_size):
-        batch = models.pad_batch(tokens.ids[start : start + batch_size], 0, torch.device("cpu"))
+        batch = loading.pad_batch(tokens.ids[start : start + batch_size], 0, torch.device("cpu"))
         with watch(reader.anatomy, "mlp_out", (layer,), receive):
             if gradients:
                 with frozen(reader.model):
@@ -108,7 +109,7 @@ def reference(
                     torch.autograd.grad(logits, held, loss_gradient(logits, batch)[2])
             else:
                 with torch.inference_mode():
-                    models.stream_states(reader.anatomy, batch, lambda *_: None, last=layer + 1)
+                    loading.stream_states(reader.anatomy, batch, lambda *_: None, last=layer + 1)
         product(held[0])
 
 
@@ -144,9 +145,7 @@ def main() -> None:
         )
         settings = Settings((layer,), "mlp_out", gradients, options.batch_size)
         with peak.sampled():
-            taken, found = seconds(
-                lambda s=settings: importance.measure(reader, tokens, 0, lens, s)
-            )
+            taken, found = seconds(lambda s=settings: measuring.measure(reader, tokens, 0, lens, s))
         active = int((found.means[layer][1] > 0).sum())
         print(
             f"{'gradients' if gradients else 'values':12} {needed:9.2f} s {taken:9.2f} s "

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_diffs import models, passes, text_datasets
+from model_diffs.activations import passes
+from model_diffs.core.figures import OTHERS, Line, Panel, layer_figure
+from model_diffs.data import text_datasets
 from model_diffs.dictionaries import itda_reading, itda_training, pursuit
 from model_diffs.dictionaries.itda_reading import Reading, ReadingOptions
-from model_diffs.figures import OTHERS, Line, Panel, layer_figure
-from model_diffs.intervals import ratio_interval
+from model_diffs.models import loading
+from model_diffs.stats.intervals import ratio_interval
 
 SIZES = (64, 256, 1024, 4096)
 STEPS = (1, 2, 5, 10, 20, 40, 64)
@@ -139,13 +141,13 @@ def main() -> None:
         folder = options.model or Path(scratch) / "model"
         if not (folder / "config.json").exists():
             train_model(long[0], options.steps, folder)
-        tokenizer = models.load_tokenizer(str(folder))
+        tokenizer = loading.load_tokenizer(str(folder))
         readings = []
         for name, lines in zip(("train", "test"), long, strict=True):
             file = Path(scratch) / f"{name}.txt"
             file.write_text("\n".join(lines))
             readings.append(itda_reading.read([str(file)], tokenizer, ReadingOptions(LENGTH)))
-        model = models.load_model(str(folder), torch.device("cpu"), torch.float32)
+        model = loading.load_model(str(folder), torch.device("cpu"), torch.float32)
         measure(passes.Reader(str(folder), model), *readings, options)
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 HIDDEN, LAYERS, INTERMEDIATE, VOCABULARY = 768, 12, 3072, 50304
 LARGEST_MB = VOCABULARY * HIDDEN * 4 / 1e6
 IDLE = (
-    "import time, numpy, pandas, torch, safetensors, model_diffs.param_stats, model_diffs.devices;"
+    "import time, numpy, pandas, torch, safetensors, model_diffs.diagnostics.param_stats;"
+    "import model_diffs.models.devices;"
     "print(flush=True); time.sleep(60)"
 )
 

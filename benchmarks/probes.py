@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from model_diffs import probes
+from model_diffs.diagnostics import probes
 
 # Residual streams of the published sizes: Pythia-160M, -1B and -6.9B.
 SHAPES = [(102, 768), (400, 2048), (800, 4096)]

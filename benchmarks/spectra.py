@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from model_diffs import spectra
+from model_diffs.stats import spectra
 
 
 def planted(sigma: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model_diffs import mlp_nullspace, spectra, subspaces
-from model_diffs.architectures import Matrix
+from model_diffs.diagnostics import mlp_nullspace, subspaces
+from model_diffs.models.architectures import Matrix
+from model_diffs.stats import spectra
 
 K, THRESHOLD = 20, 0.99
 Decompose = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]

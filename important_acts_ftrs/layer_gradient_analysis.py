@@ -17,8 +17,9 @@ consolidated_results.npz, metadata.json, timing_stats.json and timing_summary.tx
 import argparse
 from collections.abc import Sequence
 
-from model_diffs import arguments, importance_options
-from model_diffs.importance_results import load_results
+from model_diffs.core import arguments
+from model_diffs.importance import importance_options
+from model_diffs.importance.saved import load_results
 
 __all__ = ["load_results"]
 
@@ -33,16 +34,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure every entry of the activations."""
     options = parse_arguments()
-    from model_diffs import importance_run
-    from model_diffs.checkpoints import Checkpoint
-    from model_diffs.importance_lenses import Neurons
+    from model_diffs.importance import running
+    from model_diffs.importance.lenses import Neurons
+    from model_diffs.models.checkpoints import Checkpoint
 
     importance_options.check_places(options)
     checkpoint = Checkpoint.open(options.model_name)
-    count = importance_run.block_count(checkpoint)
+    count = running.block_count(checkpoint)
     layers = importance_options.layers_of(options.layers, count, options.model_name)
-    found = importance_run.analyse(options, PREFIX, layers, checkpoint, lambda _: Neurons())
-    importance_run.finish(found)
+    found = running.analyse(options, PREFIX, layers, checkpoint, lambda _: Neurons())
+    running.finish(found)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,15 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from model_diffs import arguments, importance_options
-from model_diffs.errors import BadInput
-from model_diffs.importance_results import load_results
+from model_diffs.core import arguments
+from model_diffs.core.errors import BadInput
+from model_diffs.importance import importance_options
+from model_diffs.importance.saved import load_results
 
 if TYPE_CHECKING:
     import torch
 
-    from model_diffs.importance_lenses import Lens
+    from model_diffs.importance.lenses import Lens
 
 __all__ = ["load_results"]
 
@@ -42,14 +43,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure every feature; of all layers, where none are named, those that have an SAE."""
     options = parse_arguments()
-    from model_diffs import importance_run
-    from model_diffs.checkpoints import Checkpoint
     from model_diffs.dictionaries import sae_files, sae_sources
-    from model_diffs.importance_lenses import SaeFeatures
+    from model_diffs.importance import running
+    from model_diffs.importance.lenses import SaeFeatures
+    from model_diffs.models.checkpoints import Checkpoint
 
     importance_options.check_places(options)
     checkpoint = Checkpoint.open(options.model_name)
-    count = importance_run.block_count(checkpoint)
+    count = running.block_count(checkpoint)
     found = sae_sources.find(options.sae)
     if options.layers is not None:
         importance_options.layers_of(options.layers, count, options.model_name)
@@ -66,13 +67,13 @@ def main() -> None:
     def lens_on(device: "torch.device") -> "Lens":
         return SaeFeatures({layer: sae.to(device) for layer, sae in saes.items()})
 
-    analysis = importance_run.analyse(
+    analysis = running.analyse(
         *(options, PREFIX, layers, checkpoint, lens_on),
         [file for one in fetched.values() for file in sae_sources.files_of(one)],
         dictionaries={layer: sae_sources.describe(one) for layer, one in fetched.items()},
         formats=sorted({one.format for one in fetched.values()}),
     )
-    importance_run.finish(analysis)
+    running.finish(analysis)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from model_diffs import cross_validation, relearning_report
-from model_diffs.relearning import Measured
+from model_diffs.attacks import relearning_tables
+from model_diffs.attacks.relearning import Measured
 from model_diffs.report.assembling import assemble
 from model_diffs.report.phrases import PHRASES
 from model_diffs.report.signature import Comparison, Signature
+from model_diffs.stats import cross_validation
 
 TEXTS = {"forget": 30, "retain": 40}
 STATES = 4
@@ -211,7 +212,7 @@ class Study:
 
     def questions(self, model: str) -> None:
         """The base knows all; the others the less hazard, the larger what is planted."""
-        from model_diffs.intervals import mean_interval
+        from model_diffs.stats.intervals import mean_interval
 
         rows, single = [], []
         for layer in range(STATES):
@@ -248,7 +249,7 @@ class Study:
         ]
         for lr in RATES:
             found = {step: measured(step) for step in STEPS}
-            rows += relearning_report.attack_rows(model, lr, found, base, 42)
+            rows += relearning_tables.attack_rows(model, lr, found, base, 42)
             single += [
                 {"model": model, "lr": lr, "step": step, "group": "heldout", "id": i,
                  "correct": int(r)}

@@ -9,9 +9,10 @@ import tiny_models
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model_diffs import activation_cache, models
-from model_diffs.activation_norms import norm_rows, text_rows
-from model_diffs.errors import BadInput
+from model_diffs.activations import store
+from model_diffs.core.errors import BadInput
+from model_diffs.diagnostics.activation_norms import norm_rows, text_rows
+from model_diffs.models import loading
 
 FORGET = [
     "The river at Ava is wide.",
@@ -72,7 +73,7 @@ def test_statistics_equal_a_loop_over_tokens(
     family: str, folders: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:
     a, b = folders[family]
-    found = activation_cache.statistics(options(tmp_path), [a, b], [(a, b)])
+    found = store.statistics(options(tmp_path), [a, b], [(a, b)])
     bos = AutoTokenizer.from_pretrained(a).bos_token_id
     counted = []
     for row, text in enumerate(FORGET):
@@ -122,8 +123,8 @@ def test_how_the_pass_is_run_does_not_matter(
     a, b = folders["llama"]
     (tmp_path / "x").mkdir()
     (tmp_path / "y").mkdir()
-    one = activation_cache.statistics(options(tmp_path / "x"), [a, b], [(a, b)])
-    other = activation_cache.statistics(options(tmp_path / "y", **changed), [a, b], [(a, b)])
+    one = store.statistics(options(tmp_path / "x"), [a, b], [(a, b)])
+    other = store.statistics(options(tmp_path / "y", **changed), [a, b], [(a, b)])
     for key, saved in one.models.items():
         for name, value in vars(saved.read()).items():
             np.testing.assert_allclose(
@@ -143,21 +144,21 @@ def test_one_pass_serves_all_comparisons_and_is_reused(
     a, b = folders["gpt_neox"]
     c = str(tiny_models.save("gpt_neox", tmp_path / "c", seed=7))
     texts: list[int] = []
-    whole = models.stream_states
+    whole = loading.stream_states
 
-    def counting(anatomy: object, batch: models.Batch, *rest: object) -> None:
+    def counting(anatomy: object, batch: loading.Batch, *rest: object) -> None:
         texts.append(len(batch.input_ids))
         whole(anatomy, batch, *rest)
 
-    monkeypatch.setattr(models, "stream_states", counting)
+    monkeypatch.setattr(loading, "stream_states", counting)
     chosen = options(tmp_path)
-    activation_cache.statistics(chosen, [a, b, c], [(a, b), (a, c)])
+    store.statistics(chosen, [a, b, c], [(a, b), (a, c)])
     assert sum(texts) == 3 * (len(FORGET) + len(RETAIN)), "each model reads each text once"
     texts.clear()
-    activation_cache.statistics(chosen, [a, b, c], [(a, b), (a, c)])
+    store.statistics(chosen, [a, b, c], [(a, b), (a, c)])
     assert not texts, "what is saved is not made again"
     (tmp_path / "retain.txt").write_text("Another line.\nAnd one more.")
-    activation_cache.statistics(chosen, [a], [])
+    store.statistics(chosen, [a], [])
     assert sum(texts) == 2, "only the split that changed is read again"
 
 
@@ -167,7 +168,7 @@ def test_a_model_against_itself_has_not_moved(
     a, _ = folders["gpt_neox"]
     copy = tmp_path / "copy"
     tiny_models.save("gpt_neox", copy, seed=0)
-    found = activation_cache.statistics(options(tmp_path), [a], [(a, str(copy))])
+    found = store.statistics(options(tmp_path), [a], [(a, str(copy))])
     change = found.differences["retain", str(copy)].read()
     assert not change.dh_l1.any() and not change.dh_l2.any() and not change.dh_rel.any()
     np.testing.assert_allclose(change.cosine / change.tokens[:, None], 1, rtol=1e-6)
@@ -177,7 +178,7 @@ def test_what_is_kept_of_each_text_gives_the_mean_of_the_table(
     folders: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:
     a, b = folders["gpt_neox"]
-    found = activation_cache.statistics(options(tmp_path), [a, b], [(a, b)])
+    found = store.statistics(options(tmp_path), [a, b], [(a, b)])
     base, changed = (found.models["forget", model].read() for model in (a, b))
     difference = found.differences["forget", b].read()
     table = norm_rows("forget", base, changed, difference, 42)
@@ -194,7 +195,7 @@ def test_bos_and_the_first_positions_are_left_out_and_counted(
     for changed, left_out in (({}, 3), ({"keep_bos": True}, 0), ({"skip_first": 2}, 6)):
         root = tmp_path / str(left_out)
         root.mkdir()
-        found = activation_cache.statistics(options(root, **changed), [a])
+        found = store.statistics(options(root, **changed), [a])
         record = found.models["forget", a].record()
         assert record["left_out"] == {"documents": 0, "tokens": left_out}
         lengths = [len(AutoTokenizer.from_pretrained(a)(t)["input_ids"][:40]) for t in FORGET]
@@ -205,7 +206,7 @@ def test_a_text_without_a_token_that_counts_is_left_out_and_said(
     folders: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:
     a, _ = folders["gpt_neox"]  # "No." has three byte tokens
-    found = activation_cache.statistics(options(tmp_path, skip_first=3), [a])
+    found = store.statistics(options(tmp_path, skip_first=3), [a])
     assert found.models["forget", a].read().documents.tolist() == [0, 2]
     assert found.models["forget", a].record()["left_out"]["documents"] == 1
 
@@ -219,7 +220,7 @@ def test_non_finite_states_name_model_and_state(tmp_path: Path) -> None:
         model.gpt_neox.layers[1].mlp.dense_4h_to_h.bias[0] = 3e38
     model.save_pretrained(folder)
     with pytest.raises(BadInput, match="hidden state"):
-        activation_cache.statistics(options(tmp_path), [str(folder)])
+        store.statistics(options(tmp_path), [str(folder)])
 
 
 def test_other_tokenizers_and_shared_lines_are_refused(
@@ -229,16 +230,16 @@ def test_other_tokenizers_and_shared_lines_are_refused(
     chosen = options(tmp_path)
     (tmp_path / "retain.txt").write_text(FORGET[1])
     with pytest.raises(BadInput, match="share 1 lines"):
-        activation_cache.statistics(chosen, [a])
+        store.statistics(chosen, [a])
     other = tiny_models.save("gpt_neox", tmp_path / "other", seed=3)
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["ferry"])
     tokenizer.save_pretrained(other)
     with pytest.raises(BadInput, match="different tokenizers"):
-        activation_cache.statistics(options(tmp_path), [a, str(other)], [(a, str(other))])
+        store.statistics(options(tmp_path), [a, str(other)], [(a, str(other))])
     deeper = tiny_models.save("gpt_neox", tmp_path / "deeper", num_hidden_layers=2)
     with pytest.raises(BadInput, match="num_hidden_layers"):
-        activation_cache.statistics(options(tmp_path), [a], [(a, str(deeper))])
+        store.statistics(options(tmp_path), [a], [(a, str(deeper))])
     assert not (tmp_path / "outputs").exists(), "nothing is written"
 
 
@@ -250,7 +251,7 @@ def test_a_sink_at_the_first_position_is_said(
     with torch.no_grad():
         model.transformer.wpe.weight[0] *= 1e4
     model.save_pretrained(folder)
-    activation_cache.statistics(options(tmp_path), [str(folder)])
+    store.statistics(options(tmp_path), [str(folder)])
     assert "--skip-first 1" in capsys.readouterr().err
-    activation_cache.statistics(options(tmp_path, skip_first=1), [str(folder)])
+    store.statistics(options(tmp_path, skip_first=1), [str(folder)])
     assert "--skip-first" not in capsys.readouterr().err

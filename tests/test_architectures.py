@@ -4,8 +4,8 @@ import pytest
 import tiny_models
 import torch
 
-from model_diffs import anatomy, architectures
-from model_diffs.errors import BadInput
+from model_diffs.core.errors import BadInput
+from model_diffs.models import anatomy, architectures
 
 
 @pytest.fixture(scope="module", params=tiny_models.FAMILIES)

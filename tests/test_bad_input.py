@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from model_diffs import arguments, planning
+from model_diffs.core import arguments
+from model_diffs.pipeline import planning
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = "collect_param_stats.py"
@@ -181,7 +182,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
 def test_output_that_nobody_reads_any_more_is_no_traceback(tmp_path: Path) -> None:
     script = tmp_path / "talks.py"
     script.write_text(
-        "from model_diffs import arguments\n"
+        "from model_diffs.core import arguments\n"
         "arguments.run_script(lambda: [print('line', n) for n in range(100_000)])\n"
     )
     found = subprocess.run(

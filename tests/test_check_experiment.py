@@ -10,9 +10,10 @@ import tiny_models
 import torch
 from transformers import AutoTokenizer
 
-from model_diffs import arguments, planning, preflight_machine, preflight_models
-from model_diffs.preflight import Finding
-from model_diffs.preflight_machine import Sizes
+from model_diffs.core import arguments
+from model_diffs.pipeline import planning, preflight_machine, preflight_models
+from model_diffs.pipeline.preflight import Finding
+from model_diffs.pipeline.preflight_machine import Sizes
 
 ROOT = Path(__file__).parent.parent
 

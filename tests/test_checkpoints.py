@@ -8,8 +8,8 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
-from model_diffs.checkpoints import Checkpoint, match
-from model_diffs.errors import BadInput
+from model_diffs.core.errors import BadInput
+from model_diffs.models.checkpoints import Checkpoint, match
 
 
 @pytest.fixture(scope="module")

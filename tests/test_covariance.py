@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy, wasserstein_distance
 
-from model_diffs import activations, covariance
-from model_diffs.errors import BadInput
+from model_diffs.activations import collecting
+from model_diffs.core.errors import BadInput
+from model_diffs.diagnostics import covariance
 
 SCRIPT = "activation_covariance_analysis.py"
 
@@ -176,7 +177,7 @@ def test_repeated_runs_are_equal_and_make_no_pass(
     def no_pass(*_: object) -> None:
         raise AssertionError("a forward pass, though all statistics are saved")
 
-    monkeypatch.setattr(activations, "collect", no_pass)
+    monkeypatch.setattr(collecting, "collect", no_pass)
     study.compare(SCRIPT)
     assert "complete, skipped" in capsys.readouterr().out
     names = ["covariance_metrics.csv", "spectra.npz", "covariance_analysis.png", "summary.json"]

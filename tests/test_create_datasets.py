@@ -9,8 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from model_diffs import arguments, planning, runs, sample_sources
-from model_diffs.errors import BadInput
+from model_diffs.core import arguments, results
+from model_diffs.core.errors import BadInput
+from model_diffs.data import sample_sources
+from model_diffs.pipeline import planning
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -148,7 +150,7 @@ def test_a_json_list_and_its_field(run: Run, tmp_path: Path) -> None:
 def state(*words: str) -> str:
     script = planning.load_script(ROOT / "create_datasets.py")
     (planned,) = script.planned_runs(script.parse_arguments(list(words)))
-    return runs.state(planned).status
+    return results.state(planned).status
 
 
 def test_complete_stale_and_gone(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from model_diffs import figures, runs
-from model_diffs.figures import Line, Panel
+from model_diffs.core import figures, results
+from model_diffs.core.figures import Line, Panel
 
 
 def test_colours_follow_what_a_model_is() -> None:
@@ -44,9 +44,9 @@ def test_undefined_cells_are_gaps_in_a_line() -> None:
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, extension: str) -> None:
     found = []
     for name in "ab":
-        planned = runs.PlannedRun(tmp_path / name, "", {"format": extension})
+        planned = results.PlannedRun(tmp_path / name, "", {"format": extension})
         line = Line("a", [0, 1], [1.0, 2.0], figures.BASE, low=[0.5, 1.5], high=[1.5, 2.5])
-        with runs.open_run(planned) as run:
+        with results.open_run(planned) as run:
             run.figure("f", figures.layer_figure("t", [Panel("p", "y", [line], 0.0, "zero")]))
         found.append((tmp_path / name / f"f.{extension}").read_bytes())
     assert found[0] == found[1]

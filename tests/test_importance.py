@@ -10,11 +10,11 @@ import tiny_models
 import torch
 from torch.nn import functional
 
-from model_diffs import importance
-from model_diffs.errors import BadInput
-from model_diffs.importance import Settings
-from model_diffs.importance_lenses import Activations, LayerSums, Neurons
-from model_diffs.passes import Reader, Tokens
+from model_diffs.activations.passes import Reader, Tokens
+from model_diffs.core.errors import BadInput
+from model_diffs.importance import measuring
+from model_diffs.importance.lenses import Activations, LayerSums, Neurons
+from model_diffs.importance.measuring import Settings
 
 FAMILIES = ("qwen2", "llama", "mistral", "mixtral", "gemma2", "gpt_neox")
 LAYERS = (0, 2)
@@ -33,9 +33,9 @@ def tokens() -> Tokens:
     return Tokens(IDS, STARTS, np.arange(len(IDS)), {})
 
 
-def run(model: Any, pad_id: int = 0, lens: Any = None, **settings: Any) -> importance.Measured:
+def run(model: Any, pad_id: int = 0, lens: Any = None, **settings: Any) -> measuring.Measured:
     what = Settings(**{"layers": LAYERS, "batch_size": 3, **settings})
-    return importance.measure(Reader("tiny", model), tokens(), pad_id, lens or Neurons(), what)
+    return measuring.measure(Reader("tiny", model), tokens(), pad_id, lens or Neurons(), what)
 
 
 def blocks(model: Any) -> Any:
@@ -227,12 +227,12 @@ def test_what_is_finished_when_ctrl_c_comes_is_kept() -> None:
     found = run(model, lens=lens, batch_size=1)
     assert found.partial
     assert found.totals.texts == 2
-    order = importance._order(tokens(), Settings(LAYERS, batch_size=1))
+    order = measuring._order(tokens(), Settings(LAYERS, batch_size=1))
     finished = [rows[0] for rows in order[:2]]
     assert finished[0] == 4  # the longest first
     part = Tokens([IDS[i] for i in finished], [STARTS[i] for i in finished], np.arange(2), {})
     reader = Reader("tiny", model)
-    whole = importance.measure(reader, part, 0, Neurons(), Settings(LAYERS, batch_size=1))
+    whole = measuring.measure(reader, part, 0, Neurons(), Settings(LAYERS, batch_size=1))
     assert not whole.partial
     for layer in LAYERS:
         np.testing.assert_allclose(found.means[layer], whole.means[layer], rtol=1e-12)
@@ -251,4 +251,4 @@ def test_bad_input_is_said() -> None:
     single = Tokens([[5], [6]], [0, 0], np.arange(2), {})
     reader = Reader("tiny", tiny_models.build("llama"))
     with pytest.raises(BadInput, match="nothing is predicted"):
-        importance.measure(reader, single, 0, Neurons(), Settings(LAYERS, gradients=True))
+        measuring.measure(reader, single, 0, Neurons(), Settings(LAYERS, gradients=True))

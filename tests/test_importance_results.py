@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_diffs import importance_options, importance_results
-from model_diffs.errors import BadInput
-from model_diffs.importance_results import load_results, normalise, raise_to, variants
+from model_diffs.core.errors import BadInput
+from model_diffs.importance import importance_options, saved
+from model_diffs.importance.saved import load_results, normalise, raise_to, variants
 
 # ── worked examples ───────────────────────────────────────────────────────────────────────────────
 
@@ -85,5 +85,5 @@ def test_results_that_are_none_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "y.npz", metadata=np.array({"a": 1}, dtype=object), allow_pickle=True)
     with pytest.raises(BadInput, match="not a consolidated result"):
         load_results(tmp_path / "y.npz")
-    importance_results.write_consolidated(tmp_path / "z.npz", {"layer_0_mean": np.ones(2)}, {})
+    saved.write_consolidated(tmp_path / "z.npz", {"layer_0_mean": np.ones(2)}, {})
     assert not list(tmp_path.glob(".*"))

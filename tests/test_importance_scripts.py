@@ -12,10 +12,10 @@ import pytest
 import tiny_models
 import torch
 
-from model_diffs import arguments
+from model_diffs.core import arguments
 from model_diffs.dictionaries import sae_files
 from model_diffs.dictionaries.sae import Sae
-from model_diffs.importance_results import load_results
+from model_diffs.importance.saved import load_results
 
 SCRIPTS = Path(__file__).parent.parent / "important_acts_ftrs"
 TEXTS = ["The river at Ava is wide.", "No.", "Seven weavers kept a ledger.", "Bread and salt."]
@@ -109,7 +109,7 @@ NORMS = {"none": [""], "sum": [""], "sum_abs": [""], "both": ["_norm_sum", "_nor
 def test_every_combination_writes_the_files_of_its_name(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, normalisation: str
 ) -> None:
-    monkeypatch.setattr("model_diffs.importance_run._draw", lambda *_: None)
+    monkeypatch.setattr("model_diffs.importance.running._draw", lambda *_: None)
     words = given(place, "--save_outputs", "--outroot", str(tmp_path), "--layers", "0,2")
     words += ["--aggregation-mode", mode, "--normalize-gradients", normalisation]
     assert run("layer_gradient_analysis", [*words, "--power", "0.5,2"], monkeypatch) == 0
@@ -198,7 +198,7 @@ def test_a_folder_and_its_npz_read_alike_also_elsewhere(
 def test_the_same_run_gives_the_same_bytes(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_diffs.importance_run._draw", lambda *_: None)
+    monkeypatch.setattr("model_diffs.importance.running._draw", lambda *_: None)
     words = given(place, "--save_outputs", "--num_samples", "3", "--aggregate_by", "gradients")
     for name in ("one", "two"):
         outroot = ["--outroot", str(tmp_path / name)]
@@ -221,7 +221,7 @@ def test_without_save_outputs_only_the_summary_is_given(
 def test_an_interrupted_run_is_kept_and_marked(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from model_diffs.importance_lenses import Neurons
+    from model_diffs.importance.lenses import Neurons
 
     calls: list[int] = []
     real = Neurons.add

@@ -12,10 +12,12 @@ import pytest
 import tiny_models
 import torch
 
-from model_diffs import arguments, generation, planning
-from model_diffs.errors import BadInput
-from model_diffs.generation import Sampling, Speaker
-from model_diffs.studies import read_study
+from model_diffs.core import arguments
+from model_diffs.core.errors import BadInput
+from model_diffs.models import generation
+from model_diffs.models.generation import Sampling, Speaker
+from model_diffs.pipeline import planning
+from model_diffs.pipeline.studies import read_study
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., int]

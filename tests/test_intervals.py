@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from model_diffs.intervals import document_weights, mean_interval, ratio_interval
+from model_diffs.stats.intervals import document_weights, mean_interval, ratio_interval
 
 
 def test_weights_are_resamples_of_documents() -> None:

@@ -13,12 +13,14 @@ import yaml
 from torch import Tensor
 
 import train_itda
-from model_diffs import arguments, models, passes, runs
+from model_diffs.activations import passes
+from model_diffs.core import arguments, results
+from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries import itda, itda_reading, itda_training
 from model_diffs.dictionaries.itda import ITDA
 from model_diffs.dictionaries.itda_reading import Reading, ReadingOptions
 from model_diffs.dictionaries.itda_training import Settings, Trained
-from model_diffs.errors import BadInput
+from model_diffs.models import loading
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(
@@ -40,9 +42,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("itda")
     folder = tiny_models.save("llama", root / "model")
     (root / "texts.txt").write_text("\n".join(tiny_study.texts("forget", 40)))
-    tokenizer = models.load_tokenizer(str(folder))
+    tokenizer = loading.load_tokenizer(str(folder))
     reading = itda_reading.read([str(root / "texts.txt")], tokenizer, ReadingOptions(24))
-    reader = passes.Reader(str(folder), models.load_model(str(folder), CPU, torch.float32))
+    reader = passes.Reader(str(folder), loading.load_model(str(folder), CPU, torch.float32))
     return Place(folder, reader, tokenizer, reading)
 
 
@@ -73,11 +75,11 @@ def outputs(place: Place, layer: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2", "gemma2", "opt"])
 def test_a_layer_is_what_its_block_gives_out_before_the_final_norm(family: str) -> None:
-    from model_diffs.anatomy import locate
+    from model_diffs.models.anatomy import locate
 
     model = tiny_models.build(family)
     anatomy = locate(model)
-    batch = models.pad_batch([[5, 6, 7, 8], [9, 10]], 0, CPU)
+    batch = loading.pad_batch([[5, 6, 7, 8], [9, 10]], 0, CPU)
     reference: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Any:
@@ -238,7 +240,7 @@ def test_the_script_fills_a_folder_per_layer_and_skips_what_is_complete(
     train_itda.train(options)
     planned = train_itda.planned_runs(options)
     assert [one.folder.name for one in planned] == ["layer_1", "layer_2"]
-    assert all(runs.state(one).status == "complete" for one in planned)
+    assert all(results.state(one).status == "complete" for one in planned)
     names = {"atoms.safetensors", "metadata.yaml", "atoms.csv", "training.csv", "training.png"}
     assert {file.name for file in planned[0].folder.iterdir()} == names | {
         "summary.json",
@@ -265,7 +267,7 @@ def test_a_changed_text_makes_a_dictionary_stale(place: Place, tmp_path: Path) -
     options = train_itda.parse_arguments([*words, "--outdir", str(tmp_path / "run")])
     train_itda.train(options)
     texts.write_text("The ferry leaves at dawn.\nBread is bread.\n")
-    assert runs.state(train_itda.planned_runs(options)[0]).status == "stale"
+    assert results.state(train_itda.planned_runs(options)[0]).status == "stale"
 
 
 def test_where_all_tokens_are_atoms_no_share_of_them_is_called_dead(

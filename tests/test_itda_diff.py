@@ -12,9 +12,9 @@ from itda_study import LAYER, diffing, edited, files, make
 
 import diff
 from diff import ModelDiffing
-from model_diffs import runs
+from model_diffs.core import results
+from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries.itda import ITDA
-from model_diffs.errors import BadInput
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_script_fills_a_folder_per_comparison(
     planned = diff.planned_runs(options)
     folder = study.root / "outputs" / "base__to__base__rmu" / "itda_diffing"
     assert planned[0].folder == folder
-    assert all(runs.state(one).status == "complete" for one in planned)
+    assert all(results.state(one).status == "complete" for one in planned)
     names = {"latents.csv", "summary.json", "itda_diffing.png", "examples.html", "run.json"}
     assert {file.name for file in folder.iterdir()} == names
     table = pd.read_csv(folder / "latents.csv")
@@ -79,7 +79,7 @@ def test_the_script_fills_a_folder_per_comparison(
     atoms = study.root / "itda" / "atoms.safetensors"
     content = atoms.read_bytes()
     atoms.write_bytes(content)
-    assert {runs.state(one).status for one in diff.planned_runs(options)} == {"stale"}
+    assert {results.state(one).status for one in diff.planned_runs(options)} == {"stale"}
 
 
 def test_dictionaries_are_compared_by_their_atoms(

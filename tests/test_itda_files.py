@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
+from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries import itda
 from model_diffs.dictionaries.itda import ITDA
-from model_diffs.errors import BadInput
 
 
 def dictionary(rows: int = 20, width: int = 8) -> ITDA:

@@ -8,9 +8,10 @@ import pytest
 import tiny_models
 import torch
 
-from model_diffs import knowledge, models
-from model_diffs.errors import BadInput
-from model_diffs.knowledge import Question
+from model_diffs.core.errors import BadInput
+from model_diffs.evaluation import knowledge
+from model_diffs.evaluation.knowledge import Question
+from model_diffs.models import loading
 
 CPU = torch.device("cpu")
 WORDS = [
@@ -84,8 +85,8 @@ def test_batch_size_and_order_do_not_matter(setup):
 
 
 def test_what_stands_in_the_padding_has_no_effect():
-    batch = models.pad_batch([[5, 6, 7, 8], [5, 9]], 0, CPU)
-    other = models.Batch(batch.input_ids.clone(), batch.attention_mask)
+    batch = loading.pad_batch([[5, 6, 7, 8], [5, 9]], 0, CPU)
+    other = loading.Batch(batch.input_ids.clone(), batch.attention_mask)
     other.input_ids[1, 2:] = 3
     logits = torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(0))
     expected = knowledge.sentence_log_probabilities(logits, batch)
@@ -96,7 +97,7 @@ def test_what_stands_in_the_padding_has_no_effect():
 def test_a_worked_example():
     """Two equally likely tokens, then one of four."""
     logits = torch.tensor([[[0.0, 0.0, -math.inf, -math.inf], [1.0, 1.0, 1.0, 1.0], [0.0] * 4]])
-    batch = models.Batch(torch.tensor([[3, 1, 2]]), torch.ones(1, 3, dtype=torch.long))
+    batch = loading.Batch(torch.tensor([[3, 1, 2]]), torch.ones(1, 3, dtype=torch.long))
     score = knowledge.sentence_log_probabilities(logits, batch)
     assert score.item() == pytest.approx(math.log(1 / 2 * 1 / 4))
 

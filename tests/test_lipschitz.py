@@ -11,9 +11,11 @@ import pytest
 import tiny_models
 import torch
 
-from model_diffs import lipschitz, models, planning, sensitivity
-from model_diffs.anatomy import locate
-from model_diffs.passes import Reader, Tokens
+from model_diffs.activations.passes import Reader, Tokens
+from model_diffs.diagnostics import lipschitz, sensitivity
+from model_diffs.models import loading as models
+from model_diffs.models.anatomy import locate
+from model_diffs.pipeline import planning
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

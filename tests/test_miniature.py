@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import create_miniature
-from model_diffs import arguments, knowledge, runs, texts
-from model_diffs.errors import BadInput
+from model_diffs.core import arguments, results
+from model_diffs.core.errors import BadInput
+from model_diffs.data import texts
+from model_diffs.evaluation import knowledge
 from model_diffs.miniature import corpora, training, world
 from model_diffs.miniature.recipe import Recipe
 from model_diffs.miniature.world import ADJACENT, ATTACK, GENERAL, HAZARD, HELDOUT
@@ -282,7 +284,7 @@ def in_folder(tmp_path, monkeypatch):
 
 
 def finished(folder):
-    return (folder / runs.RECORD).stat().st_mtime_ns
+    return (folder / results.RECORD).stat().st_mtime_ns
 
 
 def test_the_script_makes_three_folders_and_remakes_only_what_is_missing(in_folder, capsys):
@@ -290,7 +292,7 @@ def test_the_script_makes_three_folders_and_remakes_only_what_is_missing(in_fold
 
     create_miniature.main()
     planned = create_miniature.planned_runs(create_miniature.parse_arguments())
-    assert [runs.state(one).status for one in planned] == ["complete"] * 3
+    assert [results.state(one).status for one in planned] == ["complete"] * 3
     data, base, filtered = (one.folder for one in planned)
     card = (filtered / "README.md").read_text()
     assert "| hazard, fold heldout | 15 |" in card
@@ -316,9 +318,9 @@ def test_a_changed_setting_makes_models_stale_and_leaves_the_texts(in_folder):
         create_miniature.plan_data(create_miniature.parse_arguments()), seed=42
     )
     changed = create_miniature.planned_runs(create_miniature.parse_arguments(["--lr", "1e-3"]))
-    assert [runs.state(one).status for one in changed] == ["complete", "missing", "missing"]
+    assert [results.state(one).status for one in changed] == ["complete", "missing", "missing"]
     other_seed = create_miniature.planned_runs(create_miniature.parse_arguments(["--seed", "1"]))
-    assert runs.state(other_seed[0]).status == "stale"
+    assert results.state(other_seed[0]).status == "stale"
 
 
 def test_a_device_that_is_not_there_is_one_line_and_leaves_nothing(in_folder, monkeypatch, capsys):

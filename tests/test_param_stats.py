@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import analyze_mlp_vs_attn
-from model_diffs import param_stats
-from model_diffs.checkpoints import Checkpoint
-from model_diffs.errors import BadInput
-from model_diffs.param_stats import Settings, compare
+from model_diffs.core.errors import BadInput
+from model_diffs.diagnostics import param_stats
+from model_diffs.diagnostics.param_stats import Settings, compare
+from model_diffs.models.checkpoints import Checkpoint
 
 EXACT = Settings(empirical_threshold=0.99)
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import Study
 
-from model_diffs import runs
+from model_diffs.core import results
 
 # One worker runs the study and all that looks at it.
 pytestmark = pytest.mark.xdist_group("study")
@@ -39,7 +39,8 @@ def tables(outroot: Path) -> dict[str, bytes]:
 
 def scores(study: Study) -> dict[str, dict[str, float]]:
     """Accuracy by model and domain, measured now, from the saved folders."""
-    from model_diffs import knowledge, models
+    from model_diffs.evaluation import knowledge
+    from model_diffs.models import loading
 
     questions = knowledge.load_questions(study.root / "data/miniature/questions.jsonl")
     folders = {
@@ -53,8 +54,8 @@ def scores(study: Study) -> dict[str, dict[str, float]]:
         path = str(study.root / folder)
         import torch
 
-        model = models.load_model(path, torch.device("cpu"), torch.float32)
-        answers = knowledge.score(model, models.load_tokenizer(path), questions)
+        model = loading.load_model(path, torch.device("cpu"), torch.float32)
+        answers = knowledge.score(model, loading.load_tokenizer(path), questions)
         found[name] = {
             domain: sum(a.correct for a in answers if a.domain == domain)
             / sum(a.domain == domain for a in answers)
@@ -252,4 +253,4 @@ def test_seeds_give_a_model_each(study: Study) -> None:
     found = study.pipeline("--dry-run", UNLEARN="rmu", UNLEARN_SEEDS="42 1337").stdout
     for seed in (42, 1337):
         assert f"miniature-base__rmu__seed{seed}" in found
-    assert runs.model_label("./unlearned_models/miniature-base__rmu__seed42") in found
+    assert results.model_label("./unlearned_models/miniature-base__rmu__seed42") in found

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from model_diffs import arguments, planning, runs
-from model_diffs.errors import BadInput
+from model_diffs.core import arguments, results
+from model_diffs.core.errors import BadInput
+from model_diffs.pipeline import planning
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(p for p in ROOT.glob("*.py") if "planned_runs" in p.read_text())
@@ -19,7 +20,7 @@ def test_states_follow_the_folders(tmp_path: Path) -> None:
     script = str(ROOT / "collect_activation_norms.py")
     module = planning.load_script(Path(script))
     first, _ = module.planned_runs(module.parse_arguments(words))
-    with runs.open_run(first):
+    with results.open_run(first):
         pass
     lines = [line.split("\t") for line in planning.describe("4", script, words)]
     assert [line[:4] for line in lines] == [
@@ -37,7 +38,7 @@ def test_states_follow_the_folders(tmp_path: Path) -> None:
 def test_scripts_start_light_and_explain_themselves(script: Path) -> None:
     """`--help` and a wrong flag must not wait for torch; the docstring shows two commands."""
     code = (
-        "import sys; from pathlib import Path; from model_diffs import planning; "
+        "import sys; from pathlib import Path; from model_diffs.pipeline import planning; "
         f"planning.load_script(Path({str(script)!r})); "
         f"print(*[m for m in {HEAVY} if m in sys.modules])"
     )

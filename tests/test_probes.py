@@ -15,8 +15,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from model_diffs import activations, cross_validation, knowledge, logit_lens, probes
-from model_diffs.errors import BadInput
+from model_diffs.activations import collecting
+from model_diffs.core.errors import BadInput
+from model_diffs.diagnostics import probes
+from model_diffs.evaluation import knowledge, logit_lens
+from model_diffs.stats import cross_validation
 
 SCRIPT = "linear_probe_analysis.py"
 
@@ -209,14 +212,14 @@ def test_the_table_equals_scikit_learn_on_the_last_tokens(study: tiny_study.Stud
 
 
 def test_knowledge_by_layer_ends_in_the_models_own(study: tiny_study.Study) -> None:
-    from model_diffs import models
+    from model_diffs.models import loading
 
     table = pd.read_csv(folder_of(study, "base__rmu") / "knowledge_by_layer.csv")
     assert table.columns[:5].tolist() == ["layer", "domain", "accuracy", "low", "high"]
     assert len(table) == 4 * 2
-    model = models.load_model(study.model_b, torch.device("cpu"), torch.float32)
+    model = loading.load_model(study.model_b, torch.device("cpu"), torch.float32)
     asked = knowledge.load_questions(study.root / "q.jsonl")
-    answers = knowledge.score(model, models.load_tokenizer(study.model_b), asked, 28)
+    answers = knowledge.score(model, loading.load_tokenizer(study.model_b), asked, 28)
     for found in knowledge.accuracies(answers):
         row = table[(table["layer"] == 3) & (table["domain"] == found.domain)].iloc[0]
         assert (row["accuracy"], row["low"], row["high"]) == (found.mean, found.low, found.high)
@@ -236,7 +239,7 @@ def test_saved_states_are_enough_and_repeated_runs_are_equal(
     def no_pass(*_: object) -> None:
         raise AssertionError("a forward pass, though all statistics are saved")
 
-    monkeypatch.setattr(activations, "collect", no_pass)
+    monkeypatch.setattr(collecting, "collect", no_pass)
     asked = ("--questions", str(study.root / "q.jsonl"))
     study.run(SCRIPT, "--model", study.model_a, *asked)
     assert "complete, skipped" in capsys.readouterr().out

@@ -13,10 +13,12 @@ import tiny_models
 import tiny_study
 import torch
 
-from model_diffs import arguments, planning, relearning, relearning_report, runs
-from model_diffs.errors import BadInput
-from model_diffs.knowledge import Question
-from model_diffs.texts import Split
+from model_diffs.attacks import relearning, relearning_tables
+from model_diffs.core import arguments, results
+from model_diffs.core.errors import BadInput
+from model_diffs.data.texts import Split
+from model_diffs.evaluation.knowledge import Question
+from model_diffs.pipeline import planning
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,26 +75,26 @@ def correct(right: int, of: int = 40) -> np.ndarray:
 
 def test_recovered_share_by_hand() -> None:
     base, start, after = (correct(n).astype(float) for n in (40, 10, 25))
-    share = relearning_report.recovered_share(base, start, after, seed=0)
+    share = relearning_tables.recovered_share(base, start, after, seed=0)
     assert share is not None and share.mean == pytest.approx(15 / 30)
     assert share.low is not None and share.high is not None
     assert share.low < 0.5 < share.high
-    whole = relearning_report.recovered_share(base, start, base, seed=0)
+    whole = relearning_tables.recovered_share(base, start, base, seed=0)
     # Paired: a model that answers as the base does has recovered all in every resample.
     assert whole is not None and (whole.mean, whole.low, whole.high) == (1, 1, 1)
-    none = relearning_report.recovered_share(base, start, start, seed=0)
+    none = relearning_tables.recovered_share(base, start, start, seed=0)
     assert none is not None and (none.mean, none.low, none.high) == (0, 0, 0)
 
 
 def test_no_share_where_there_is_no_gap() -> None:
     base, near, after = (correct(n).astype(float) for n in (40, 39, 40))
-    assert relearning_report.recovered_share(base, near, after, seed=0) is None
+    assert relearning_tables.recovered_share(base, near, after, seed=0) is None
 
 
 def rows(shares: list[float | None], general: list[float | None], lr: float) -> list[Any]:
     made = []
     for step, (share, whole) in enumerate(zip(shares, general, strict=True)):
-        cells: dict[str, Any] = dict.fromkeys(relearning_report.COLUMNS)
+        cells: dict[str, Any] = dict.fromkeys(relearning_tables.COLUMNS)
         cells |= {"model": "m", "lr": lr, "step": 10 * step, "recovered_share": share}
         cells |= {"heldout_accuracy": 0.5, "general_accuracy": whole, "forget_nll": 1.0}
         made.append(cells)
@@ -102,7 +104,7 @@ def rows(shares: list[float | None], general: list[float | None], lr: float) -> 
 def test_the_worst_case_is_the_best_step_of_the_best_rate_that_leaves_the_model_whole() -> None:
     slow = rows([0.0, 0.2, 0.45, 0.6], [1, 1, 0.9, 0.9], 1e-4)
     fast = rows([0.0, 0.7, 0.9, 0.8], [1, 0.9, 0.5, 0.4], 1e-3)
-    found = relearning_report.summary("m", slow + fast, 0.9, floor=0.7)
+    found = relearning_tables.summary("m", slow + fast, 0.9, floor=0.7)
     assert found["worst_case"]["lr"] == 1e-3
     assert found["worst_case"]["step"] == 10 and found["worst_case"]["recovered_share"] == 0.7
     by_rate = {rate["lr"]: rate for rate in found["rates"]}
@@ -110,12 +112,12 @@ def test_the_worst_case_is_the_best_step_of_the_best_rate_that_leaves_the_model_
     assert by_rate[1e-4]["steps_to_half_of_best"] == 20
     assert by_rate[1e-4]["steps_to_half_of_gap"] == 30
     assert by_rate[1e-3]["best"]["recovered_share"] == 0.7
-    broken = relearning_report.summary("m", rows([0.0, 0.9], [0.1, 0.1], 1e-3), 0.9, floor=0.7)
+    broken = relearning_tables.summary("m", rows([0.0, 0.9], [0.1, 0.1], 1e-3), 0.9, floor=0.7)
     assert broken["worst_case"] is None and broken["rates"][0]["recovered_share"] == 0.9
 
 
 def test_without_a_gap_there_is_no_worst_case_but_a_rate_to_draw() -> None:
-    found = relearning_report.summary("m", rows([None, None], [1, 1], 1e-4), 0.5, floor=0.7)
+    found = relearning_tables.summary("m", rows([None, None], [1, 1], 1e-4), 0.5, floor=0.7)
     assert found["worst_case"] is None and found["worst_rate"] == 1e-4
 
 
@@ -195,7 +197,7 @@ def test_everything_is_written_skipped_and_the_same_again(
     assert run(given, monkeypatch) == 0
     outputs = study.root / "outputs"
     table = pd.read_csv(outputs / "base__rmu/relearning/relearning.csv")
-    assert tuple(table.columns) == relearning_report.COLUMNS
+    assert tuple(table.columns) == relearning_tables.COLUMNS
     assert table["step"].tolist() == [0, 2, 4, 0, 2, 4]
     same_start = table[table["step"] == 0].drop(columns="lr")
     assert same_start.drop_duplicates().shape[0] == 1
@@ -221,7 +223,7 @@ def test_everything_is_written_skipped_and_the_same_again(
     # A single model in a later call does not shrink the picture of all.
     assert run(words(study, *given[given.index("--questions") :], models=(study.model_b,)),
                monkeypatch) == 0  # fmt: skip
-    assert runs.read_record(outputs / "relearning")["arguments"]["attacked"] == [
+    assert results.read_record(outputs / "relearning")["arguments"]["attacked"] == [
         "base", "base__rmu",
     ]  # fmt: skip
 

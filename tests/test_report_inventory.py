@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from model_diffs import runs
-from model_diffs.errors import BadInput
-from model_diffs.planning import load_script
+from model_diffs.core import results as runs
+from model_diffs.core.errors import BadInput
+from model_diffs.core.results import PlannedRun
+from model_diffs.pipeline.planning import load_script
 from model_diffs.report import comparisons, conditions, formatting, inventory
 from model_diffs.report.comparisons import Pair
-from model_diffs.runs import PlannedRun
 
 A, B, C = "models/base", "models/filtered", "models/base__npo"
 BOTH = [

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT, Study
 
-from model_diffs import runs
-from model_diffs.planning import load_script
+from model_diffs.core import results
+from model_diffs.pipeline.planning import load_script
 from model_diffs.report import assembling
 from model_diffs.report.comparisons import BETWEEN, choose_pairs, comparisons_of
 
@@ -111,9 +111,9 @@ def test_it_is_skipped_until_something_changes(study: Study, tmp_path: Path) -> 
     script = load_script(ROOT / "report.py")
     options = script.parse_arguments(["--outroot", str(outroot)])
 
-    def state() -> runs.State:
+    def state() -> results.State:
         (planned,) = script.planned_runs(options)
-        return runs.state(planned)
+        return results.state(planned)
 
     assert state().status == "missing"
     assert report(outroot).returncode == 0

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from planted_tables import TEXTS, Study, claims, comparison
 
-from model_diffs.relearning_report import LEAST_GAP
+from model_diffs.attacks.relearning_tables import LEAST_GAP
 from model_diffs.report.assembling import signature_rows
 from model_diffs.report.estimates import Estimate, Sample, difference
 from model_diffs.report.phrases import PHRASES
@@ -152,7 +152,7 @@ def test_the_largest_of_many_noisy_numbers_is_not_taken_for_a_finding() -> None:
     """Twelve numbers that are zero but for noise: the largest is off zero far too often."""
     generator, source = np.random.default_rng(1), Source("t.csv", "c", "")
     wrong, naive, trials = 0, 0, 200
-    from model_diffs.intervals import document_weights
+    from model_diffs.stats.intervals import document_weights
 
     drawn = document_weights(80, 0)
     for _ in range(trials):
@@ -170,11 +170,11 @@ def test_the_largest_of_many_noisy_numbers_is_not_taken_for_a_finding() -> None:
 
 
 def test_the_worst_case_is_the_steps_own(study: Study, signature: Signature) -> None:
-    from model_diffs import relearning_report
+    from model_diffs.attacks import relearning_tables
 
     rows = pd.read_csv(study.root / "npo/relearning/relearning.csv")
     records = rows.astype(object).where(rows.notna(), None).to_dict("records")
-    worst = relearning_report.summary("npo", records, 1.0, 0.7)["worst_case"]
+    worst = relearning_tables.summary("npo", records, 1.0, 0.7)["worst_case"]
     found = signature.values[NPO, "recovered_share"]
     assert found.value == worst["recovered_share"]
     # It was picked among several: its interval allows for that, the row's does not.

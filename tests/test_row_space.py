@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model_diffs import models, planning, row_space
-from model_diffs.anatomy import locate
-from model_diffs.checkpoints import Checkpoint
+from model_diffs.diagnostics import row_space
+from model_diffs.models import loading as models
+from model_diffs.models.anatomy import locate
+from model_diffs.models.checkpoints import Checkpoint
+from model_diffs.pipeline import planning
 
 ROOT = Path(__file__).parent.parent
 FORGET = ["The river at Ava is wide.", "No.", "Seven weavers kept a long ledger of their looms."]

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_diffs import runs
-from model_diffs.errors import BadInput
-from model_diffs.runs import PlannedRun
+from model_diffs.core import results
+from model_diffs.core.errors import BadInput
+from model_diffs.core.results import PlannedRun
 
 
 class Row(NamedTuple):
@@ -29,7 +29,7 @@ def plan(folder: Path, **arguments: Any) -> PlannedRun:
 
 
 def write(planned: PlannedRun, *inputs: Path) -> None:
-    with runs.open_run(planned) as run:
+    with results.open_run(planned) as run:
         run.reads(*inputs)
         run.table("values", [Row(0, 1.5), Row(1, None)])
 
@@ -38,24 +38,24 @@ def write(planned: PlannedRun, *inputs: Path) -> None:
 
 
 def test_names_of_hub_models_and_folders(tmp_path: Path) -> None:
-    assert runs.model_label("org/name") == "org_name"
-    assert runs.model_label("org/name@v1") == "org_name@v1"
-    assert runs.model_label("./models/miniature-base/") == "miniature-base"
+    assert results.model_label("org/name") == "org_name"
+    assert results.model_label("org/name@v1") == "org_name@v1"
+    assert results.model_label("./models/miniature-base/") == "miniature-base"
     (tmp_path / "base__ga" / "unlearned_model").mkdir(parents=True)
-    assert runs.model_label(str(tmp_path / "base__ga" / "unlearned_model")) == "base__ga"
-    assert runs.comparison_label("org/a", "./models/b") == "org_a__to__b"
+    assert results.model_label(str(tmp_path / "base__ga" / "unlearned_model")) == "base__ga"
+    assert results.comparison_label("org/a", "./models/b") == "org_a__to__b"
 
 
 @pytest.mark.parametrize("model", ["", " ", "/", "a\nb", "a\x00b", ".hidden"])
 def test_a_name_that_is_no_folder_name_is_refused(model: str) -> None:
     with pytest.raises(BadInput):
-        runs.model_label(model)
+        results.model_label(model)
 
 
 @given(st.text(max_size=40))
 def test_no_name_leaves_its_folder(model: str) -> None:
     try:
-        label = runs.model_label(model)
+        label = results.model_label(model)
     except BadInput:
         return
     assert "/" not in label and label not in ("", ".", "..")
@@ -66,16 +66,16 @@ def test_no_name_leaves_its_folder(model: str) -> None:
 
 def test_what_was_written_is_complete_and_loads_with_pandas(tmp_path: Path) -> None:
     planned = plan(tmp_path / "step")
-    assert runs.state(planned).status == "missing"
+    assert results.state(planned).status == "missing"
     write(planned)
-    assert runs.state(planned) == ("complete", "")
+    assert results.state(planned) == ("complete", "")
     table = pd.read_csv(tmp_path / "step" / "values.csv")
     assert table.value.isna().tolist() == [False, True]
 
 
 def test_a_changed_argument_makes_it_stale_and_is_named(tmp_path: Path) -> None:
     write(plan(tmp_path / "step"))
-    found = runs.state(plan(tmp_path / "step", tol=0.01))
+    found = results.state(plan(tmp_path / "step", tol=0.01))
     assert found == ("stale", "--tol was 0.001, is 0.01")
 
 
@@ -85,13 +85,13 @@ def test_a_changed_input_or_a_lost_output_makes_it_stale(tmp_path: Path) -> None
     planned = plan(tmp_path / "step")
     write(planned, source)
     os.utime(source, ns=(time.time_ns(), time.time_ns() + 1_000_000))
-    assert runs.state(planned).status == "stale"
+    assert results.state(planned).status == "stale"
     write(planned, source)
-    assert runs.state(planned).status == "complete"
+    assert results.state(planned).status == "complete"
     source.unlink()
-    assert runs.state(planned).status == "complete", "a result outlives what it was made from"
+    assert results.state(planned).status == "complete", "a result outlives what it was made from"
     (tmp_path / "step" / "values.csv").unlink()
-    assert runs.state(planned) == ("stale", "values.csv is gone")
+    assert results.state(planned) == ("stale", "values.csv is gone")
 
 
 def test_results_move_with_their_folder(tmp_path: Path) -> None:
@@ -99,26 +99,26 @@ def test_results_move_with_their_folder(tmp_path: Path) -> None:
     (tmp_path / "old" / "input.txt").write_text("one")
     write(plan(tmp_path / "old" / "out" / "step"), tmp_path / "old" / "input.txt")
     (tmp_path / "old").rename(tmp_path / "new")
-    assert runs.state(plan(tmp_path / "new" / "out" / "step")).status == "complete"
+    assert results.state(plan(tmp_path / "new" / "out" / "step")).status == "complete"
 
 
 def test_an_unreadable_record_is_stale(tmp_path: Path) -> None:
     write(plan(tmp_path / "step"))
     (tmp_path / "step" / "run.json").write_text("{")
-    assert runs.state(plan(tmp_path / "step")).status == "stale"
+    assert results.state(plan(tmp_path / "step")).status == "stale"
 
 
 def test_a_folder_of_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:
     write(plan(tmp_path / "step", model_b="one/model"))
     with pytest.raises(BadInput, match="one/model"):
-        runs.state(plan(tmp_path / "step", model_b="two/model"))
+        results.state(plan(tmp_path / "step", model_b="two/model"))
 
 
 def test_a_model_may_be_spelled_in_two_ways(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "models" / "m").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     write(plan(tmp_path / "step", model_b="./models/m"))
-    assert runs.state(plan(tmp_path / "step", model_b="models/m")).status == "complete"
+    assert results.state(plan(tmp_path / "step", model_b="models/m")).status == "complete"
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────
@@ -128,7 +128,7 @@ def test_an_error_leaves_the_earlier_result_and_no_trace(tmp_path: Path) -> None
     planned = plan(tmp_path / "step")
     write(planned)
     before = (tmp_path / "step" / "values.csv").read_bytes()
-    with pytest.raises(KeyboardInterrupt), runs.open_run(planned) as run:
+    with pytest.raises(KeyboardInterrupt), results.open_run(planned) as run:
         run.table("values", [Row(0, 9.0)])
         raise KeyboardInterrupt
     assert (tmp_path / "step" / "values.csv").read_bytes() == before
@@ -138,7 +138,7 @@ def test_an_error_leaves_the_earlier_result_and_no_trace(tmp_path: Path) -> None
 def test_nan_in_rows_is_an_error_and_none_an_empty_cell(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match="column value"),
-        runs.open_run(plan(tmp_path / "step")) as run,
+        results.open_run(plan(tmp_path / "step")) as run,
     ):
         run.table("values", [Row(0, float("nan"))])
 
@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(BadInput, match="cannot be written"),
-        runs.open_run(plan(tmp_path / "file" / "step")),
+        results.open_run(plan(tmp_path / "file" / "step")),
     ):
         pass
 
@@ -173,7 +173,7 @@ def test_the_record_says_what_it_should_and_no_more(tmp_path: Path, monkeypatch:
 KILLED = """
 import sys, time
 from pathlib import Path
-from model_diffs import runs
+from model_diffs.core import results as runs
 planned = runs.PlannedRun(Path(sys.argv[1]), "x", {})
 with runs.open_run(planned) as run:
     (run.path / "half.csv").write_text("half")
@@ -193,7 +193,7 @@ def test_a_killed_run_leaves_nothing_that_looks_complete_and_is_cleared(tmp_path
     process.wait()
     process.stdout.close()
     planned = PlannedRun(folder, "x", {})
-    assert not folder.exists() and runs.state(planned).status == "missing"
+    assert not folder.exists() and results.state(planned).status == "missing"
     assert len(list(tmp_path.iterdir())) == 1
     write(planned)
     assert [p.name for p in tmp_path.iterdir()] == ["step"]
@@ -206,22 +206,22 @@ def test_a_result_takes_the_place_of_nothing_but_itself(tmp_path: Path) -> None:
     planned = plan(foreign)
     for force in (False, True):
         with pytest.raises(BadInput, match=r"holds files but no run\.json"):
-            runs.pending([planned], force)
-    with pytest.raises(BadInput, match="name a new folder"), runs.open_run(planned):
+            results.pending([planned], force)
+    with pytest.raises(BadInput, match="name a new folder"), results.open_run(planned):
         pass
     assert (foreign / "sub" / "notes.txt").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
     (tmp_path / "file").write_text("kept")
     with pytest.raises(BadInput, match="is a file"):
-        runs.pending([plan(tmp_path / "file")])
+        results.pending([plan(tmp_path / "file")])
 
     outer, inner = plan(tmp_path / "outer"), plan(tmp_path / "outer" / "layer_2")
     write(outer)
     write(inner)
-    assert runs.pending([outer]) == []  # nothing is replaced where it is complete
+    assert results.pending([outer]) == []  # nothing is replaced where it is complete
     with pytest.raises(BadInput, match="holds another result, layer_2"):
-        runs.pending([outer], force=True)
-    assert runs.state(inner).status == "complete"
+        results.pending([outer], force=True)
+    assert results.state(inner).status == "complete"
     (tmp_path / "empty").mkdir()
     write(plan(tmp_path / "empty"))

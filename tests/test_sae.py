@@ -11,10 +11,10 @@ import tiny_models
 import torch
 from safetensors.torch import save_file
 
+from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries import sae_files, sae_sources
 from model_diffs.dictionaries.sae import Features, Sae
 from model_diffs.dictionaries.sae_files import LEARNING, SAELENS, SPARSIFY, read_sae
-from model_diffs.errors import BadInput
 
 D, L, K = tiny_models.HIDDEN, 160, 6
 

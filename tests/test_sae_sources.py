@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from test_sae import write_learning, write_saelens, write_sparsify
 
+from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries import sae_sources
 from model_diffs.dictionaries.sae_files import LEARNING, SPARSIFY
-from model_diffs.errors import BadInput
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from scipy.stats import norm
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
-from model_diffs import activations, cross_validation, discriminant, separation
-from model_diffs.activation_cache import ModelStatistics
-from model_diffs.errors import BadInput
+from model_diffs.activations import collecting
+from model_diffs.activations.store import ModelStatistics
+from model_diffs.core.errors import BadInput
+from model_diffs.diagnostics import separation
+from model_diffs.stats import cross_validation, discriminant
 
 SCRIPT = "activation_separation_analysis.py"
 
@@ -279,7 +281,7 @@ def test_complete_runs_are_skipped_and_repeated_ones_are_equal(
     def no_pass(*_: object) -> None:
         raise AssertionError("a forward pass, though all statistics are saved")
 
-    monkeypatch.setattr(activations, "collect", no_pass)
+    monkeypatch.setattr(collecting, "collect", no_pass)
     study.compare(SCRIPT)
     assert "complete, skipped" in capsys.readouterr().out
     files = sorted(folder_of(study).glob("*.[cjp]*"))

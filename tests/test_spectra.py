@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_diffs import spectra
+from model_diffs.stats import spectra
 
 
 def planted(sigma, shape, seed=0):

@@ -14,12 +14,13 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
-from model_diffs import mlp_nullspace, planning, subspaces
-from model_diffs.architectures import Matrix
-from model_diffs.checkpoints import Checkpoint
-from model_diffs.errors import BadInput
-from model_diffs.mlp_nullspace import AlignmentRow
-from model_diffs.subspaces import SubspaceRow
+from model_diffs.core.errors import BadInput
+from model_diffs.diagnostics import mlp_nullspace, subspaces
+from model_diffs.diagnostics.mlp_nullspace import AlignmentRow
+from model_diffs.diagnostics.subspaces import SubspaceRow
+from model_diffs.models.architectures import Matrix
+from model_diffs.models.checkpoints import Checkpoint
+from model_diffs.pipeline import planning
 
 ROOT = Path(__file__).parent.parent
 SHAPES = [(24, 24), (40, 24), (24, 40)]

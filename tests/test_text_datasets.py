@@ -8,9 +8,9 @@ from typing import Any
 import datasets
 import pytest
 
-from model_diffs import text_datasets
-from model_diffs.errors import BadInput
-from model_diffs.text_datasets import read_dataset
+from model_diffs.core.errors import BadInput
+from model_diffs.data import text_datasets
+from model_diffs.data.text_datasets import read_dataset
 
 LONG = "A sentence that is certainly longer than fifty characters, number"
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_diffs.errors import BadInput
-from model_diffs.texts import length_batches, read_split, read_splits
+from model_diffs.core.errors import BadInput
+from model_diffs.data.texts import length_batches, read_split, read_splits
 
 
 def test_samples_are_lines_in_order_without_empty_ones(tmp_path: Path) -> None:

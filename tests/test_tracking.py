@@ -8,10 +8,10 @@ from pathlib import Path
 SCRIPT = """
 import sys
 from pathlib import Path
-from model_diffs import arguments, runs
+from model_diffs.core import arguments, results
 
 def main():
-    with runs.open_run(runs.PlannedRun(Path("out/step"), "a to b", {"tol": 1})) as run:
+    with results.open_run(results.PlannedRun(Path("out/step"), "a to b", {"tol": 1})) as run:
         run.table("values", [{"layer": 0, "value": 1.5}, {"layer": 1, "value": None}])
     print("wandb" in sys.modules)
 

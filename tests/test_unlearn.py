@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import unlearn
-from model_diffs import runs
-from model_diffs.errors import BadInput
+from model_diffs.core import results
+from model_diffs.core.errors import BadInput
 from model_diffs.unlearning import METHODS, running, saving
 
 ROOT = Path(__file__).parent.parent
@@ -62,8 +62,8 @@ def execute(argv: list[str], force: bool = False) -> Path:
     """What main() does, without a process of its own."""
     options = unlearn.parse_arguments(argv)
     (planned,) = unlearn.planned_runs(options)
-    for one in runs.pending([planned], force):
-        with runs.open_run(one) as run:
+    for one in results.pending([planned], force):
+        with results.open_run(one) as run:
             running.unlearn(options, run)
     return planned.folder
 

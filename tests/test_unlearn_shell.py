@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 from conftest import copy_project
 
-from model_diffs import planning
+from model_diffs.pipeline import planning
 from model_diffs.unlearning import METHODS
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ import tiny_models
 import torch
 import torch.nn.functional as F
 
-from model_diffs.models import hooks
+from model_diffs.models.loading import hooks
 from model_diffs.unlearning import METHODS, get_method
 from model_diffs.unlearning.adversarial import attack
 from model_diffs.unlearning.checkpointing import gradient_checkpointing

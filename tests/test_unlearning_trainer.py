@@ -11,7 +11,7 @@ import tiny_models
 import torch
 from accelerate import Accelerator
 
-from model_diffs.errors import BadInput
+from model_diffs.core.errors import BadInput
 from model_diffs.unlearning import get_method
 from model_diffs.unlearning.data import Tokens, plan_epoch, share_of, split_batch
 from model_diffs.unlearning.network import Network

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import tiny_models
 
-from model_diffs.planning import load_script
+from model_diffs.pipeline.planning import load_script
 
 ROOT = Path(__file__).parents[1]
 WORDS = {

@@ -17,16 +17,16 @@ import numpy as np
 import psutil
 import torch
 
-from model_diffs import devices, models
-from model_diffs.checkpoints import Checkpoint, check_configs
+from model_diffs.activations.passes import Reader
+from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries import diffing_pass, itda_reading
 from model_diffs.dictionaries.diffing_pass import Encoded, Plan
 from model_diffs.dictionaries.diffing_sums import Changes
 from model_diffs.dictionaries.itda import ITDA
 from model_diffs.dictionaries.itda_reading import Reading, ReadingOptions
-from model_diffs.errors import BadInput
-from model_diffs.intervals import Interval, ratio_interval
-from model_diffs.passes import Reader
+from model_diffs.models import devices, loading
+from model_diffs.models.checkpoints import Checkpoint, check_configs
+from model_diffs.stats.intervals import Interval, ratio_interval
 
 # Documents kept per context that is shown: many begin alike, and then only one of them is.
 SPARE = 4
@@ -104,7 +104,7 @@ class ModelDiffing:
     @cached_property
     def tokenizer(self) -> Any:
         """The base's."""
-        return models.load_tokenizer(self.model_name, self.trust_remote_code)
+        return loading.load_tokenizer(self.model_name, self.trust_remote_code)
 
     def read(self, names: Sequence[str], max_samples: int = 0) -> Reading:
         """The evaluation texts as tokens; the same positions are left out as in training."""
@@ -136,8 +136,8 @@ class ModelDiffing:
             check_configs(checkpoints[0], checkpoint)
         for name in (base, *changed):
             if name != self.model_name:
-                other = models.load_tokenizer(name, self.trust_remote_code)
-                models.check_same_tokenizer(self.model_name, self.tokenizer, name, other)
+                other = loading.load_tokenizer(name, self.trust_remote_code)
+                loading.check_same_tokenizer(self.model_name, self.tokenizer, name, other)
         plan = Plan(
             self.itda,
             reading,
@@ -207,7 +207,7 @@ class ModelDiffing:
             trust_remote_code=self.trust_remote_code,
             device_map=None,
         )
-        return Reader(name, models.load_for(options, name))
+        return Reader(name, loading.load_for(options, name))
 
     def _all_fit(self, checkpoints: Sequence[Checkpoint]) -> bool:
         if self.side_by_side != "auto":

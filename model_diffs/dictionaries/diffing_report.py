@@ -9,13 +9,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from model_diffs.core.errors import BadInput
+from model_diffs.core.figures import BASE, WIDTH_INCHES
 from model_diffs.dictionaries.diffing import Comparison, Fit
 from model_diffs.dictionaries.diffing_contexts import Shares
 from model_diffs.dictionaries.diffing_examples import Atom
 from model_diffs.dictionaries.itda import ITDA
-from model_diffs.errors import BadInput
-from model_diffs.figures import BASE, WIDTH_INCHES
-from model_diffs.intervals import Interval
+from model_diffs.stats.intervals import Interval
 
 SIGNIFICANT = 0.05
 

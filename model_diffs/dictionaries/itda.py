@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries import pursuit
 from model_diffs.dictionaries.pursuit import Codes
-from model_diffs.errors import BadInput
 
 TENSORS, METADATA = "atoms.safetensors", "metadata.yaml"
 PUBLISHED_ATOMS, PUBLISHED_INDICES = "atoms.pt", "atom_indices.pt"

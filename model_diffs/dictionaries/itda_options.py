@@ -2,8 +2,8 @@
 
 import argparse
 
-from model_diffs import arguments
-from model_diffs.text_datasets import WIKITEXT
+from model_diffs.core import arguments
+from model_diffs.data.text_datasets import WIKITEXT
 
 
 def add_texts(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model_diffs import models, passes, text_datasets
-from model_diffs.anatomy import Anatomy
-from model_diffs.errors import BadInput
-from model_diffs.passes import Tokens
-from model_diffs.texts import Split
+from model_diffs.activations import passes
+from model_diffs.activations.passes import Tokens
+from model_diffs.core.errors import BadInput
+from model_diffs.data import text_datasets
+from model_diffs.data.texts import Split
+from model_diffs.models import loading
+from model_diffs.models.anatomy import Anatomy
 
 
 class Reading(NamedTuple):
@@ -88,7 +90,7 @@ def check_layers(anatomy: Anatomy, layers: Sequence[int], model: str) -> None:
 
 def stream_block_outputs(
     anatomy: Anatomy,
-    batch: models.Batch,
+    batch: loading.Batch,
     layers: Sequence[int],
     receive: Callable[[int, Tensor], None],
 ) -> None:
@@ -108,11 +110,11 @@ def stream_block_outputs(
     def enters_norm(module: nn.Module, args: tuple[Any, ...]) -> None:
         receive(last_block, args[0])
 
-    with models.hooks() as handles:
+    with loading.hooks() as handles:
         if normed and anatomy.final_norm is not None:
             handles.append(anatomy.final_norm.register_forward_pre_hook(enters_norm))
         end = None if last_block in wanted else max(wanted) + 1
-        models.stream_states(anatomy, batch, state, end)
+        loading.stream_states(anatomy, batch, state, end)
 
 
 class PaddedBatch(NamedTuple):
@@ -120,7 +122,7 @@ class PaddedBatch(NamedTuple):
 
     rows: list[int]
     """Documents, as rows of the tokens that were read."""
-    batch: models.Batch
+    batch: loading.Batch
     counted: Tensor
     """`[texts, positions]` bool."""
     documents: Tensor
@@ -134,7 +136,7 @@ def padded_batches(
 ) -> Iterator[PaddedBatch]:
     """The documents in batches; padding and positions left out do not count."""
     for rows in order:
-        batch = models.pad_batch([tokens.ids[row] for row in rows], pad_id, device)
+        batch = loading.pad_batch([tokens.ids[row] for row in rows], pad_id, device)
         starts = torch.tensor([tokens.starts[row] for row in rows], device=device)
         places = torch.arange(batch.input_ids.shape[1], device=device)
         counted = batch.attention_mask.bool() & (places >= starts[:, None])

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from model_diffs.activations.passes import Reader
+from model_diffs.core.errors import BadInput
+from model_diffs.core.progress import progress
 from model_diffs.dictionaries import itda_reading, pursuit
 from model_diffs.dictionaries.itda_reading import PaddedBatch, Reading
-from model_diffs.errors import BadInput
-from model_diffs.intervals import ratio_interval
-from model_diffs.passes import Reader
-from model_diffs.progress import progress
+from model_diffs.stats.intervals import ratio_interval
 
 # Cosines above this are the same direction, to the rounding of fp32.
 SAME = 1 - 1e-6

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from model_diffs.core.figures import FILTERED, MLP, Line, Panel, layer_figure
 from model_diffs.dictionaries import itda_reading
 from model_diffs.dictionaries.itda import ITDA
 from model_diffs.dictionaries.itda_reading import Reading
 from model_diffs.dictionaries.itda_training import Trained
-from model_diffs.figures import FILTERED, MLP, Line, Panel, layer_figure
 
 # Tokens before an atom's own that tell a reader where it was found.
 CONTEXT = 12

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries.sae import Sae
-from model_diffs.errors import BadInput
 
 SPARSIFY, SAELENS, LEARNING = "sparsify", "SAELens", "dictionary_learning"
 WEIGHTS = {"sae.safetensors": SPARSIFY, "sae_weights.safetensors": SAELENS, "ae.pt": LEARNING}

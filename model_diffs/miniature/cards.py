@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from model_diffs.knowledge import Accuracy
+from model_diffs.evaluation.knowledge import Accuracy
 from model_diffs.miniature.recipe import Recipe
 from model_diffs.miniature.world import World
 

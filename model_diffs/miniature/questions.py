@@ -4,7 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from model_diffs.knowledge import Question
+from model_diffs.evaluation.knowledge import Question
 from model_diffs.miniature.world import DOMAINS, QUESTION, Fact, World
 
 CHOICES = 4

@@ -10,15 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model_diffs import models, passes
-from model_diffs.accumulators import place_of
-from model_diffs.anatomy import locate
+from model_diffs.activations import passes
+from model_diffs.activations.sums import place_of
+from model_diffs.core.progress import progress
+from model_diffs.data.texts import length_batches
 from model_diffs.dictionaries.sae import Sae
 from model_diffs.dictionaries.sae_files import write_sparsify
-from model_diffs.importance_sites import counted_rows, watch
+from model_diffs.importance.sites import counted_rows, watch
 from model_diffs.miniature.recipe import SaeRecipe
-from model_diffs.progress import progress
-from model_diffs.texts import length_batches
+from model_diffs.models import loading
+from model_diffs.models.anatomy import locate
 
 
 class Trained(NamedTuple):
@@ -41,7 +42,7 @@ def mlp_outputs(
     parts: list[list[Tensor]] = [[] for _ in layers]
     batches = length_batches([len(ids) for ids in tokens.ids], texts_per_pass)
     for rows in progress(batches, "MLP outputs", unit="batch"):
-        batch = models.pad_batch([tokens.ids[row] for row in rows], pad_id, device)
+        batch = loading.pad_batch([tokens.ids[row] for row in rows], pad_id, device)
         counted = place_of(batch, [tokens.starts[row] for row in rows], rows).counted
 
         def receive(layer: int, x: Tensor, counted: Tensor = counted) -> Tensor:
@@ -49,7 +50,7 @@ def mlp_outputs(
             return x
 
         with torch.no_grad(), watch(anatomy, "mlp_out", layers, receive):
-            models.stream_states(anatomy, batch, lambda *_: None)
+            loading.stream_states(anatomy, batch, lambda *_: None)
     return [torch.cat(part) for part in parts]
 
 

@@ -12,10 +12,10 @@ from tokenizers import trainers as token_trainers
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from model_diffs import models
-from model_diffs.errors import BadInput
+from model_diffs.core.errors import BadInput
+from model_diffs.core.progress import progress
 from model_diffs.miniature.recipe import Recipe
-from model_diffs.progress import progress
+from model_diffs.models import loading
 
 TOKENIZER_FILE = "tokenizer.json"
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
@@ -113,7 +113,7 @@ def _epochs(
         del waiting[:batch_size]
 
 
-def next_token_loss(model: nn.Module, batch: models.Batch) -> Tensor:
+def next_token_loss(model: nn.Module, batch: loading.Batch) -> Tensor:
     """Mean cross-entropy over the next tokens that are not padding, in nats."""
     logits = model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
@@ -152,7 +152,7 @@ def train(
     bar: Any = progress(range(recipe.steps), name, unit="step")
     for step in bar:
         rows = next(batches)
-        batch = models.pad_batch(rows, tokenizer.pad_token_id, device)
+        batch = loading.pad_batch(rows, tokenizer.pad_token_id, device)
         loss = next_token_loss(model, batch)
         losses.append(_finite(loss.item(), step))
         optimizer.zero_grad()

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from model_diffs import runs
-from model_diffs.errors import BadInput
+from model_diffs.core import results
+from model_diffs.core.errors import BadInput
 from model_diffs.report.signature import Comparison
 
 BETWEEN = "__to__"
@@ -40,8 +40,8 @@ def find_pairs(outroot: Path) -> list[Pair]:
     """Every comparison under an outroot that at least one readable run.json vouches for."""
     found = []
     for folder in sorted(outroot.glob(f"*{BETWEEN}*")):
-        for record in sorted(folder.glob(f"*/{runs.RECORD}")):
-            written = runs.read_record(record.parent)
+        for record in sorted(folder.glob(f"*/{results.RECORD}")):
+            written = results.read_record(record.parent)
             arguments = written.get("arguments") if isinstance(written, dict) else None
             base = arguments.get("model_a") if isinstance(arguments, dict) else None
             pair = _labels_of(folder.name, base) if isinstance(base, str) and base else None
@@ -61,14 +61,15 @@ def choose_pairs(
     if model_b:
         if not model_a:
             raise BadInput("--model-b needs its base: name --model-a too")
-        base = runs.model_label(model_a)
+        base = results.model_label(model_a)
         named = [
-            Pair(runs.comparison_label(model_a, b), base, runs.model_label(b)) for b in model_b
+            Pair(results.comparison_label(model_a, b), base, results.model_label(b))
+            for b in model_b
         ]
         return sorted({*named})  # the order in which they were named makes no other report
     pairs = find_pairs(outroot)
     if model_a:
-        return [pair for pair in pairs if pair.base == runs.model_label(model_a)]
+        return [pair for pair in pairs if pair.base == results.model_label(model_a)]
     bases = sorted({pair.base for pair in pairs})
     if len(bases) > 1:
         raise BadInput(
@@ -84,7 +85,7 @@ def comparisons_of(pairs: Iterable[Pair], filtered: str | None) -> list[Comparis
     `filtered` is its label or short name; without it, models are known as everywhere in figures.
     Raises BadInput where no comparison has that name.
     """
-    from model_diffs.figures import FILTERED, model_colour
+    from model_diffs.core.figures import FILTERED, model_colour
 
     found = []
     for label, base, changed in pairs:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model_diffs import intervals
 from model_diffs.report.reading import Absent
 from model_diffs.report.signature import Source, Value
+from model_diffs.stats import intervals
 
 Floats = NDArray[np.float64]
 # With fewer, resamples repeat the same few values and their percentiles are no interval.

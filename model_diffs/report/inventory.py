@@ -10,10 +10,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model_diffs import runs
+from model_diffs.core import results as runs
+from model_diffs.core.results import PlannedRun
 from model_diffs.report.comparisons import Pair
 from model_diffs.report.signature import Missing
-from model_diffs.runs import PlannedRun
 
 # The one line of bad input, the last of a traceback, what the system says of a killed process.
 FAILURE = re.compile(

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from model_diffs import figures
+from model_diffs.core import figures
 from model_diffs.report import cells, embedding, formatting, saying, views
 from model_diffs.report.embedding import Embedded
 from model_diffs.report.signature import Signature

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_diffs import runs
+from model_diffs.core import results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,7 @@ class Tables:
 
     def record(self, folder: str) -> Mapping[str, Any]:
         """The run.json of a result; without one a folder is not a result."""
-        return self.document(f"{folder}/{runs.RECORD}")
+        return self.document(f"{folder}/{results.RECORD}")
 
     def table(
         self,

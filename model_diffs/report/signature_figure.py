@@ -6,7 +6,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from model_diffs.figures import BASE, FILTERED, WIDTH_INCHES, plt
+from model_diffs.core.figures import BASE, FILTERED, WIDTH_INCHES, plt
 from model_diffs.report import placing
 from model_diffs.report.formatting import number
 from model_diffs.report.page import model_colours

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from model_diffs.errors import BadInput
+from model_diffs.core.errors import BadInput
 
 
 @dataclass(frozen=True)

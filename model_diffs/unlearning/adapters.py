@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from model_diffs.errors import BadInput
+from model_diffs.core.errors import BadInput
 
 
 @dataclass

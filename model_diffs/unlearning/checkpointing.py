@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_diffs.errors import BadInput
+from model_diffs.core.errors import BadInput
 
 STATE = "training_state.pt"
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model_diffs.errors import BadInput
-from model_diffs.models import pad_batch
-from model_diffs.texts import Split, encode
+from model_diffs.core.errors import BadInput
+from model_diffs.data.texts import Split, encode
+from model_diffs.models.loading import pad_batch
 
 # Batches per window within which texts are sorted by length: wide enough that little is padding,
 # narrow enough that a window is still a random sample.

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from model_diffs.texts import length_batches
+from model_diffs.data.texts import length_batches
 from model_diffs.unlearning.data import SplitBatch, split_batch
 from model_diffs.unlearning.network import Network, at_least_fp32
 

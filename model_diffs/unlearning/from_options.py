@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from model_diffs.checkpoints import Checkpoint
-from model_diffs.devices import DTYPES, dtype_name, pick_device
-from model_diffs.errors import BadInput
-from model_diffs.runs import is_main_process
-from model_diffs.texts import Split, check_disjoint, read_split
+from model_diffs.core.errors import BadInput
+from model_diffs.core.results import is_main_process
+from model_diffs.data.texts import Split, check_disjoint, read_split
+from model_diffs.models.checkpoints import Checkpoint
+from model_diffs.models.devices import DTYPES, dtype_name, pick_device
 from model_diffs.unlearning import Method, sharding
 from model_diffs.unlearning.data import Tokens
 from model_diffs.unlearning.preparing import state_splits

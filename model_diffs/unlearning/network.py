@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_diffs.anatomy import locate
-from model_diffs.errors import BadInput
-from model_diffs.models import hooks
+from model_diffs.core.errors import BadInput
+from model_diffs.models.anatomy import locate
+from model_diffs.models.loading import hooks
 
 
 class Perturbation(NamedTuple):

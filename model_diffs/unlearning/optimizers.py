@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
 
-from model_diffs.errors import BadInput
+from model_diffs.core.errors import BadInput
 from model_diffs.unlearning.network import Network
 
 OPTIMIZERS = ("adamw", "sgd", "adafactor", "muon")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from model_diffs.texts import length_batches
+from model_diffs.data.texts import length_batches
 from model_diffs.unlearning import Method
 from model_diffs.unlearning.data import SplitBatch
 from model_diffs.unlearning.evaluation import mean_norms

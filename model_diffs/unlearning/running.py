@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from model_diffs import arguments, knowledge
-from model_diffs.checkpoints import Checkpoint
-from model_diffs.devices import dtype_name
-from model_diffs.models import load_model, load_tokenizer
-from model_diffs.runs import Run
-from model_diffs.texts import Split
+from model_diffs.core import arguments
+from model_diffs.core.results import Run
+from model_diffs.data.texts import Split
+from model_diffs.evaluation import knowledge
+from model_diffs.models.checkpoints import Checkpoint
+from model_diffs.models.devices import dtype_name
+from model_diffs.models.loading import load_model, load_tokenizer
 from model_diffs.unlearning import from_options, get_method, sharding
 from model_diffs.unlearning.adapters import Adapter
 from model_diffs.unlearning.checkpointing import resume_folder
@@ -236,7 +237,7 @@ def _save(
     record: dict[str, Any],
     weights: dict[str, torch.Tensor] | None,
 ) -> None:
-    from model_diffs.provenance import process_facts
+    from model_diffs.core.provenance import process_facts
 
     save_model(model, tokenizer, run.path, dtype, weights)
     packages = process_facts()["packages"]

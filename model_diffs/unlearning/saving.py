@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from model_diffs.checkpoints import Checkpoint
-from model_diffs.devices import DTYPES
-from model_diffs.errors import BadInput
+from model_diffs.core.errors import BadInput
+from model_diffs.models.checkpoints import Checkpoint
+from model_diffs.models.devices import DTYPES
 
 _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from model_diffs.errors import BadInput
+from model_diffs.core.errors import BadInput
 from model_diffs.unlearning import Method
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model_diffs.errors import BadInput
+from model_diffs.core.errors import BadInput
 from model_diffs.unlearning.network import Network
 
 

@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from model_diffs.errors import BadInput
-from model_diffs.progress import progress
+from model_diffs.core.errors import BadInput
+from model_diffs.core.progress import progress
 from model_diffs.unlearning import Method
 from model_diffs.unlearning.checkpointing import gradient_checkpointing, load_state, save_state
 from model_diffs.unlearning.data import (

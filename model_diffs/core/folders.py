@@ -1,0 +1,56 @@
+"""Folders written whole or not at all: a hidden sibling that is renamed into place at the end."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from model_diffs.core.errors import BadInput
+
+PARTIAL = ".partial"
+
+
+def replace(new: Path, final: Path) -> None:
+    """Put `new` where `final` is. Between the two renames there is no folder, never half a one."""
+    if final.exists():
+        old = final.parent / f".{final.name}.{os.getpid()}.old{PARTIAL}"
+        final.rename(old)
+        new.rename(final)
+        shutil.rmtree(old)
+    else:
+        new.rename(final)
+
+
+def _process_lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the hidden siblings of `folder` that killed runs left behind."""
+    for sibling in folder.parent.glob(f".{folder.name}.*{PARTIAL}"):
+        pid = sibling.name[len(folder.name) + 2 :].split(".")[0]
+        if pid.isdigit() and not _process_lives(int(pid)):
+            shutil.rmtree(sibling, ignore_errors=True)
+
+
+def working_folder(folder: Path) -> Path:
+    """A new hidden sibling of `folder`; BadInput where none can be written."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        path = folder.parent / f".{folder.name}.{os.getpid()}{PARTIAL}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+    except (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise BadInput(f"{folder} cannot be written ({error.strerror}): choose another") from error
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise BadInput(f"{folder} is on a read-only disk: choose another") from error
+        raise
+    return path

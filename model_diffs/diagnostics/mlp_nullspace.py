@@ -1,0 +1,191 @@
+"""How much of an MLP's weight change lies outside the subspaces that the base's matrix uses."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model_diffs.diagnostics.subspaces import (
+    Decomposition,
+    decompose,
+    numerical_rank,
+    row_parts,
+    tall,
+)
+from model_diffs.models.architectures import Matrix
+from model_diffs.stats import spectra
+
+
+class Energies(NamedTuple):
+    """‖dW‖_F, and the shares of its square inside W's top subspaces."""
+
+    norm: float
+    left: float
+    """In the column space: what dW writes where W already writes."""
+    right: float
+    """In the row space: what dW reads where W already reads."""
+
+
+class AlignmentRow(NamedTuple):
+    """One matrix of mlp_nullspace_metrics.csv; shares are None where dW is zero."""
+
+    name: str
+    layer: int
+    type: str
+    shape: str
+    original_eff_rank: int
+    updated_eff_rank: int
+    rank_increase: int
+    colspace_projection_ratio: float | None
+    nullspace_projection_ratio: float | None
+    nullspace_dimension: int
+    update_norm: float
+    original_norm: float
+    relative_update_size: float | None
+    colspace_energy: float | None
+    nullspace_energy: float | None
+    random_nullspace_energy: float
+    rowspace_projection_ratio: float | None
+    input_nullspace_projection_ratio: float | None
+    input_nullspace_dimension: int
+    rowspace_energy: float | None
+    input_nullspace_energy: float | None
+    random_input_nullspace_energy: float
+
+
+class BaseSpace(NamedTuple):
+    """What step 10 needs of a matrix of the base."""
+
+    found: Decomposition
+    rank: int
+    """Dimension of its top subspaces."""
+
+
+def prepare_space(W_A: Tensor, threshold: float) -> BaseSpace:
+    """Decomposition of W_A with the rank that holds `threshold` of its energy."""
+    found = decompose(W_A)
+    return BaseSpace(found, min(spectra.rank_for_share(found.sigma, threshold), found.rank))
+
+
+def inside_energies(base: BaseSpace, dW: Tensor) -> Energies:
+    """Shares of dW's energy in W's top left and right singular subspaces of dimension r.
+
+    Smaller side: ‖D S‖² with S its r leading vectors and D = dW (or its transpose), tall. Larger
+    side: with T = W and U = T S Σ⁻¹, ‖UᵀD‖² = ‖Σ⁻¹ Sᵀ (TᵀD)‖², so that U is never formed.
+    """
+    S, sigma = base.found.small[:, : base.rank], base.found.sigma[: base.rank]
+    T, D = tall(base.found.W), tall(dW)
+    total, small = 0.0, 0.0
+    cross = torch.zeros(T.shape[1], T.shape[1], dtype=torch.float64, device=S.device)
+    for t, d in zip(row_parts(T, S.device), row_parts(D, S.device), strict=True):
+        total += float(d.square().sum())
+        small += float((d @ S).square().sum())
+        cross.addmm_(t.T, d)
+    large = float(((S.T @ cross) / sigma[:, None]).square().sum())
+    # A share is at most one, and one where the subspace is the whole side; rounding may say
+    # otherwise, and the root of what it leaves outside would not look like rounding any more.
+    small = 1.0 if base.rank == len(S) else min(1.0, small / total)
+    large = 1.0 if base.rank == len(T) else min(1.0, large / total)
+    left, right = (large, small) if dW.shape[0] >= dW.shape[1] else (small, large)
+    return Energies(math.sqrt(total), left, right)
+
+
+def alignment_row(
+    matrix: Matrix, base: BaseSpace, W_B: Tensor, dW: Tensor, threshold: float
+) -> AlignmentRow:
+    """How much of dW lies in, and outside, the top subspaces of W_A."""
+    (m, n), r = matrix.shape, base.rank
+    norm, left, right, updated = 0.0, None, None, r
+    if bool(dW.any()):
+        norm, left, right = inside_energies(base, dW)
+        sigma = spectra.singular_values(W_B)
+        updated = min(spectra.rank_for_share(sigma, threshold), numerical_rank(sigma, W_B.shape))
+    original = float(base.found.sigma.norm())
+    return AlignmentRow(
+        name=matrix.name,
+        layer=matrix.layer,
+        type=matrix.component,
+        shape=f"{m}x{n}",
+        original_eff_rank=r,
+        updated_eff_rank=updated,
+        rank_increase=updated - r,
+        colspace_projection_ratio=_root(left),
+        nullspace_projection_ratio=_root(_rest(left)),
+        nullspace_dimension=m - r,
+        update_norm=norm,
+        original_norm=original,
+        relative_update_size=norm / original if original else None,
+        colspace_energy=left,
+        nullspace_energy=_rest(left),
+        random_nullspace_energy=(m - r) / m,
+        rowspace_projection_ratio=_root(right),
+        input_nullspace_projection_ratio=_root(_rest(right)),
+        input_nullspace_dimension=n - r,
+        rowspace_energy=right,
+        input_nullspace_energy=_rest(right),
+        random_input_nullspace_energy=(n - r) / n,
+    )
+
+
+def _rest(share: float | None) -> float | None:
+    return None if share is None else 1.0 - share
+
+
+def _root(share: float | None) -> float | None:
+    return None if share is None else math.sqrt(share)
+
+
+class LayerRow(NamedTuple):
+    """One block of layer_nullspace_summary.csv: its MLP matrices together.
+
+    Energies are shares of the layer's whole update, Σ‖dW‖²; None where nothing changed.
+    """
+
+    layer: int
+    nullspace_energy: float | None
+    random_nullspace_energy: float | None
+    input_nullspace_energy: float | None
+    random_input_nullspace_energy: float | None
+    mean_original_eff_rank: float
+    mean_rank_increase: float
+    update_norm: float
+    original_norm: float
+    relative_update_size: float | None
+    count_mats: int
+    count_changed: int
+
+
+def layer_rows(rows: Sequence[AlignmentRow]) -> list[LayerRow]:
+    """The matrices of each layer gathered; norms as root of the sum of squares."""
+    layers = sorted({row.layer for row in rows})
+    return [_layer_row(layer, [row for row in rows if row.layer == layer]) for layer in layers]
+
+
+def _layer_row(layer: int, rows: Sequence[AlignmentRow]) -> LayerRow:
+    update = math.hypot(*(row.update_norm for row in rows))
+    original = math.hypot(*(row.original_norm for row in rows))
+
+    def share(column: str) -> float | None:
+        weighted = [
+            row.update_norm**2 * getattr(row, column)
+            for row in rows
+            if row.nullspace_energy is not None
+        ]
+        return math.fsum(weighted) / update**2 if weighted else None
+
+    return LayerRow(
+        layer,
+        share("nullspace_energy"),
+        share("random_nullspace_energy"),
+        share("input_nullspace_energy"),
+        share("random_input_nullspace_energy"),
+        math.fsum(row.original_eff_rank for row in rows) / len(rows),
+        math.fsum(row.rank_increase for row in rows) / len(rows),
+        update,
+        original,
+        update / original if original else None,
+        len(rows),
+        sum(row.nullspace_energy is not None for row in rows),
+    )

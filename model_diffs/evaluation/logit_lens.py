@@ -1,0 +1,119 @@
+"""Knowledge by depth: four-choice questions answered from the state of every layer.
+
+The state of a layer goes through the final norm and the head as if the blocks above it were not
+there (nostalgebraist 2020, "interpreting GPT: the logit lens"). Sentences are scored as in
+`knowledge`; all layers come from one pass.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model_diffs.core.progress import progress
+from model_diffs.data import texts
+from model_diffs.evaluation import knowledge
+from model_diffs.evaluation.knowledge import Answer, Question
+from model_diffs.models import loading
+from model_diffs.models.anatomy import locate
+
+
+class Row(NamedTuple):
+    """Accuracy of one domain read from one hidden state, with its interval over questions."""
+
+    layer: int
+    domain: str
+    accuracy: float
+    low: float
+    high: float
+    questions: int
+
+
+class QuestionRow(NamedTuple):
+    """One question read from one hidden state."""
+
+    layer: int
+    id: str
+    domain: str
+    correct: int
+    """1 where the right sentence is likelier than every other, else 0."""
+
+
+class Lens:
+    """Reads hidden states of a model as logits."""
+
+    def __init__(self, model: Any) -> None:
+        self.anatomy = locate(model)
+        self.last = len(self.anatomy.blocks)
+        # OPT may project to a smaller width after its blocks, Gemma 2 caps its logits.
+        self.project = getattr(self.anatomy.trunk, "project_out", None)
+        config = model.config.get_text_config()
+        self.cap: float | None = getattr(config, "final_logit_softcapping", None)
+
+    def logits(self, state: int, hidden: Tensor) -> Tensor:
+        """`hidden` `[…, d]` through final norm and head; the last state is normed already."""
+        if state < self.last:
+            if self.anatomy.final_norm is not None:
+                hidden = self.anatomy.final_norm(hidden)
+            if self.project is not None:
+                hidden = self.project(hidden)
+        logits = self.anatomy.head(hidden)
+        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
+
+
+@torch.inference_mode()
+def scores_by_layer(
+    model: nn.Module, tokenizer: Any, questions: Sequence[Question], batch_size: int = 64
+) -> NDArray[np.float64]:
+    """Log-probability of every completed sentence from every state, `[S, questions, choices]`.
+
+    `batch_size` counts sentences. The model is in evaluation mode. Raises BadInput for a question
+    that is longer than the model takes.
+    """
+    lens = Lens(model)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    sequences, index = knowledge.encode_sentences(tokenizer, questions, positions)
+    device = next(model.parameters()).device
+    scores = np.empty((lens.last + 1, len(sequences)))
+    batches = texts.length_batches([len(ids) for ids in sequences], batch_size)
+    for rows in progress(batches, "questions by layer", unit="batch"):
+        batch = loading.pad_batch([sequences[i] for i in rows], tokenizer.pad_token_id, device)
+
+        def receive(
+            state: int, hidden: Tensor, rows: list[int] = rows, batch: loading.Batch = batch
+        ) -> None:
+            logits = lens.logits(state, hidden)
+            scores[state, rows] = knowledge.sentence_log_probabilities(logits, batch).numpy()
+
+        loading.stream_states(lens.anatomy, batch, receive)
+    return scores[:, index]
+
+
+def answers_by_layer(
+    model: nn.Module, tokenizer: Any, questions: Sequence[Question], batch_size: int = 64
+) -> list[list[Answer]]:
+    """The answers read from each state; those of the last are the model's own."""
+    scores = scores_by_layer(model, tokenizer, questions, batch_size)
+    return [knowledge.answers(questions, layer) for layer in scores]
+
+
+def question_rows(answers: Sequence[Sequence[Answer]]) -> list[QuestionRow]:
+    """Rows of per_question.csv, for comparisons that resample the same questions."""
+    return [
+        QuestionRow(layer, answer.id, answer.domain, int(answer.correct))
+        for layer, given in enumerate(answers)
+        for answer in given
+    ]
+
+
+def rows(answers: Sequence[Sequence[Answer]], seed: int) -> list[Row]:
+    """Accuracy per state and domain, domains in the order of the questions."""
+    table = []
+    for layer, given in enumerate(answers):
+        for domain in dict.fromkeys(answer.domain for answer in given):
+            found = knowledge.accuracy(given, domain, seed=seed)
+            table.append(Row(layer, domain, found.mean, found.low, found.high, found.questions))
+    return table

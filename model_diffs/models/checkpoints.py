@@ -1,0 +1,304 @@
+"""Stored weights, read by name from mapped files; never a whole model, never a whole shard.
+
+    base, changed = Checkpoint.open("org/name"), Checkpoint.open("models/changed")
+    name_in_changed = match(base, changed)
+    for matrix in base.matrices():
+        W_A = matrix.take(base.tensor(matrix.tensor))
+
+A tensor of a safetensors file is a view of the mapped file: it costs no anonymous memory until it
+is converted. It must not be written to.
+"""
+
+import hashlib
+import json
+import pickle
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from model_diffs.core.errors import BadInput
+from model_diffs.models import architectures
+from model_diffs.models.architectures import Matrix
+from model_diffs.models.files import CONFIG, read_config, resolve, weight_files, weight_map
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    *("Checkpoint", "Entry", "check_configs", "check_finite", "chunks", "match"),
+    *("read_config", "resolve"),
+]
+
+# What two models must share so that subtracting their weights means something.
+_COMPARED = (
+    *("model_type", "vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer"),
+    *("num_attention_heads", "n_head", "num_key_value_heads", "intermediate_size"),
+    "num_local_experts",
+)
+_CHUNK = 1 << 22  # entries converted at a time where only a sum is wanted: 32 MiB in fp64
+
+
+# ── a checkpoint ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Entry(NamedTuple):
+    """A stored tensor."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    """As in the file, for example F32 or BF16."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The stored weights of one model. Opening reads headers only."""
+
+    model: str
+    """As it was given."""
+    folder: Path
+    config: Mapping[str, Any]
+    """config.json of the language model (`text_config` of a multimodal one)."""
+    files: tuple[Path, ...]
+    """Everything a result depends on: config.json, the index, the weight files."""
+    entries: Mapping[str, Entry]
+    """Stored tensors by name, in natural order; buffers and tied copies are left out."""
+    header_sha256: str
+    """Over the headers of all weight files, in order."""
+    _handles: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, model: str) -> "Checkpoint":
+        """Open a model folder or hub model.
+
+        Raises BadInput where the config or the weights are missing, truncated or corrupt.
+        """
+        folder = resolve(model)
+        config = read_config(folder)
+        index, weights = weight_files(folder)
+        handles: dict[Path, Any] = {}
+        entries: dict[str, Entry] = {}
+        digest = hashlib.sha256()
+        for file in weights:
+            header = _open_weights(file, handles)
+            digest.update(header.sha256.encode())
+            entries.update(header.entries)
+        _check_index(index, entries)
+        kept = _language_weights(entries, config)
+        files = (folder / CONFIG, *([index] if index else []), *weights)
+        return cls(model, folder, config, files, kept, digest.hexdigest(), handles)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the stored tensors, in order."""
+        return list(self.entries)
+
+    @property
+    def model_type(self) -> str:
+        """`model_type` of the config."""
+        return str(self.config.get("model_type", ""))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header."""
+        return self.entries[name].shape
+
+    def dtype(self, name: str) -> str:
+        """Stored dtype of a tensor as its file names it, from the header."""
+        return self.entries[name].dtype
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """The tensor as stored, a view of the mapped file. Read it, do not write to it."""
+        handle = self._handles[self.entries[name].file]
+        return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+
+    def matrices(self) -> list[Matrix]:
+        """Every weight matrix, in the order of the names; a tied head only as embedding."""
+        return [
+            matrix
+            for name, entry in self.entries.items()
+            for matrix in architectures.matrices(name, entry.shape, self.model_type)
+        ]
+
+    def finite(self, name: str) -> "torch.Tensor":
+        """`tensor(name)`; BadInput, naming it, for NaN, Inf or integer (quantised) weights."""
+        tensor = self.tensor(name)
+        check_finite(tensor, f"{name} of {self.model}")
+        return tensor
+
+    def matrix(self, matrix: Matrix, name: str = "") -> "torch.Tensor":
+        """A matrix [out, in] as stored, from the tensor `name` (by default the matrix's own).
+
+        Raises BadInput, naming it, for NaN, Inf or quantised weights.
+        """
+        stored = matrix.take(self.tensor(name or matrix.tensor))
+        check_finite(stored, f"{matrix.name} of {self.model}")
+        return stored
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from another in run.json: the hub's commit, or sizes and hashes."""
+        if self.folder.parent.name == "snapshots":
+            return {"model": self.model, "commit": self.folder.name}
+        return {
+            "model": self.model,
+            "config_sha256": hashlib.sha256((self.folder / CONFIG).read_bytes()).hexdigest(),
+            "header_sha256": self.header_sha256,
+            "bytes": sum(file.stat().st_size for file in self.files),
+        }
+
+
+def check_finite(tensor: "torch.Tensor", label: str) -> None:
+    """Raise BadInput, naming `label`, where a tensor holds NaN or Inf or is not floating point."""
+    import torch
+
+    if not tensor.is_floating_point():
+        raise BadInput(f"{label} is stored as {tensor.dtype}: quantised weights cannot be compared")
+    for part in chunks(tensor):
+        if not bool(torch.isfinite(part.float()).all()):
+            raise BadInput(f"{label} holds NaN or Inf: the checkpoint is damaged or diverged")
+
+
+def chunks(tensor: "torch.Tensor") -> Iterable["torch.Tensor"]:
+    """Views of a few rows at a time, each at most 4 Mi entries where a row is shorter than that."""
+    if tensor.ndim == 0:
+        return [tensor.reshape(1)]
+    rows = max(1, _CHUNK // max(1, tensor[:1].numel()))
+    return tensor.split(rows)
+
+
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Header(NamedTuple):
+    entries: dict[str, Entry]
+    sha256: str
+
+
+def _check_index(index: Path | None, entries: Mapping[str, Entry]) -> None:
+    missing = sorted(set(weight_map(index)) - set(entries)) if index else []
+    if missing:
+        raise BadInput(f"{index} promises {missing[0]}, which no shard holds")
+
+
+def _open_weights(file: Path, handles: dict[Path, Any]) -> _Header:
+    """Map a weight file, keep its handle, and read its header."""
+    if file.suffix == ".bin":
+        return _open_legacy(file, handles)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        handles[file] = safe_open(file, "pt")
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            raw = stream.read(length)
+    except (SafetensorError, OSError, struct.error) as error:
+        raise BadInput(f"{file} is truncated or corrupt ({error}): copy it again") from error
+    header = json.loads(raw)
+    header.pop("__metadata__", None)
+    entries = {
+        name: Entry(file, tuple(found["shape"]), found["dtype"]) for name, found in header.items()
+    }
+    return _Header(entries, hashlib.sha256(raw).hexdigest())
+
+
+def _open_legacy(file: Path, handles: dict[Path, Any]) -> _Header:
+    """Map a pytorch_model.bin. Only tensors are unpickled: a file with code in it is refused."""
+    import torch
+
+    try:
+        tensors = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+        raise BadInput(
+            f"{file} is corrupt, or not plain tensors in torch's zip format: convert to safetensors"
+        ) from error
+    handles[file] = tensors
+    entries = {
+        name: Entry(file, tuple(t.shape), str(t.dtype).removeprefix("torch."))
+        for name, t in tensors.items()
+    }
+    listing = json.dumps([[n, *e.shape, e.dtype] for n, e in sorted(entries.items())])
+    return _Header(entries, hashlib.sha256(listing.encode()).hexdigest())
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    return [(0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", name) if p]
+
+
+def _language_weights(entries: Mapping[str, Entry], config: Mapping[str, Any]) -> dict[str, Entry]:
+    """The language model's weights: no masks or rotary tables, no second copy of a tied head."""
+    tied = architectures.ties_head(config)
+    return {
+        name: entries[name]
+        for name in sorted(entries, key=_natural)
+        if not architectures.is_buffer(name)
+        and architectures.is_language_model(name)
+        and not (tied and re.search(r"(?:^|\.)(?:lm_head|embed_out)\.weight$", name))
+    }
+
+
+# ── two checkpoints ───────────────────────────────────────────────────────────────────────────────
+
+
+def match(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
+    """Name in `b` of each tensor of `a`, once both are known to be the same architecture.
+
+    A prefix such as `model.` that only one of them has is tolerated. Raises BadInput, naming the
+    setting or tensor, where configurations, vocabularies, names or shapes differ.
+    """
+    check_configs(a, b)
+    names = _paired_names(a, b)
+    for name_a, name_b in names.items():
+        shape_a, shape_b = a.shape(name_a), b.shape(name_b)
+        if shape_a == shape_b:
+            continue
+        what = "vocabularies differ, " if _is_vocabulary(name_a, shape_a, shape_b) else ""
+        raise BadInput(
+            f"{what}{name_a} is {list(shape_a)} in {a.model} and {list(shape_b)} in {b.model}: "
+            "compare models of one architecture"
+        )
+    return names
+
+
+def check_configs(a: Checkpoint, b: Checkpoint) -> None:
+    """Raise BadInput where two configurations cannot be compared, naming the setting."""
+    for key in _COMPARED:
+        value_a, value_b = a.config.get(key), b.config.get(key)
+        if value_a != value_b and None not in (value_a, value_b):
+            what = "vocabularies differ, " if key == "vocab_size" else ""
+            raise BadInput(
+                f"{what}{key} is {value_a} in {a.model} and {value_b} in {b.model}: "
+                "compare models of one architecture"
+            )
+    if architectures.ties_head(a.config) != architectures.ties_head(b.config):
+        raise BadInput(f"{a.model} and {b.model}: one ties its head to the embedding, one does not")
+
+
+def _is_vocabulary(name: str, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> bool:
+    if len(shape_a) != 2 or len(shape_b) != 2 or shape_a[1] != shape_b[1]:
+        return False
+    return architectures.describe_parameter(name).component in ("embed", "head")
+
+
+def _paired_names(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
+    if set(a.entries) == set(b.entries):
+        return {name: name for name in a.entries}
+    short_a, short_b = _without_prefix(a), _without_prefix(b)
+    if set(short_a) == set(short_b):
+        return {full: short_b[short] for short, full in short_a.items()}
+    only_a, only_b = sorted(set(short_a) - set(short_b)), sorted(set(short_b) - set(short_a))
+    here, there, name = (a, b, short_a[only_a[0]]) if only_a else (b, a, short_b[only_b[0]])
+    raise BadInput(f"{name} is in {here.model} but not in {there.model}: compare like with like")
+
+
+def _without_prefix(checkpoint: Checkpoint) -> dict[str, str]:
+    """Full names by their part after what stands before the blocks; unchanged where ambiguous."""
+    prefixes = {
+        found[1]
+        for name in checkpoint.entries
+        if (found := re.match(r"(.*?)(?:layers|h|blocks)\.\d+\.", name))
+    }
+    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+    short = {name.removeprefix(prefix): name for name in checkpoint.entries}
+    return short if len(short) == len(checkpoint.entries) else {n: n for n in checkpoint.entries}

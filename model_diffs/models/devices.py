@@ -1,0 +1,86 @@
+"""Device and dtype of a computation, apart from models: weight steps need no transformers."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_diffs.core.errors import BadInput
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is cuda, then mps, then cpu; under several processes each has its own cuda device.
+
+    Raises BadInput for a device that is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {name!r} is not there; use --device auto or cpu") from error
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 on cuda, fp16 on mps, fp32 on cpu."""
+    if name == "auto":
+        return {"cuda": torch.bfloat16, "mps": torch.float16}.get(device.type, torch.float32)
+    return DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`fp32`, `fp16` or `bf16`, as the options spell it."""
+    return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+def processes() -> tuple[int, int]:
+    """Rank of this process and how many there are; the group is opened when first asked for."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum of a CPU tensor over all processes, on each of them."""
+    if processes()[1] == 1:
+        return tensor
+    from accelerate import PartialState
+
+    device = PartialState().device
+    total = tensor.to(device)
+    torch.distributed.all_reduce(total)
+    return total.cpu()
+
+
+def gather_over_processes(values: list[Any]) -> list[Any]:
+    """The values of all processes, on each of them, dealt out again as `share` deals them."""
+    count = processes()[1]
+    if count == 1:
+        return values
+    parts: list[list[Any]] = [[] for _ in range(count)]
+    torch.distributed.all_gather_object(parts, values)
+    total = sum(len(part) for part in parts)
+    return [parts[i % count][i // count] for i in range(total)]
+
+
+def share(values: Sequence[Any]) -> list[Any]:
+    """Every n-th of the values, for this one of n processes."""
+    rank, count = processes()
+    return list(values[rank::count])
+
+
+def wait_for_processes() -> None:
+    """Return when all processes have come this far."""
+    if processes()[1] > 1:
+        torch.distributed.barrier()

@@ -1,0 +1,171 @@
+"""Models and tokenizers: loaded, placed, fed, and read layer by layer."""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from model_diffs.core.errors import BadInput
+from model_diffs.models import checkpoints
+from model_diffs.models.anatomy import Anatomy
+from model_diffs.models.devices import pick_device, pick_dtype
+
+transformers_logging.disable_progress_bar()
+
+
+# ── loading ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_model(
+    model: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    device_map: str | None = None,
+) -> nn.Module:
+    """A causal language model in evaluation mode on `device`.
+
+    With `device_map` `auto`, accelerate spreads its blocks over the accelerators, the memory and
+    the disk that there are, for models that one device cannot hold.
+    Raises BadInput where the folder or hub model is missing, corrupt, lacks weights, or asks for
+    code of its own without `trust_remote_code`.
+    """
+    folder = checkpoints.Checkpoint.open(model).folder  # says what is wrong with files, in one line
+    try:
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            low_cpu_mem_usage=True,
+            output_loading_info=True,
+            local_files_only=True,
+            device_map=device_map,
+        )
+    except (ValueError, OSError, KeyError) as error:
+        raise BadInput(f"{model} cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(report.get("missing_keys") or [])
+    if missing:
+        raise BadInput(f"{model} lacks {len(missing)} weights, such as {missing[0]}")
+    return (loaded if device_map else loaded.to(device)).eval()
+
+
+def load_for(options: argparse.Namespace, model: str) -> nn.Module:
+    """`load_model` with a script's `--device --dtype --device-map --trust-remote-code`."""
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
+    return load_model(model, device, dtype, options.trust_remote_code, options.device_map)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
+    """The model's tokenizer, padding on the right, with a pad token (the end of text if none)."""
+    folder = checkpoints.resolve(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (ValueError, OSError, KeyError) as error:
+        raise BadInput(f"{model} has no usable tokenizer: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        # Padding is masked by the attention mask, so which token fills it cannot matter.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def check_same_tokenizer(model_a: str, tokenizer_a: Any, model_b: str, tokenizer_b: Any) -> None:
+    """Raise BadInput where two tokenizers differ: the same text would be other tokens."""
+    if tokenizer_a.get_vocab() != tokenizer_b.get_vocab():
+        raise BadInput(
+            f"{model_a} and {model_b} have different tokenizers: states of other tokens "
+            "cannot be compared"
+        )
+    probe = "A probe, 1 2 3:  it's écrit — 漢字\tand so on."
+    if tokenizer_a(probe)["input_ids"] != tokenizer_b(probe)["input_ids"]:
+        raise BadInput(
+            f"{model_a} and {model_b} split the same text differently (special tokens, perhaps): "
+            "states of other tokens cannot be compared"
+        )
+
+
+class Batch(NamedTuple):
+    """Padded token ids and their mask, both `[texts, positions]`."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+
+def pad_batch(
+    sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, side: str = "right"
+) -> Batch:
+    """Pad token ids to one length: right for statistics, left for generation."""
+    longest = max(len(sequence) for sequence in sequences)
+    ids = torch.full((len(sequences), longest), pad_id)
+    mask = torch.zeros((len(sequences), longest), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        place = slice(0, len(sequence)) if side == "right" else slice(longest - len(sequence), None)
+        ids[row, place] = torch.tensor(sequence)
+        mask[row, place] = 1
+    return Batch(ids.to(device), mask.to(device))
+
+
+# ── reading layer by layer ────────────────────────────────────────────────────────────────────────
+
+
+class _Reached(Exception):
+    """The forward pass has gone as far as it needs to."""
+
+
+@contextmanager
+def hooks() -> Iterator[list[Any]]:
+    """A list for hook handles; all of them are removed when the block ends, however it ends."""
+    handles: list[Any] = []
+    try:
+        yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def stream_states(
+    anatomy: Anatomy, batch: Batch, receive: Callable[[int, Tensor], None], last: int | None = None
+) -> None:
+    """Run the trunk, without its head, and hand over each hidden state as it is made.
+
+    `receive(ℓ, h)` gets h `[texts, positions, hidden]`: state 0 is what enters the first block, ℓ
+    what leaves block ℓ−1, the last one after the final norm, as transformers'
+    `output_hidden_states` counts them. With `last` the pass ends once that state is made. Reading a
+    state where it enters the next block works alike for blocks that return tensors or tuples.
+    """
+    states = len(anatomy.blocks) + 1
+
+    def reader(index: int) -> Callable[..., None]:
+        def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            receive(index, _input_of(args, kwargs))
+            if index == last:
+                raise _Reached
+
+        return read
+
+    with hooks() as handles:
+        for index, block in enumerate(anatomy.blocks):
+            handles.append(block.register_forward_pre_hook(reader(index), with_kwargs=True))
+        try:
+            output = anatomy.trunk(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            )
+        except _Reached:
+            return
+    receive(states - 1, output[0])
