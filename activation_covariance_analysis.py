@@ -19,7 +19,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from model_diffs.core import arguments, results
+from model_diffs.core import arguments, naming, results
 from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def spectra_of(found: "Statistics", model: str) -> dict[str, Any]:
     """Spectra `[S, d]` of one model, by split."""
     from model_diffs.diagnostics.covariance import SPLITS, spectra
 
-    label = results.model_label(model)
+    label = naming.model_label(model)
     return {s: spectra(found.models[s, model], f"{label} on {s} texts") for s in SPLITS}
 
 

@@ -16,12 +16,14 @@ separation_changes.csv, separation_resamples.csv, activation_separation_analysis
 summary.json.
 """
 
-import argparse
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from model_diffs.core import arguments, results
-from model_diffs.core.results import PlannedRun
+from model_diffs.core.naming import model_label
+from model_diffs.core.options import Comparison, Figures, Pass
+from model_diffs.core.results import PlannedRun, Run, open_run
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Figure, Step, Table, names_of, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,22 +31,27 @@ if TYPE_CHECKING:
     from model_diffs.activations.store import Statistics
     from model_diffs.stats.cross_validation import Design, Estimate
 
-FOLDER = "activation_separation"
+STEP = Step(
+    number=8,
+    folder="activation_separation",
+    question="Does the model tell forget from retain texts more, or less?",
+    needs=("forget", "retain"),
+    tables=(
+        Table("separation_metrics"),
+        Table("separation_changes"),
+        Table("separation_resamples"),
+    ),
+    figures=(
+        Figure(
+            "activation_separation_analysis", "Separation of forget and retain texts", "function"
+        ),
+    ),
+)
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_comparison(parser)
-    arguments.add_texts(parser)
-    arguments.add_compute(parser)
-    arguments.add_figures(parser)
-    return parser.parse_args(argv)
-
-
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
-    """One folder per comparison."""
-    return arguments.comparison_runs(options, FOLDER)
+@dataclass(frozen=True, kw_only=True)
+class Options(Comparison, Pass, Figures):
+    """Separation."""
 
 
 def measure_model(found: "Statistics", model: str, plan: "Design") -> "Estimate":
@@ -52,11 +59,11 @@ def measure_model(found: "Statistics", model: str, plan: "Design") -> "Estimate"
     from model_diffs.diagnostics.separation import measure
 
     forget, retain = (found.models[split, model].read("pooled") for split in ("forget", "retain"))
-    return measure(forget, retain, plan, results.model_label(model))
+    return measure(forget, retain, plan, model_label(model))
 
 
 def draw(
-    run: results.Run,
+    run: Run,
     base: "pd.DataFrame",
     changed: "pd.DataFrame",
     change: "pd.DataFrame",
@@ -65,7 +72,7 @@ def draw(
     """Both models over layers; below each metric, its change."""
     from model_diffs.core.figures import BASE, Panel, column_line, layer_figure, model_colour
 
-    names, xlabel = arguments.names_of(planned), "hidden state (0 = embedding output)"
+    names, xlabel = names_of(planned), "hidden state (0 = embedding output)"
     colour = model_colour(planned.model_b)
     shown = {
         "cosine_distance": ("Cosine distance of the centroids", "1 − cosine", 0.0, ""),
@@ -94,7 +101,7 @@ def draw(
     for left, right in (("cosine_distance", "auc"), ("variance_ratio", "euclidean_distance")):
         for row in (0, 1):
             order += [panels[left][row], panels[right][row]]
-    title = f"Separation of forget and retain texts: {arguments.title_of(planned)}"
+    title = f"Separation of forget and retain texts: {title_of(planned)}"
     figure = layer_figure(title, order, legend="below")
     # A change of a thousandth should not fill a panel.
     axes = figure.axes[order.index(panels["auc"][1])]
@@ -104,14 +111,14 @@ def draw(
 
 
 def write(
-    run: results.Run, planned: PlannedRun, a: "Estimate", b: "Estimate", plan: "Design", seed: int
+    run: Run, planned: PlannedRun, a: "Estimate", b: "Estimate", plan: "Design", seed: int
 ) -> None:
     """Tables, figure and summary of one comparison."""
     from model_diffs.diagnostics import separation
     from model_diffs.stats import cross_validation
 
-    rows_a = separation.metric_rows(results.model_label(planned.model_a), a)
-    rows_b = separation.metric_rows(results.model_label(planned.model_b), b)
+    rows_a = separation.metric_rows(model_label(planned.model_a), a)
+    rows_b = separation.metric_rows(model_label(planned.model_b), b)
     changes = separation.change_rows(a, b)
     columns = separation.metric_columns()
     table = run.table("separation_metrics", rows_a + rows_b, columns)
@@ -128,19 +135,15 @@ def write(
     run.document("summary", {**facts, "metrics": metrics})
 
 
-def main() -> None:
-    """Analyse what is not complete; each model is measured once for all its comparisons."""
-    options = parse_arguments()
-    todo = results.pending(planned_runs(options), options.force)
-    if not todo:
-        return
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Analyse the comparisons; each model is measured once for all of them."""
     from model_diffs.activations import store
     from model_diffs.data import texts
     from model_diffs.stats import cross_validation
 
     splits = texts.read_splits(options.forget_text, options.retain_text, options.max_samples)
     cross_validation.check_splits(splits, cross_validation.FOLDS)
-    models = dict.fromkeys(model for p in todo for model in (p.model_a, p.model_b))
+    models = dict.fromkeys(model for one in todo for model in (one.model_a, one.model_b))
     found = store.statistics(options, models)
     for planned in todo:
         store.check_same_tokens(found, planned.model_a, planned.model_b)
@@ -148,11 +151,11 @@ def main() -> None:
     plan = cross_validation.design(counts[0], counts[1], cross_validation.FOLDS, options.seed)
     base = measure_model(found, options.model_a, plan)
     for planned in todo:
-        with results.open_run(planned) as run:
+        with open_run(planned) as run:
             changed = measure_model(found, planned.model_b, plan)
             write(run, planned, base, changed, plan, options.seed)
             store.describe(run, found)
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)

@@ -58,7 +58,7 @@ MAKE=() BASE="" FORGET_TEXT=data/forget.txt RETAIN_TEXT=data/retain.txt QUESTION
 read -r -a LAUNCH <<< "${LAUNCHER:-python}"
 # The first call brings the environment up to date; the others need not look again.
 LABEL=$(uv run --quiet python -c \
-  'import sys; from model_diffs.core.results import model_label; print(model_label(sys.argv[1]))' "$BASE")
+  'import sys; from model_diffs.core.naming import model_label; print(model_label(sys.argv[1]))' "$BASE")
 for script in ${MAKE[@]+"${MAKE[@]}"}; do uv run --no-sync python "$script"; done
 
 # ── a model per method ───────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ from typing import Any
 
 import diff
 import train_itda
-from model_diffs.core import arguments, results
+from model_diffs.core import arguments, naming
 from model_diffs.core.errors import BadInput
 
 # The last block says what comes next; one coefficient names the nearest atom: see docs/itda.md.
@@ -48,7 +48,7 @@ def unlearned_model(options: argparse.Namespace) -> str:
     """The model that was made to forget. Raises BadInput where there is none."""
     if options.unlearned:
         return str(options.unlearned)
-    label = results.model_label(options.base)
+    label = naming.model_label(options.base)
     found = sorted(str(folder) for folder in MODELS.glob(f"{label}__*") if folder.is_dir())
     if not found:
         raise BadInput(f"no unlearned model in {MODELS}/: run ./pipeline.sh, or name --unlearned")
@@ -87,7 +87,7 @@ def main() -> None:
     print(f"{'':28} {'share':>6}        {'chance':>6} {'p':>9} {'base':>9} {'changed':>9}")
     for planned in diff.planned_runs(asked):
         summary = json.loads((planned.folder / "summary.json").read_text(encoding="utf-8"))
-        show(results.model_label(planned.model_b), summary, Path(options.forget_text).stem)
+        show(naming.model_label(planned.model_b), summary, Path(options.forget_text).stem)
     print(f"\nThe texts: {options.outroot}/*/{diff.FOLDER}/examples.html")
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs.core import arguments
+from model_diffs.core import arguments, naming
 from model_diffs.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -113,7 +113,6 @@ def ask(options: argparse.Namespace, model: str) -> str:
 
 def ask_once(options: argparse.Namespace) -> None:
     """One prompt to one or two models, one in memory at a time."""
-    from model_diffs.core import results
     from model_diffs.models import generation
 
     models = [model for model in (options.model, options.model_b) if model]
@@ -121,7 +120,7 @@ def ask_once(options: argparse.Namespace) -> None:
     for model in models:
         outputs.append(ask(options, model))
         generation.free()
-    show([results.model_label(model) for model in models], outputs)
+    show([naming.model_label(model) for model in models], outputs)
 
 
 def typed_prompts(first: str | None) -> Iterator[str]:
@@ -179,14 +178,13 @@ def sweep(options: argparse.Namespace) -> int:
 
     What a model says is kept even where another fails.
     """
-    from model_diffs.core import results
     from model_diffs.models import generation
 
     written, failed, asked = [], [], sweep_models(options)
     for model in asked:
         try:
             output = ask(options, model)
-            label = results.model_label(model)
+            label = naming.model_label(model)
         except (BadInput, OSError, RuntimeError, ValueError, KeyError) as error:
             failed.append(model)
             print(f"infer.py: {model} failed: {' '.join(str(error).split())}", file=sys.stderr)

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_diffs.core import arguments, results
+from model_diffs.core import arguments, naming, results
 from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def measure(model: str, options: argparse.Namespace, sample: Sample) -> "list[Te
         options.seed,
     )
     reader = sensitivity.load(model, options, sample.device, sample.dtype)
-    label = results.model_label(model)
+    label = naming.model_label(model)
     rows = []
     for split, tokens in zip(sample.splits, sample.tokens, strict=True):
         rows += sensitivity.measure(reader, label, split.name, tokens, sample.pad_id, settings)

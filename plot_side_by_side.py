@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs.core import arguments, results
+from model_diffs.core import arguments, naming, results
 from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
     """One folder for all comparisons of the base."""
-    base = results.model_label(options.model_a)
+    base = naming.model_label(options.model_a)
     default = Path(options.outroot) / f"{base}__side_by_side"
     folder = Path(options.outdir) if options.outdir else default
     decided = {**arguments.recorded(options), "changed": options.model_b}
@@ -51,12 +51,12 @@ def gather(
     import pandas as pd
 
     name, hint = source
-    base, tables = results.model_label(options.model_a), []
+    base, tables = naming.model_label(options.model_a), []
     for model_b in options.model_b:
-        folder = Path(options.outroot) / results.comparison_label(options.model_a, model_b)
+        folder = Path(options.outroot) / naming.comparison_label(options.model_a, model_b)
         table = results.read_table(folder / name, hint)
         run.reads(folder / name)
-        table.insert(0, "comparison", results.short_label(model_b, base))
+        table.insert(0, "comparison", naming.short_label(model_b, base))
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
@@ -112,9 +112,7 @@ def main() -> None:
     options = parse_arguments()
     for planned in results.pending(planned_runs(options), options.force):
         with results.open_run(planned) as run:
-            title = (
-                options.title or f"changed models against {results.model_label(options.model_a)}"
-            )
+            title = options.title or f"changed models against {naming.model_label(options.model_a)}"
             draw_weights(run, run.table("weights", gather(run, options, WEIGHTS)), title)
             draw_states(run, run.table("activations", gather(run, options, STATES)), title)
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_diffs.core import arguments, folders, results
+from model_diffs.core import arguments, folders, naming, results
 from model_diffs.core.results import PlannedRun
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def overview_plan(options: argparse.Namespace, planned: Sequence[PlannedRun]) ->
         if {k: v for k, v in old.items() if k != "model"} == shared:
             labels.append(record.parent.parent.name)
     # Base and filtered models before the unlearned ones, whose names are longer.
-    base = results.model_label(options.base) if options.base else ""
+    base = naming.model_label(options.base) if options.base else ""
     order = sorted(dict.fromkeys(labels), key=lambda label: (label != base, "__" in label, label))
     return PlannedRun(Path(options.outroot) / FOLDER, "all models", {**shared, "attacked": order})
 
@@ -173,7 +173,7 @@ def attack_model(
     start = relearning.measure(model, material, settings)
     rows = []
     answers = (
-        question_rows(material, results.model_label(options.base), None, {0: base}) if base else []
+        question_rows(material, naming.model_label(options.base), None, {0: base}) if base else []
     )
     for lr in options.lr:
         found = relearning.attack(model, material, lr, settings, start)
@@ -215,7 +215,7 @@ def draw_overview(run: results.Run, options: argparse.Namespace) -> None:
     for one in found:
         run.reads(one.folder / "relearning.csv", one.folder / "summary.json")
     run.table("relearning_summary", relearning_tables.overview_rows(found))
-    base = results.model_label(options.base) if options.base else ""
+    base = naming.model_label(options.base) if options.base else ""
     run.figure("relearning", relearning_tables.worst_figure(found, base))
     if len(options.lr) > 1:
         run.figure("relearning_by_rate", relearning_tables.rates_figure(found, base))

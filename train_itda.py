@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_diffs.core import arguments, results
+from model_diffs.core import arguments, naming, results
 from model_diffs.core.results import PlannedRun
 from model_diffs.dictionaries import itda_options
 
@@ -77,7 +77,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
     """One folder per layer."""
-    label = results.model_label(options.model)
+    label = naming.model_label(options.model)
     place = Path(options.outdir or f"artifacts/runs/{label}__itda")
     layers = sorted(set(options.layer))
     return [

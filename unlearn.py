@@ -14,7 +14,7 @@ losses per step, NLLs before and after), README.md (model card), run.json.
 import argparse
 from pathlib import Path
 
-from model_diffs.core import arguments, results
+from model_diffs.core import arguments, naming, results
 from model_diffs.core.results import PlannedRun
 from model_diffs.unlearning import METHODS
 
@@ -133,7 +133,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
     """The one folder that this command fills."""
-    label = f"{results.model_label(options.model)}__{options.method}"
+    label = f"{naming.model_label(options.model)}__{options.method}"
     folder = Path(options.outdir) if options.outdir else Path(OUTROOT) / label
     recorded = {**arguments.recorded(options), "model": options.model}
     return [PlannedRun(folder, label, recorded, options.model)]

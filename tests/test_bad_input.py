@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from model_diffs.core import arguments
-from model_diffs.pipeline import planning
+from model_diffs.core.script import execute, run_script
+from model_diffs.core.step import load_script
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = "collect_param_stats.py"
@@ -52,8 +52,9 @@ def command(script: str, **changed: str) -> list[str]:
 def run(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """Exit status of a script, in this process (starting torch anew would cost seconds each)."""
     monkeypatch.setattr(sys, "argv", [script, *words])
+    module = load_script(ROOT / script)
     with pytest.raises(SystemExit) as left:
-        arguments.run_script(planning.load_script(ROOT / script).main)
+        run_script(lambda: execute(module) if hasattr(module, "STEP") else module.main())
     return int(left.value.code or 0)
 
 
@@ -182,8 +183,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(
 def test_output_that_nobody_reads_any_more_is_no_traceback(tmp_path: Path) -> None:
     script = tmp_path / "talks.py"
     script.write_text(
-        "from model_diffs.core import arguments\n"
-        "arguments.run_script(lambda: [print('line', n) for n in range(100_000)])\n"
+        "from model_diffs.core.script import run_script\n"
+        "run_script(lambda: [print('line', n) for n in range(100_000)])\n"
     )
     found = subprocess.run(
         ["bash", "-c", '"$0" "$1" | head -1; exit "${PIPESTATUS[0]}"', sys.executable, script],

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import Study
 
-from model_diffs.core import results
+from model_diffs.core import naming
 
 # One worker runs the study and all that looks at it.
 pytestmark = pytest.mark.xdist_group("study")
@@ -253,4 +253,4 @@ def test_seeds_give_a_model_each(study: Study) -> None:
     found = study.pipeline("--dry-run", UNLEARN="rmu", UNLEARN_SEEDS="42 1337").stdout
     for seed in (42, 1337):
         assert f"miniature-base__rmu__seed{seed}" in found
-    assert results.model_label("./unlearned_models/miniature-base__rmu__seed42") in found
+    assert naming.model_label("./unlearned_models/miniature-base__rmu__seed42") in found

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_diffs.core import results
+from model_diffs.core import naming, results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.results import PlannedRun
 
@@ -38,24 +38,24 @@ def write(planned: PlannedRun, *inputs: Path) -> None:
 
 
 def test_names_of_hub_models_and_folders(tmp_path: Path) -> None:
-    assert results.model_label("org/name") == "org_name"
-    assert results.model_label("org/name@v1") == "org_name@v1"
-    assert results.model_label("./models/miniature-base/") == "miniature-base"
+    assert naming.model_label("org/name") == "org_name"
+    assert naming.model_label("org/name@v1") == "org_name@v1"
+    assert naming.model_label("./models/miniature-base/") == "miniature-base"
     (tmp_path / "base__ga" / "unlearned_model").mkdir(parents=True)
-    assert results.model_label(str(tmp_path / "base__ga" / "unlearned_model")) == "base__ga"
-    assert results.comparison_label("org/a", "./models/b") == "org_a__to__b"
+    assert naming.model_label(str(tmp_path / "base__ga" / "unlearned_model")) == "base__ga"
+    assert naming.comparison_label("org/a", "./models/b") == "org_a__to__b"
 
 
 @pytest.mark.parametrize("model", ["", " ", "/", "a\nb", "a\x00b", ".hidden"])
 def test_a_name_that_is_no_folder_name_is_refused(model: str) -> None:
     with pytest.raises(BadInput):
-        results.model_label(model)
+        naming.model_label(model)
 
 
 @given(st.text(max_size=40))
 def test_no_name_leaves_its_folder(model: str) -> None:
     try:
-        label = results.model_label(model)
+        label = naming.model_label(model)
     except BadInput:
         return
     assert "/" not in label and label not in ("", ".", "..")

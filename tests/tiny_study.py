@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 import tiny_models
 
-from model_diffs.pipeline.planning import load_script
+from model_diffs.core import script as scripts
+from model_diffs.core.step import load_script
 
 ROOT = Path(__file__).parents[1]
 WORDS = {
@@ -55,7 +56,10 @@ class Study(NamedTuple):
         module = load_script(ROOT / script)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [script, *self.text_options(), *arguments])
-            module.main()
+            if hasattr(module, "STEP"):
+                scripts.execute(module)
+            else:
+                module.main()
 
     def compare(self, script: str, *arguments: str, b: str | None = None) -> None:
         """Run a step that compares both models."""

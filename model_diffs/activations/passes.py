@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from model_diffs.activations.store import FOLDER
 from model_diffs.activations.sums import DifferenceSums, ModelSums, Place, place_of
-from model_diffs.core import folders, results
+from model_diffs.core import folders, naming
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import Split, encode, length_batches
@@ -142,7 +142,7 @@ class SplitPass:
         sums = self.own.get(reader.name)
         key = f"{self.split.name}-{at.number}"
         against = {
-            pair: store.read(f"{key}-{results.model_label(pair[0])}")
+            pair: store.read(f"{key}-{naming.model_label(pair[0])}")
             for pair in self.changes
             if pair[1] == reader.name
         }
@@ -161,7 +161,7 @@ class SplitPass:
         if sums is not None:
             sums.check()
         if kept is not None:
-            store.write(f"{key}-{results.model_label(reader.name)}", kept)
+            store.write(f"{key}-{naming.model_label(reader.name)}", kept)
 
 
 # ── side by side ──────────────────────────────────────────────────────────────────────────────────
@@ -267,7 +267,7 @@ def run_one_by_one(
             store.check_space(tokens * (len(reader.anatomy.blocks) + 1) * width)
             for one in passes:
                 if one.concerns(name):
-                    for at in one.batches(results.model_label(name)):
+                    for at in one.batches(naming.model_label(name)):
                         one.run(reader, at, store)
                     finished(one, [name])
             del reader

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model_diffs.core import results
+from model_diffs.core import naming, results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.results import PlannedRun
 from model_diffs.data.texts import Split, read_splits
@@ -132,7 +132,7 @@ OPTIONS = ("max_samples", "max_length", "batch_size", "keep_bos", "skip_first", 
 
 
 def _job(options: argparse.Namespace, split: Split, model_a: str, model_b: str) -> Job:
-    label = results.comparison_label(model_a, model_b) if model_b else results.model_label(model_a)
+    label = naming.comparison_label(model_a, model_b) if model_b else naming.model_label(model_a)
     arguments: dict[str, Any] = {name: getattr(options, name) for name in OPTIONS}
     arguments |= {"texts": split.sha256, "model_a": model_a}
     if model_b:

@@ -231,7 +231,7 @@ def _panels(
 ) -> list[Any]:
     """Held-out beside general accuracy, or, without questions, forget beside retain NLL."""
     from model_diffs.core.figures import BASE, FILTERED, Panel, column_line
-    from model_diffs.core.results import short_label
+    from model_diffs.core.naming import short_label
 
     asked = any(one.table["heldout_accuracy"].notna().any() for one in found)
     titles = (

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from model_diffs.core import results
+from model_diffs.core import naming, results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.results import PlannedRun
 
@@ -182,7 +182,7 @@ def comparison_runs(options: argparse.Namespace, folder: str) -> list[PlannedRun
         raise BadInput("--outdir places one comparison: give one --model-b, or use --outroot")
     planned = []
     for model_b in options.model_b:
-        label = results.comparison_label(options.model_a, model_b)
+        label = naming.comparison_label(options.model_a, model_b)
         place = Path(options.outdir) if options.outdir else Path(options.outroot) / label / folder
         models = {"model_a": options.model_a, "model_b": model_b}
         planned.append(PlannedRun(place, label, {**recorded(options), **models}, **models))
@@ -195,7 +195,7 @@ def model_runs(options: argparse.Namespace, folder: str) -> list[PlannedRun]:
         raise BadInput("--outdir places one model: give one --model, or use --outroot")
     planned = []
     for model in options.model:
-        label = results.model_label(model)
+        label = naming.model_label(model)
         place = Path(options.outdir) if options.outdir else Path(options.outroot) / label / folder
         planned.append(PlannedRun(place, label, {**recorded(options), "model": model}, model))
     return _one_folder_each(planned)
@@ -219,16 +219,16 @@ def title_of(planned: PlannedRun) -> str:
     title = planned.arguments.get("title")
     if title or not planned.model_b:
         return str(title or planned.label)
-    base = results.model_label(planned.model_a)
-    return f"{base} → {results.short_label(planned.model_b, base)}"
+    base = naming.model_label(planned.model_a)
+    return f"{base} → {naming.short_label(planned.model_b, base)}"
 
 
 def names_of(planned: PlannedRun) -> tuple[str, str]:
     """Short names of base and changed model, for legends."""
     if not planned.model_b:
         return "model A", "model B"
-    base = results.model_label(planned.model_a)
-    return base, results.short_label(planned.model_b, base)
+    base = naming.model_label(planned.model_a)
+    return base, naming.short_label(planned.model_b, base)
 
 
 # ── start and end of a script ─────────────────────────────────────────────────────────────────────

@@ -27,46 +27,6 @@ if TYPE_CHECKING:
 
 RECORD = "run.json"
 
-# ── names ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def is_local(model: str) -> bool:
-    """Whether `model` names a folder here rather than a model on the hub."""
-    return Path(model).is_dir() or model.startswith((".", "/", "~")) or model.count("/") > 1
-
-
-def model_label(model: str) -> str:
-    """Folder name of a model.
-
-    `org/name@revision` → `org_name@revision`; a local folder gives its last component, its parent's
-    when that is `unlearned_model`.
-    """
-    if not is_local(model):
-        label = model.replace("/", "_")
-    else:
-        folder = Path(os.path.abspath(os.path.expanduser(model)))
-        label = folder.parent.name if folder.name == "unlearned_model" else folder.name
-    if (
-        not model.strip()
-        or not label
-        or label.startswith(".")
-        or any(c in label for c in '\\\0\n\r\t:*?"<>|')
-    ):
-        raise BadInput(f"{model!r} does not give a folder name; use a model id or a named folder")
-    return label
-
-
-def comparison_label(model_a: str, model_b: str) -> str:
-    """Folder name of a comparison: `<A>__to__<B>`."""
-    return f"{model_label(model_a)}__to__{model_label(model_b)}"
-
-
-def short_label(model: str, base: str) -> str:
-    """A model's name as a legend has room for it: without the base's, where it begins with that."""
-    label = model_label(model)
-    return label.removeprefix(base + "__") or label
-
-
 # ── planned runs and their state ──────────────────────────────────────────────────────────────────
 
 
@@ -84,6 +44,8 @@ class PlannedRun:
     """The base model, or the only one."""
     model_b: str = ""
     """The changed model of a comparison."""
+    committed: list[bool] = field(default_factory=list, compare=False, repr=False)
+    """Not empty once this process wrote the folder."""
 
 
 class State(NamedTuple):
@@ -105,27 +67,40 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _same_model(recorded: str, planned: str) -> bool:
-    if recorded == planned:
-        return True
-    return os.path.realpath(recorded) == os.path.realpath(planned)
+def _moved(folder: Path, record: Mapping[str, Any], old: str, new: str) -> bool:
+    """Whether `new` is the folder `old` at another place: every file read there, unchanged."""
+    parent = os.path.abspath(folder.parent)
+    inside = Path(os.path.abspath(old))
+    found = False
+    for entry in record.get("inputs", []):
+        path = Path(os.path.normpath(f"{parent}/{entry['path']}"))
+        if path.is_relative_to(inside):
+            try:
+                there = (Path(new) / path.relative_to(inside)).stat()
+            except OSError:
+                return False
+            if (there.st_mtime_ns, there.st_size) != (entry["mtime_ns"], entry["size"]):
+                return False
+            found = True
+    return found
 
 
-def _check_same_models(planned: PlannedRun, record: Mapping[str, Any]) -> None:
+def _changed_model(planned: PlannedRun, record: Mapping[str, Any]) -> str:
     for key in ("model_a", "model_b", "model"):
         old, new = record.get("arguments", {}).get(key), planned.arguments.get(key)
-        if isinstance(old, str) and isinstance(new, str) and not _same_model(old, new):
-            raise BadInput(
-                f"{planned.folder} holds the results of {old}, not of {new}: "
-                "choose another --outroot or remove that folder"
-            )
+        if not (isinstance(old, str) and isinstance(new, str)):
+            continue
+        same = old == new or os.path.realpath(old) == os.path.realpath(new)
+        if not same and not _moved(planned.folder, record, old, new):
+            return f"it is of {old}, not of {new}"
+    return ""
 
 
 def _changed_argument(planned: PlannedRun, record: Mapping[str, Any]) -> str:
     old, new = record.get("arguments", {}), _jsonable(planned.arguments)
     for key in sorted({*old, *new}):
         if key.startswith("model") and key in old and key in new:
-            continue  # checked by identity: the same folder may be spelled in two ways
+            continue  # see _changed_model: one folder may be spelled in two ways, or have moved
         if old.get(key) != new.get(key):
             flag = "--" + key.replace("_", "-")
             return f"{flag} was {old.get(key)}, is {new.get(key)}"
@@ -151,16 +126,16 @@ def state(planned: PlannedRun) -> State:
     """Compare a planned run with what its folder records.
 
     Complete: `run.json` is there, the arguments are equal, the files that were written are there,
-    and no file that was read has changed since. Raises BadInput where the folder belongs to another
-    model of the same name.
+    and no file that was read has changed since. The result of another model of the same name is
+    stale.
     """
     if not (planned.folder / RECORD).exists():
         return State("missing", "")
     record = read_record(planned.folder)
     if record is None:
         return State("stale", f"{RECORD} cannot be read")
-    _check_same_models(planned, record)
-    reason = _changed_argument(planned, record) or _changed_file(planned.folder, record)
+    reason = _changed_model(planned, record) or _changed_argument(planned, record)
+    reason = reason or _changed_file(planned.folder, record)
     return State("stale", reason) if reason else State("complete", "")
 
 
@@ -219,6 +194,25 @@ def read_table(path: Path, hint: str) -> "pd.DataFrame":
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────
+
+INVOCATION = "MODEL_DIFFS_INVOCATION"
+"""Set by the pipeline: which of its invocations this process belongs to."""
+FAILED = ".failed.json"
+
+
+def failure_record(folder: Path) -> Path:
+    """Where a failure to make `folder` is noted: beside it, since it may hold an older result."""
+    return folder.with_name(folder.name + FAILED)
+
+
+def note_failure(planned_runs: Iterable[PlannedRun], reason: str) -> None:
+    """Note that a step of a pipeline left these folders unmade. By hand, nothing is written."""
+    invocation = os.environ.get(INVOCATION)
+    for planned in planned_runs if invocation and is_main_process() else ():
+        content = {"invocation": invocation, "reason": reason, "command": " ".join(sys.argv)}
+        planned.folder.parent.mkdir(parents=True, exist_ok=True)
+        failure_record(planned.folder).write_text(json.dumps(content, indent=2) + "\n")
+
 
 # Called with the folder and its record after each commit (tracking registers itself here).
 after_commit: list[Callable[[Path, dict[str, Any]], None]] = []
@@ -316,6 +310,8 @@ class Run:
             handle.flush()
             os.fsync(handle.fileno())
         folders.replace(self.path, self.planned.folder)
+        failure_record(self.planned.folder).unlink(missing_ok=True)
+        self.planned.committed.append(True)
         return record
 
 

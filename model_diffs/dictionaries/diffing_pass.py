@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model_diffs.activations.passes import Reader
-from model_diffs.core import folders, results
+from model_diffs.core import folders, naming
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data import texts
@@ -191,7 +191,7 @@ def _read(todo: list[tuple[Reader, Encoded]], plan: Plan, store: _Store) -> None
     count = min(count, plan.max_steps * plan.batch_size) if plan.max_steps else count
     order = texts.length_batches([len(ids) for ids in tokens.ids[:count]], plan.batch_size)
     batches = itda_reading.padded_batches(tokens, order, plan.pad_id, plan.device)
-    description = results.model_label(todo[0][0].name) if len(todo) == 1 else "encoding"
+    description = naming.model_label(todo[0][0].name) if len(todo) == 1 else "encoding"
     for number, at in enumerate(progress(batches, description, len(order), "batch")):
         for reader, one in todo:
             codes = _encode(reader, at, plan.itda)

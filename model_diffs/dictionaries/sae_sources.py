@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model_diffs.core import results
+from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries.sae_files import CONFIG_OF, LEARNING, SAELENS, WEIGHTS, WEIGHTS_OF
 from model_diffs.dictionaries.sae_files import read_config as read_sae_config
@@ -94,7 +94,7 @@ def find(source: str) -> list[Found]:
 
     Of the hub only configurations are fetched. Raises BadInput where there is none.
     """
-    if results.is_local(source):
+    if naming.is_local(source):
         root, repository = Path(source).expanduser(), ""
         if not root.is_dir():
             raise BadInput(f"{source}: no such folder; give a folder with an SAE or org/name")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_diffs.core import arguments, results
+from model_diffs.core import arguments, naming
 from model_diffs.core.errors import BadInput
 from model_diffs.data.text_datasets import WIKITEXT
 
@@ -128,7 +128,7 @@ def result_folders(
     options: argparse.Namespace, prefix: str, layers: Sequence[int]
 ) -> dict[float | None, Path]:
     """A new folder per power, named after what was asked for and the time."""
-    label, stamp = results.model_label(options.model_name), time.strftime("%Y%m%d_%H%M%S")
+    label, stamp = naming.model_label(options.model_name), time.strftime("%Y%m%d_%H%M%S")
     stem = (
         f"{prefix}_model_{label}_num_samples_{options.num_samples}"
         f"_batch_size_{options.batch_size}_layers_{layers_label(layers)}"

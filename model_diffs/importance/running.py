@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from model_diffs.activations import passes
-from model_diffs.core import arguments, results
+from model_diffs.core import arguments, naming, results
 from model_diffs.core.errors import BadInput
 from model_diffs.data import text_datasets
 from model_diffs.data.texts import Split
@@ -194,7 +194,7 @@ def _draw(run: results.Run, analysis: Analysis, data: Mapping[str, np.ndarray]) 
     options = analysis.options
     partial = ", INTERRUPTED" if analysis.measured.partial else ""
     of = "SAE features" if analysis.prefix.startswith("sae") else options.site
-    title = f"{results.model_label(options.model_name)}, {options.aggregate_by} of {of}{partial}"
+    title = f"{naming.model_label(options.model_name)}, {options.aggregate_by} of {of}{partial}"
     several = options.normalize_gradients == "both"
     for how in saved.NORMALISATIONS[options.normalize_gradients]:
         norm = f"_norm_{how}" if several else ""
@@ -225,7 +225,7 @@ def _draw(run: results.Run, analysis: Analysis, data: Mapping[str, np.ndarray]) 
 def _save(
     analysis: Analysis, folder: Path, data: Mapping[str, np.ndarray], about: Mapping[str, Any]
 ) -> None:
-    label = results.model_label(analysis.options.model_name)
+    label = naming.model_label(analysis.options.model_name)
     planned = results.PlannedRun(folder, label, about["analysis_config"])
     with results.open_run(planned) as run:
         saved.write_arrays(run.path, data)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from model_diffs.core import results
+from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
 
 CONFIG = "config.json"
@@ -27,7 +27,7 @@ def resolve(model: str) -> Path:
     Raises BadInput for a folder that is not there, a name the hub does not have or does not give,
     and a hub that cannot be reached.
     """
-    if results.is_local(model):
+    if naming.is_local(model):
         folder = Path(model).expanduser()
         if not folder.is_dir():
             raise BadInput(f"{model}: no such folder; give a model folder or org/name")

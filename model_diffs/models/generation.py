@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig
 
-from model_diffs.core import folders, results
+from model_diffs.core import folders, naming
 from model_diffs.core.errors import BadInput
 from model_diffs.models import loading
 
@@ -111,7 +111,7 @@ def load(options: Any, model: str) -> Speaker:
     """A model with its tokenizer, as a script's compute options say."""
     loaded = loading.load_for(options, model)
     tokenizer = loading.load_tokenizer(model, options.trust_remote_code)
-    return Speaker(results.model_label(model), loaded, tokenizer)
+    return Speaker(naming.model_label(model), loaded, tokenizer)
 
 
 def free() -> None:

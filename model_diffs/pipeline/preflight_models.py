@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from model_diffs.core import results
+from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
 from model_diffs.models.checkpoints import Checkpoint, match
 from model_diffs.pipeline.preflight import Finding
@@ -78,7 +78,7 @@ def check_models(
     The first is the base. Fills `found`; downloads nothing.
     """
     for model in models:
-        folder = Path(model) if results.is_local(model) else cached(model)
+        folder = Path(model) if naming.is_local(model) else cached(model)
         if folder is None:
             finding, sizes = ask(model)
             yield finding
@@ -86,7 +86,7 @@ def check_models(
                 found.sizes.append(sizes)
             continue
         try:
-            checkpoint = Checkpoint.open(model if results.is_local(model) else str(folder))
+            checkpoint = Checkpoint.open(model if naming.is_local(model) else str(folder))
         except BadInput as error:
             yield Finding("error", "models", str(error))
             continue

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from model_diffs.core import results
+from model_diffs.core import naming, results
 from model_diffs.core.errors import BadInput
 from model_diffs.report.signature import Comparison
 
@@ -61,15 +61,14 @@ def choose_pairs(
     if model_b:
         if not model_a:
             raise BadInput("--model-b needs its base: name --model-a too")
-        base = results.model_label(model_a)
+        base = naming.model_label(model_a)
         named = [
-            Pair(results.comparison_label(model_a, b), base, results.model_label(b))
-            for b in model_b
+            Pair(naming.comparison_label(model_a, b), base, naming.model_label(b)) for b in model_b
         ]
         return sorted({*named})  # the order in which they were named makes no other report
     pairs = find_pairs(outroot)
     if model_a:
-        return [pair for pair in pairs if pair.base == results.model_label(model_a)]
+        return [pair for pair in pairs if pair.base == naming.model_label(model_a)]
     bases = sorted({pair.base for pair in pairs})
     if len(bases) > 1:
         raise BadInput(

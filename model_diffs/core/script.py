@@ -1,0 +1,102 @@
+"""How a script starts and ends: its environment, its exit status, what it says of an error."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+from model_diffs.core import options, results
+from model_diffs.core.errors import BadInput
+from model_diffs.core.step import planned_runs
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch; ask for deterministic algorithms where they are a choice."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if torch.cuda.is_available():  # the CPU's are; asking loads the compiler, which takes seconds
+        # cuBLAS is deterministic only with a fixed workspace.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def load_environment() -> None:
+    """Read `.env` of the working folder; what the environment says already wins."""
+    from dotenv import load_dotenv
+
+    load_dotenv(Path.cwd() / ".env")
+
+
+def _register_tracking() -> None:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
+        from model_diffs.core import tracking
+
+        if tracking.publish not in results.after_commit:
+            results.after_commit.append(tracking.publish)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def execute(module: ModuleType, words: Sequence[str] | None = None) -> None:
+    """Run a step's script on command-line words: what is not complete is made by its `main`.
+
+    Raises what `main` raises. In a pipeline, `failed.json` then says so beside each folder that
+    was not made.
+    """
+    chosen = options.parse(module.Options, words, module.__doc__)
+    todo = results.pending(planned_runs(module, chosen), chosen.force)
+    if not todo:
+        return
+    try:
+        module.main(chosen, todo)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        results.note_failure([one for one in todo if not one.committed], _one_line(error))
+        raise
+
+
+def run_step(name: str) -> NoReturn:
+    """Run the step's script whose module is `name` (`__name__`) as a process of its own."""
+    run_script(lambda: execute(sys.modules[name]))
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Run `main` and leave with its exit status.
+
+    0 done; 2 bad input, with one line on stderr; 130 Ctrl-C; 141 nobody reads the output any more
+    (`| head`). A full or unwritable disk is bad input too. Anything else is a defect and keeps its
+    traceback.
+    """
+    script = Path(sys.argv[0]).name
+    try:
+        load_environment()
+        _register_tracking()
+        main()
+    except BadInput as error:
+        print(f"{script}: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted; nothing half-done is kept", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # What is still buffered would raise once more when Python closes its output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"{script}: {error.strerror}: {error.filename or 'output'}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)

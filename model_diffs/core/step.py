@@ -1,0 +1,227 @@
+"""The declaration that a step makes of itself; pipeline, report, README and docs read it there.
+
+    STEP = Step(
+        number=8,
+        folder="activation_separation",
+        question="Does the model tell forget from retain texts more, or less?",
+        needs=("forget", "retain"),
+        tables=(Table("separation_metrics"), Table("separation_changes")),
+        figures=(Figure("activation_separation_analysis", "Separation", axis="function"),),
+        measures=(Measure("separation_change", axis="function", ...),),
+    )
+
+Standard library only: all scripts are read in one process before anything runs.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+from model_diffs.core import naming, options
+from model_diffs.core.errors import BadInput
+from model_diffs.core.results import PlannedRun
+
+Scope = Literal["comparison", "model", "study", "other"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV that a step writes."""
+
+    name: str
+    """Without `.csv`."""
+    rows: type | None = None
+    """NamedTuple of a row, whose fields document the columns."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that a step draws and, where it names an axis, the report shows."""
+
+    name: str
+    """Without its ending."""
+    caption: str
+    axis: str = ""
+    """Section of the report; empty: not shown there."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of the signature: where a step left it and how the report speaks of it."""
+
+    key: str
+    """Column of signature.csv; the interval's ends are `<key>_low` and `<key>_high`."""
+    axis: str
+    """Section of the report that it belongs to (`report/axes.py`)."""
+    label: str
+    """Heading in the table and the figure, whole words."""
+    meaning: str
+    """One sentence: what the number is."""
+    unit: str
+    """How to write it: `ratio`, `share`, `accuracy`, `change`, `rank`, `steps` or `nats`."""
+    table: str
+    """Table of the step that holds it."""
+    column: str
+    where: Mapping[str, str] = field(default_factory=dict)
+    """Rows of the table: column → value."""
+    unchanged: float | None = None
+    """The value of a model identical to the base; None where it is not defined or the base has a
+    number of its own."""
+    logarithmic: bool = False
+    """Distances between values are ratios."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a script is to the pipeline and to the report."""
+
+    number: int
+    folder: str
+    """Folder of its results under a comparison's, a model's or the study's; `{base}` stands for
+    the label of the base."""
+    question: str
+    """What it asks, in one sentence."""
+    scope: Scope = "comparison"
+    """Whose folder it fills: of each comparison, of each model, one of the whole study, or of its
+    own kind (`other`: the plan knows when it runs)."""
+    needs: tuple[str, ...] = ()
+    """What it reads beside models: `forget`, `retain`, `questions`, `attack`, `dictionary`."""
+    reads: tuple[str, ...] = ()
+    """Folders of steps whose results it reads, so that it waits for them."""
+    processes: bool = False
+    """May run on several processes (`LAUNCHER`)."""
+    optional: bool = False
+    """A study may do without: the report does not miss it."""
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    measures: tuple[Measure, ...] = ()
+
+
+# ── scripts ───────────────────────────────────────────────────────────────────────────────────────
+
+SCRIPTS = Path(__file__).parents[2]
+"""Folder of the scripts: the repository."""
+
+
+class Script(NamedTuple):
+    """A step's script, loaded."""
+
+    name: str
+    """File name."""
+    module: ModuleType
+    """With `STEP`, `Options`, `main(options, todo)` and, where it plans for itself,
+    `planned_runs(options)`."""
+
+    @property
+    def step(self) -> Step:
+        return self.module.STEP
+
+    def accepts(self, name: str) -> bool:
+        """Whether its Options have the field `name`."""
+        return name in self.module.Options.__dataclass_fields__
+
+
+def load_script(path: Path) -> ModuleType:
+    """Import a top-level script by its path. Scripts import only light modules at their top."""
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise BadInput(f"{path}: no such script")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their own module up
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def load_steps(folder: Path = SCRIPTS) -> list[Script]:
+    """Every script in `folder` that declares a STEP, by number, then by name."""
+    found = []
+    for path in sorted(folder.glob("*.py")):
+        if "\nSTEP = Step(" in path.read_text(encoding="utf-8"):
+            found.append(Script(path.name, load_script(path)))
+    return sorted(found, key=lambda one: (one.step.number, one.step.scope == "study", one.name))
+
+
+# ── planned runs ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _one_folder_each(planned: Iterable[PlannedRun]) -> list[PlannedRun]:
+    by_folder: dict[Path, PlannedRun] = {}
+    for one in planned:
+        other = by_folder.setdefault(one.folder, one)
+        if (other.model_a, other.model_b) != (one.model_a, one.model_b):
+            raise BadInput(
+                f"{other.model_b or other.model_a} and {one.model_b or one.model_a} would share "
+                f"the folder {one.folder}: rename one of them"
+            )
+    return list(by_folder.values())
+
+
+def comparison_runs(chosen: Any, folder: str) -> list[PlannedRun]:
+    """One planned run per changed model: `<outroot>/<A>__to__<B>/<folder>`, or --outdir."""
+    if chosen.outdir and len(chosen.model_b) > 1:
+        raise BadInput("--outdir places one comparison: give one --model-b, or use --outroot")
+    planned = []
+    for model_b in chosen.model_b:
+        label = naming.comparison_label(chosen.model_a, model_b)
+        place = Path(chosen.outdir) if chosen.outdir else Path(chosen.outroot) / label / folder
+        models = {"model_a": chosen.model_a, "model_b": model_b}
+        planned.append(PlannedRun(place, label, {**options.recorded(chosen), **models}, **models))
+    return _one_folder_each(planned)
+
+
+def model_runs(chosen: Any, folder: str) -> list[PlannedRun]:
+    """One planned run per model: `<outroot>/<model>/<folder>`, or --outdir."""
+    if chosen.outdir and len(chosen.model) > 1:
+        raise BadInput("--outdir places one model: give one --model, or use --outroot")
+    planned = []
+    for model in chosen.model:
+        label = naming.model_label(model)
+        place = Path(chosen.outdir) if chosen.outdir else Path(chosen.outroot) / label / folder
+        arguments = {**options.recorded(chosen), "model": model}
+        planned.append(PlannedRun(place, label, arguments, model))
+    return _one_folder_each(planned)
+
+
+def table_runs(chosen: Any, folder: str, *tables: str | None) -> list[PlannedRun]:
+    """Planned runs of a step that draws: of its comparisons, or of tables named instead."""
+    if any(tables):
+        if not chosen.outdir:
+            raise BadInput("a table given by itself needs --outdir for its figures")
+        return [PlannedRun(Path(chosen.outdir), chosen.title or "", options.recorded(chosen))]
+    if not (chosen.model_a and chosen.model_b):
+        raise BadInput("name --model-a and --model-b, or a table to draw and --outdir")
+    return comparison_runs(chosen, folder)
+
+
+def planned_runs(module: ModuleType, chosen: Any) -> list[PlannedRun]:
+    """The folders that a script would fill with these options."""
+    own = getattr(module, "planned_runs", None)
+    if own:
+        return own(chosen)
+    plan = {"comparison": comparison_runs, "model": model_runs}[module.STEP.scope]
+    return plan(chosen, module.STEP.folder)
+
+
+def title_of(planned: PlannedRun) -> str:
+    """Title of a comparison's figures: --title, or the two models."""
+    title = planned.arguments.get("title")
+    if title or not planned.model_b:
+        return str(title or planned.label)
+    base = naming.model_label(planned.model_a)
+    return f"{base} → {naming.short_label(planned.model_b, base)}"
+
+
+def names_of(planned: PlannedRun) -> tuple[str, str]:
+    """Short names of base and changed model, for legends."""
+    if not planned.model_b:
+        return "model A", "model B"
+    base = naming.model_label(planned.model_a)
+    return base, naming.short_label(planned.model_b, base)
