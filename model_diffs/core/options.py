@@ -241,13 +241,6 @@ class Texts(Splits):
     batch_size: int = option(16, "samples per pass", check=positive)
     keep_bos: bool = option(False, "count BOS positions as tokens")
     skip_first: int = option(0, "leave out the first N positions of a sample", check=natural)
-    side_by_side: Literal["auto", "yes", "no"] = option(
-        "auto", "run all models together, or one after another against a disk cache of the base"
-    )
-    device_map: Literal["auto"] | None = option(
-        None, "auto: spread a model that one device cannot hold over all devices"
-    )
-    cache_fp16: bool = option(False, "halve that cache; rounding shows in small differences")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +256,15 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class Pass(Texts, Compute, Run):
-    """What the activation pass is told."""
+    """Activation pass."""
+
+    side_by_side: Literal["auto", "yes", "no"] = option(
+        "auto", "run all models together, or one after another against a disk cache of the base"
+    )
+    device_map: Literal["auto"] | None = option(
+        None, "auto: spread a model that one device cannot hold over all devices"
+    )
+    cache_fp16: bool = option(False, "halve that cache; rounding shows in small differences")
 
 
 @dataclass(frozen=True, kw_only=True)
