@@ -15,45 +15,44 @@ Writes <outroot>/<A>__to__<B>/activation_covariance/ with covariance_metrics.csv
 covariance_analysis.png and summary.json.
 """
 
-import argparse
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model_diffs.core import arguments, naming, results
-from model_diffs.core.results import PlannedRun
+from model_diffs.core.naming import model_label
+from model_diffs.core.options import Comparison, Figures, Pass
+from model_diffs.core.results import PlannedRun, Run, open_run
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Figure, Step, Table, names_of, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from model_diffs.activations.store import Statistics
 
-FOLDER = "activation_covariance"
+STEP = Step(
+    number=9,
+    folder="activation_covariance",
+    question="Did the shape of the cloud of hidden states change?",
+    needs=("forget", "retain"),
+    tables=(Table("covariance_metrics"),),
+    figures=(Figure("covariance_analysis", "Spectra of hidden states", "function"),),
+)
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_comparison(parser)
-    arguments.add_texts(parser)
-    arguments.add_compute(parser)
-    arguments.add_figures(parser)
-    return parser.parse_args(argv)
-
-
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
-    """One folder per comparison."""
-    return arguments.comparison_runs(options, FOLDER)
+@dataclass(frozen=True, kw_only=True)
+class Options(Comparison, Pass, Figures):
+    """Covariance."""
 
 
 def spectra_of(found: "Statistics", model: str) -> dict[str, Any]:
     """Spectra `[S, d]` of one model, by split."""
     from model_diffs.diagnostics.covariance import SPLITS, spectra
 
-    label = naming.model_label(model)
+    label = model_label(model)
     return {s: spectra(found.models[s, model], f"{label} on {s} texts") for s in SPLITS}
 
 
-def draw(run: results.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
+def draw(run: Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
     """Effective rank and entropy of both models; distance of the spectra and its selectivity."""
     from model_diffs.core.figures import (
         BASE,
@@ -64,7 +63,7 @@ def draw(run: results.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
         model_colour,
     )
 
-    (base, changed), colour = arguments.names_of(planned), model_colour(planned.model_b)
+    (base, changed), colour = names_of(planned), model_colour(planned.model_b)
     xlabel = "hidden state (0 = embedding output)"
 
     def both(heading: str, ylabel: str, column: str) -> Panel:
@@ -110,16 +109,12 @@ def draw(run: results.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
             xlabel=xlabel,
         ),
     ]
-    title = f"Shape of hidden states: {arguments.title_of(planned)}"
+    title = f"Shape of hidden states: {title_of(planned)}"
     run.figure("covariance_analysis", layer_figure(title, panels))
 
 
-def main() -> None:
-    """Analyse what is not complete; each model's spectra are made once for all comparisons."""
-    options = parse_arguments()
-    todo = results.pending(planned_runs(options), options.force)
-    if not todo:
-        return
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Analyse the comparisons; the base's spectra are computed once for all of them."""
     import numpy as np
 
     from model_diffs.activations import store
@@ -131,7 +126,7 @@ def main() -> None:
         store.check_same_tokens(found, planned.model_a, planned.model_b)
     a = spectra_of(found, options.model_a)
     for planned in todo:
-        with results.open_run(planned) as run:
+        with open_run(planned) as run:
             b = spectra_of(found, planned.model_b)
             rows = covariance.rows(a, b)
             table = run.table("covariance_metrics", rows, covariance.Row._fields)
@@ -143,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)

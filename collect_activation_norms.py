@@ -1,48 +1,43 @@
 """Step 4. How large are the hidden states, and how far did the intervention move them?
 
-Both models read the forget and the retain texts in one pass; per layer the mean L1 and L2 norm of
-each, the norm of the difference, its size relative to the base and the cosine are averaged over
-tokens, with 95 % intervals over documents. Everything else that later steps need from the same
-pass is saved on the way, under <outroot>/activation_cache/.
+All models read the forget and the retain set in one pass. Per hidden state: mean L1 and L2 norm of
+base and changed model, norm of the difference, its size relative to the base, and cosine, averaged
+over unmasked tokens, with 95 % bootstrap intervals over documents. All statistics that later steps
+need from the same pass are saved under <outroot>/activation_cache/.
 
-    uv run collect_activation_norms.py --model-a ./models/miniature-base \\
-        --model-b ./models/miniature-filtered \\
+    uv run collect_activation_norms.py --model-a ./models/miniature-base \
+        --model-b ./models/miniature-filtered \
         --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt
-    uv run collect_activation_norms.py --model-a EleutherAI/deep-ignorance-unfiltered \\
+    uv run collect_activation_norms.py --model-a EleutherAI/deep-ignorance-unfiltered \
         --model-b EleutherAI/deep-ignorance-unfiltered-cb-lat --max-samples 100
 
 Writes <outroot>/<A>__to__<B>/activation_stats/{activation_stats,per_text}.csv.
 """
 
-import argparse
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-from model_diffs.core import arguments, results
-from model_diffs.core.results import PlannedRun
+from model_diffs.core.options import Comparison, Pass
+from model_diffs.core.results import PlannedRun, open_run
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Step, Table
 
-FOLDER = "activation_stats"
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_comparison(parser)
-    arguments.add_texts(parser)
-    arguments.add_compute(parser)
-    return parser.parse_args(argv)
-
-
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
-    """One folder per comparison."""
-    return arguments.comparison_runs(options, FOLDER)
+STEP = Step(
+    number=4,
+    folder="activation_stats",
+    question="How far did hidden states move, on forget and on retain texts?",
+    needs=("forget", "retain"),
+    processes=True,
+    tables=(Table("activation_stats"), Table("per_text")),
+)
 
 
-def main() -> None:
-    """Collect what is not complete, all comparisons in one pass."""
-    options = parse_arguments()
-    todo = results.pending(planned_runs(options), options.force)
-    if not todo:
-        return
+@dataclass(frozen=True, kw_only=True)
+class Options(Comparison, Pass):
+    """Activation norms."""
+
+
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Collect all comparisons in one pass."""
     from model_diffs.activations import store
     from model_diffs.diagnostics.activation_norms import norm_rows, text_rows
 
@@ -51,7 +46,7 @@ def main() -> None:
     found = store.statistics(options, models, pairs, fresh=options.force)
     norms = ("tokens", "norm_l1", "norm_l2")
     for planned in todo:
-        with results.open_run(planned) as run:
+        with open_run(planned) as run:
             rows, texts = [], []
             for split in found.splits:
                 base = found.models[split.name, planned.model_a].read(*norms)
@@ -65,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)

@@ -11,32 +11,42 @@ Writes <outroot>/<A>__to__<B>/activation_plots/activation_norms_{forget,retain}.
 activation_diffs_{forget,retain}.png.
 """
 
-import argparse
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs.core import arguments, results
-from model_diffs.core.results import PlannedRun
+from model_diffs.core.options import ComparisonOrTable, Figures, option
+from model_diffs.core.results import PlannedRun, Run, open_run, read_table
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Figure, Step, names_of, table_runs, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FOLDER = "activation_plots"
+STEP = Step(
+    number=5,
+    folder="activation_plots",
+    question="Where, over depth, do hidden states grow, shrink or move?",
+    reads=("activation_stats",),
+    figures=(
+        Figure("activation_norms_forget", "‖h‖, forget texts"),
+        Figure("activation_norms_retain", "‖h‖, retain texts"),
+        Figure("activation_diffs_forget", "‖Δh‖, forget texts", "function"),
+        Figure("activation_diffs_retain", "‖Δh‖, retain texts", "function"),
+    ),
+)
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_comparison(parser, required=False)
-    arguments.add_figures(parser)
-    parser.add_argument("--activation-csv", default=None, help="a table to draw by itself")
-    return parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class Options(ComparisonOrTable, Figures):
+    """Table."""
+
+    activation_csv: str | None = option(None, "draw this table of step 4 by itself")
 
 
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+def planned_runs(options: Options) -> list[PlannedRun]:
     """One folder per comparison, or the one of --activation-csv."""
-    return arguments.plot_runs(options, FOLDER, [options.activation_csv])
+    return table_runs(options, STEP.folder, options.activation_csv)
 
 
 def table_of(planned: PlannedRun) -> Path:
@@ -45,7 +55,7 @@ def table_of(planned: PlannedRun) -> Path:
     return Path(csv) if csv else planned.folder.parent / "activation_stats/activation_stats.csv"
 
 
-def draw(run: results.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
+def draw(run: Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
     """Both figures of each split."""
     from model_diffs.core.figures import (
         BASE,
@@ -56,8 +66,8 @@ def draw(run: results.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
         model_colour,
     )
 
-    title, xlabel = arguments.title_of(planned), "hidden state (0 = embedding output)"
-    base, changed = arguments.names_of(planned)
+    title, xlabel = title_of(planned), "hidden state (0 = embedding output)"
+    base, changed = names_of(planned)
     colour = model_colour(planned.model_b or title)
     mean = "mean over tokens, 95 % interval over texts"
     for split, rows in table.groupby("split", sort=False):
@@ -81,15 +91,14 @@ def draw(run: results.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
         run.figure(f"activation_diffs_{split}", figure)
 
 
-def main() -> None:
-    """Draw what is not complete."""
-    options = parse_arguments()
-    for planned in results.pending(planned_runs(options), options.force):
-        table = results.read_table(table_of(planned), "collect_activation_norms.py makes it")
-        with results.open_run(planned) as run:
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Draw each comparison."""
+    for planned in todo:
+        table = read_table(table_of(planned), "collect_activation_norms.py makes it")
+        with open_run(planned) as run:
             run.reads(table_of(planned))
             draw(run, table, planned)
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)

@@ -12,41 +12,49 @@ Writes <outroot>/<A>__side_by_side/: weights.png, activations.png, weights.csv, 
 tables of all comparisons, one under the other, with a column `comparison`).
 """
 
-import argparse
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs.core import arguments, naming, results
-from model_diffs.core.results import PlannedRun
+from model_diffs.core import naming
+from model_diffs.core.options import Comparison, Figures, recorded
+from model_diffs.core.results import PlannedRun, Run, open_run, read_table
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Figure, Step, Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+STEP = Step(
+    number=5,
+    folder="{base}__side_by_side",
+    question="Do the changes of filtered and unlearned models look alike?",
+    scope="study",
+    reads=("param_stats", "activation_stats"),
+    tables=(Table("weights"), Table("activations")),
+    figures=(
+        Figure("weights", "How the weights changed"),
+        Figure("activations", "How hidden states moved"),
+    ),
+)
 WEIGHTS = ("param_stats/per_layer.csv", "collect_param_stats.py makes it")
 STATES = ("activation_stats/activation_stats.csv", "collect_activation_norms.py makes it")
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_comparison(parser)
-    arguments.add_figures(parser)
-    return parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class Options(Comparison, Figures):
+    """Side by side."""
 
 
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+def planned_runs(options: Options) -> list[PlannedRun]:
     """One folder for all comparisons of the base."""
-    base = naming.model_label(options.model_a)
-    default = Path(options.outroot) / f"{base}__side_by_side"
-    folder = Path(options.outdir) if options.outdir else default
-    decided = {**arguments.recorded(options), "changed": options.model_b}
+    label = STEP.folder.format(base=naming.model_label(options.model_a))
+    folder = Path(options.outdir or Path(options.outroot) / label)
+    decided = {**recorded(options), "changed": options.model_b}
     return [PlannedRun(folder, "side by side", decided, options.model_a)]
 
 
-def gather(
-    run: results.Run, options: argparse.Namespace, source: tuple[str, str]
-) -> "pd.DataFrame":
+def gather(run: Run, options: Options, source: tuple[str, str]) -> "pd.DataFrame":
     """One table of all comparisons, in the order they were given."""
     import pandas as pd
 
@@ -54,14 +62,14 @@ def gather(
     base, tables = naming.model_label(options.model_a), []
     for model_b in options.model_b:
         folder = Path(options.outroot) / naming.comparison_label(options.model_a, model_b)
-        table = results.read_table(folder / name, hint)
+        table = read_table(folder / name, hint)
         run.reads(folder / name)
         table.insert(0, "comparison", naming.short_label(model_b, base))
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
-def draw_weights(run: results.Run, table: "pd.DataFrame", title: str) -> None:
+def draw_weights(run: Run, table: "pd.DataFrame", title: str) -> None:
     """Relative change and stable rank per block, MLP and attention."""
     from model_diffs.core.figures import Panel, column_line, layer_figure, model_colour
 
@@ -82,7 +90,7 @@ def draw_weights(run: results.Run, table: "pd.DataFrame", title: str) -> None:
     run.figure("weights", layer_figure(f"How the weights changed: {title}", panels, legend="below"))
 
 
-def draw_states(run: results.Run, table: "pd.DataFrame", title: str) -> None:
+def draw_states(run: Run, table: "pd.DataFrame", title: str) -> None:
     """Relative movement of hidden states, forget beside retain on one scale."""
     from model_diffs.core.figures import STYLES, Panel, column_line, layer_figure, model_colour
 
@@ -107,15 +115,14 @@ def draw_states(run: results.Run, table: "pd.DataFrame", title: str) -> None:
     )
 
 
-def main() -> None:
-    """Draw what is not complete."""
-    options = parse_arguments()
-    for planned in results.pending(planned_runs(options), options.force):
-        with results.open_run(planned) as run:
-            title = options.title or f"changed models against {naming.model_label(options.model_a)}"
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Draw all comparisons together."""
+    title = options.title or f"changed models against {naming.model_label(options.model_a)}"
+    for planned in todo:
+        with open_run(planned) as run:
             draw_weights(run, run.table("weights", gather(run, options, WEIGHTS)), title)
             draw_states(run, run.table("activations", gather(run, options, STATES)), title)
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)
