@@ -120,7 +120,7 @@ def _hub_files(source: str) -> tuple[Path, list[str]]:
 
     repository, _, revision = source.partition("@")
     token = os.environ.get("HF_TOKEN") or False
-    try:
+    with model_files.hub_errors(source):
         listed = HfApi(token=token).list_repo_files(repository, revision=revision or None)
         root = snapshot_download(
             repository,
@@ -128,8 +128,6 @@ def _hub_files(source: str) -> tuple[Path, list[str]]:
             token=token,
             allow_patterns=[f"*{name}" for name in set(CONFIG_OF.values())],
         )
-    except Exception as error:  # whatever it is, it is raised again, in one line where known
-        raise model_files.hub_problem(source, error) from error
     return Path(root), [file for file in listed if Path(file).name in WEIGHTS]
 
 
@@ -142,10 +140,8 @@ def fetch(found: Found) -> Found:
     repository, _, revision = found.repository.partition("@")
     file = "/".join([*([found.name] if found.name else []), WEIGHTS_OF[found.format]])
     token = os.environ.get("HF_TOKEN") or False
-    try:
+    with model_files.hub_errors(found.repository):
         path = hf_hub_download(repository, file, revision=revision or None, token=token)
-    except Exception as error:  # as above
-        raise model_files.hub_problem(found.repository, error) from error
     return found._replace(folder=Path(path).parent)
 
 

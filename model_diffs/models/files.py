@@ -1,12 +1,17 @@
 """Where the files of a model are: a local folder, or its snapshot from the hub.
 
-Standard library only at import; the hub's client is loaded when a name of the hub is given.
+Standard library only at import; the hub's client is loaded when a hub name is given.
 """
 
+import errno
 import functools
+import hashlib
 import json
 import os
 import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,69 +23,143 @@ _HUB_NAME = re.compile(r"^(?P<repo>[\w][\w.-]*(?:/[\w][\w.-]*)?)(?:@(?P<revision
 _TOKENIZER_AND_CONFIG = ["*.json", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
 # Other copies of the same weights, and files in folders, are not what transformers would load.
 _NOT_WANTED = ["*/*", "consolidated*", "*.onnx*", "training_args*"]
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_fingerprinted: dict[str, str] = {}  # commit of each hub model that this process identified
+
+# ── the hub ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def hub_errors(name: str, instead: str = "give a folder") -> Iterator[None]:
+    """Turn every error of the hub's client into BadInput: one line with `name` and what to do.
+
+    `instead` ends the lines for a name that neither disk nor hub has. Disk errors pass unchanged.
+    """
+    import httpx
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (OSError, httpx.HTTPError, errors.HFValidationError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
+        raise BadInput(f"{name}: {_hub_problem(error, instead)}") from error
+
+
+def _hub_problem(error: Exception, instead: str) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "access is gated; accept its terms on the hub and set HF_TOKEN in .env"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the hub has no such revision"
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return (
+            f"not on this disk, and not (or private) on the hub; set HF_TOKEN in .env, or {instead}"
+        )
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return "a file that it needs is not on the hub"
+    # snapshot_download hides why the hub could not be asked.
+    status = {
+        getattr(getattr(e, "response", None), "status_code", 0) for e in (error, error.__cause__)
+    }
+    if 429 in status:
+        return "the hub's rate limit is reached; wait some minutes, or set HF_TOKEN in .env"
+    if status & {401, 403}:
+        return "the hub refuses access; check HF_TOKEN in .env"
+    return (
+        f"not on this disk, and the hub cannot be reached; connect, download it first, or {instead}"
+    )
 
 
 @functools.cache
 def resolve(model: str) -> Path:
-    """Folder with the files of `model`: the folder itself, or its snapshot from the hub.
+    """Folder with the files of `model`: the folder itself, or its snapshot, downloaded if missing.
 
-    Raises BadInput for a folder that is not there, a name the hub does not have or does not give,
-    and a hub that cannot be reached.
+    Raises BadInput for a missing folder and for whatever the hub does not give.
     """
     if naming.is_local(model):
         folder = Path(model).expanduser()
         if not folder.is_dir():
             raise BadInput(f"{model}: no such folder; give a model folder or org/name")
         return folder
-    name = _HUB_NAME.match(model)
-    if name is None or ".." in model:
-        raise BadInput(f"{model!r} is neither a folder nor org/name[@revision]")
-    return _snapshot(model, name["repo"], name["revision"])
+    return _snapshot(model)
 
 
-def _snapshot(model: str, repo: str, revision: str | None) -> Path:
+def cached_snapshot(model: str) -> Path | None:
+    """Snapshot folder of a hub model if it is on this disk, complete or not; no network."""
+    from huggingface_hub import errors
+
+    try:
+        return _snapshot(model, local_files_only=True)
+    except BadInput as error:
+        if isinstance(error.__cause__, errors.LocalEntryNotFoundError):
+            return None
+        raise
+
+
+def _snapshot(model: str, **options: Any) -> Path:
     """Download what is missing of a hub model; safetensors, or .bin where there are none."""
     from huggingface_hub import snapshot_download
 
+    name = _HUB_NAME.match(model)
+    if name is None or ".." in model:
+        raise BadInput(f"{model!r} is neither a folder nor org/name[@revision]")
+
     def fetch(patterns: list[str]) -> Path:
         found = snapshot_download(
-            repo,
-            revision=revision,
+            name["repo"],
+            revision=_fingerprinted.get(model) or name["revision"],
             token=os.environ.get("HF_TOKEN") or False,
             allow_patterns=patterns,
             ignore_patterns=_NOT_WANTED,
+            **options,
         )
         return Path(found)
 
-    try:
+    with hub_errors(model):
         folder = fetch([*_TOKENIZER_AND_CONFIG, "*.safetensors"])
         if not any(folder.glob("*.safetensors")):
             folder = fetch(["pytorch_model*.bin", "pytorch_model.bin.index.json"])
-    except Exception as error:  # whatever it is, it is raised again, in one line where known
-        raise hub_problem(model, error) from error
     return folder
 
 
-def hub_problem(model: str, error: Exception) -> Exception:
-    """The one line for a failed download; the error itself where it is none of the hub's."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        return BadInput(f"{model} is gated: accept its terms on the hub and set HF_TOKEN in .env")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return BadInput(f"{model}: the hub has no such revision")
-    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
-        return BadInput(f"{model}: no such folder, and no such (or a private) model on the hub")
-    if isinstance(error, OSError | errors.LocalEntryNotFoundError) or _is_network(error):
-        return BadInput(
-            f"{model}: no such folder, and the hub cannot be reached; "
-            "connect, download it first, or give a folder"
-        )
-    return error
+# ── files of a folder ─────────────────────────────────────────────────────────────────────────────
 
 
-def _is_network(error: Exception) -> bool:
-    return any(kind.__module__.split(".")[0] in ("httpx", "httpcore") for kind in type(error).mro())
+def fingerprint(model: str) -> str:
+    """SHA-256 that identifies the content of a model, without reading its weights or torch.
+
+    A folder: config.json, and name, size, mtime and header of each weight file, so that it stays
+    the same when the folder is moved or renamed. A hub model: its name and commit; a snapshot on
+    this disk is used without asking the hub, and the process then stays with that commit.
+    """
+    digest = hashlib.sha256()
+    if not naming.is_local(model):
+        folder = cached_snapshot(model) or resolve(model)
+        _fingerprinted[model] = folder.name
+        digest.update(f"{model.partition('@')[0]}@{folder.name}".encode())
+        return digest.hexdigest()
+    folder = resolve(model)
+    read_config(folder)  # says in one line what is wrong with it
+    digest.update((folder / CONFIG).read_bytes())
+    for file in weight_files(folder)[1]:
+        stat = file.stat()
+        digest.update(f"\n{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        if file.suffix == ".safetensors":
+            digest.update(safetensors_header(file))
+    return digest.hexdigest()
+
+
+def safetensors_header(file: Path) -> bytes:
+    """The JSON header of a safetensors file. BadInput where the file is truncated."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+        header = stream.read(length) if 0 <= length <= file.stat().st_size else b""
+    if not header or len(header) != length:
+        raise BadInput(f"{file} is truncated or corrupt: copy it again")
+    return header
 
 
 def read_config(folder: Path) -> dict[str, Any]:
