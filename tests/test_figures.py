@@ -8,15 +8,15 @@ import pytest
 
 from model_diffs.core import figures, results
 from model_diffs.core.figures import Line, Panel
+from model_diffs.core.methods import METHODS
 
 
 def test_colours_follow_what_a_model_is() -> None:
-    assert figures.model_colour("base__npo") == figures.METHODS["npo"]
-    assert figures.model_colour("npo__seed1") == figures.METHODS["npo"]
-    assert figures.model_colour("base__cb_lat__seed1337") == figures.METHODS["cb_lat"]
-    assert (
-        figures.model_colour("EleutherAI_deep-ignorance-unfiltered-cb-lat")
-        == (figures.METHODS["cb_lat"])
+    assert figures.model_colour("base__npo") == METHODS["npo"].colour
+    assert figures.model_colour("npo__seed1") == METHODS["npo"].colour
+    assert figures.model_colour("base__cb_lat__seed1337") == METHODS["cb_lat"].colour
+    assert figures.model_colour("EleutherAI_deep-ignorance-unfiltered-cb-lat") == (
+        METHODS["cb_lat"].colour
     )
     assert figures.model_colour("EleutherAI_deep-ignorance-e2e-strong-filter") == figures.FILTERED
     assert figures.model_colour("models/miniature-filtered") == figures.FILTERED

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from model_diffs.core.methods import METHODS, method_of
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -22,19 +24,6 @@ BASE = "#6f6f6f"
 FILTERED = "#1f6fb4"
 ATTENTION = "#b4591f"
 MLP = "#2f7d5b"
-# Chosen to stay apart from one another, from grey and from blue, also in greyscale print.
-METHODS = {
-    "ga_simple": "#8c564b",
-    "ga": "#d62728",
-    "grad_diff": "#e377c2",
-    "dpo": "#bcbd22",
-    "npo": "#e07b00",
-    "simnpo": "#c9a227",
-    "rmu": "#7b3fa0",
-    "cb": "#2a9d5c",
-    "lat": "#17a2a8",
-    "cb_lat": "#c2185b",
-}
 COMPONENT_COLOURS = {
     "qkv": "#b4591f",
     "attn_out": "#e0a03c",
@@ -96,20 +85,6 @@ class Panel(NamedTuple):
     xlabel: str = "block"
 
 
-def method_of(label: str) -> str:
-    """Unlearning method that a model's label or short name tells, else empty.
-
-    `base__npo__seed1` and `npo__seed1` give `npo`, `…-unfiltered-cb-lat` gives `cb_lat`.
-    """
-    for part in label.replace("-", "_").split("__"):
-        if part in METHODS:
-            return part
-    # Published names end in the method: …-unfiltered-cb-lat.
-    tail = label.replace("-", "_")
-    named = [m for m in METHODS if tail.endswith("_" + m)]
-    return max(named, key=len, default="")
-
-
 def model_colour(label: str, others: Sequence[str] = ()) -> str:
     """Colour of a changed model; `others` are the labels of one figure, to keep unknown ones apart.
 
@@ -117,7 +92,7 @@ def model_colour(label: str, others: Sequence[str] = ()) -> str:
     """
     method = method_of(label)
     if method:
-        return METHODS[method]
+        return METHODS[method].colour
     if "filter" in label and "unfilter" not in label:
         return FILTERED
     position = sorted(others).index(label) if label in others else 0

@@ -17,13 +17,18 @@ PACKAGES = [
 IMPORTED_AS = {"scikit-learn": "sklearn"}
 
 
-def process_facts() -> dict[str, Any]:
-    """Time, peak memory, versions, device and commit of this process. No host name, no secret."""
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far."""
     # ru_maxrss is in KiB on Linux and in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def process_facts() -> dict[str, Any]:
+    """Time, peak memory, versions, device and commit of this process. No host name, no secret."""
     facts: dict[str, Any] = {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_memory_bytes": peak_memory_bytes(),
         "python": platform.python_version(),
         "packages": {
             n: metadata.version(n) for n in PACKAGES if IMPORTED_AS.get(n, n) in sys.modules

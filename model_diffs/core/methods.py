@@ -1,0 +1,95 @@
+"""The unlearning methods: names, one line about each, colours, the options that its loss reads.
+
+Light on purpose: figures, shells, checks and `unlearn.py --help` read it without torch. The losses
+register themselves under these names (`model_diffs/unlearning/losses.py`).
+"""
+
+from typing import NamedTuple
+
+
+class Method(NamedTuple):
+    """What is said of a method wherever it is named."""
+
+    name: str
+    says: str
+    """One line for the help and the model card."""
+    colour: str
+    options: tuple[str, ...] = ()
+    """Options of `unlearn.py` that act on its loss."""
+
+
+# Colours stay apart from one another, from grey and from blue, also in greyscale print.
+METHODS = {
+    method.name: method
+    for method in (
+        Method("ga_simple", "gradient ascent on forget", "#8c564b"),
+        Method("ga", "gradient ascent on forget, descent on retain", "#d62728", ("retain_weight",)),
+        Method(
+            "grad_diff", "retain loss minus weighted forget loss", "#e377c2", ("forget_weight",)
+        ),
+        Method(
+            "dpo",
+            "retain texts preferred to forget texts, pair by pair",
+            "#bcbd22",
+            ("beta", "logprob_reduction"),
+        ),
+        Method(
+            "npo",
+            "forget texts made less likely than under the base",
+            "#e07b00",
+            ("beta", "logprob_reduction", "retain_weight"),
+        ),
+        Method(
+            "simnpo",
+            "forget texts made less likely, no reference",
+            "#c9a227",
+            ("beta", "gamma", "retain_weight"),
+        ),
+        Method(
+            "rmu",
+            "forget states steered to a random direction, retain states kept",
+            "#7b3fa0",
+            ("layer_id", "steering_coeff", "alpha"),
+        ),
+        Method(
+            "cb",
+            "direction of forget states rerouted, that of retain states kept",
+            "#2a9d5c",
+            ("layer_id", "alpha", "cb_target"),
+        ),
+        Method(
+            "lat",
+            "gradient ascent under the states an adversary would choose",
+            "#17a2a8",
+            ("layer_id", "lat_layer", "lat_eps", "lat_steps", "lat_step_size", "retain_weight"),
+        ),
+        Method(
+            "cb_lat",
+            "rerouting under the states an adversary would choose",
+            "#c2185b",
+            (
+                *("layer_id", "alpha", "cb_target"),
+                *("lat_layer", "lat_eps", "lat_steps", "lat_step_size"),
+            ),
+        ),
+    )
+}
+
+
+def known(name: str) -> None:
+    """Raise ValueError, naming the methods there are, for any other name."""
+    if name not in METHODS:
+        raise ValueError(f"no unlearning method {name!r}; there are {', '.join(METHODS)}")
+
+
+def method_of(label: str) -> str:
+    """Unlearning method that a model's label or short name tells, else empty.
+
+    `base__npo__seed1` and `npo__seed1` give `npo`, `…-unfiltered-cb-lat` gives `cb_lat`.
+    """
+    label = label.replace("-", "_")
+    for part in label.split("__"):
+        if part in METHODS:
+            return part
+    # Published names end in the method: …-unfiltered-cb-lat.
+    return max((m for m in METHODS if label.endswith("_" + m)), key=len, default="")
