@@ -11,87 +11,82 @@ Writes <outdir>/forget.txt, <outdir>/retain.txt (one sample per line) and <outdi
 (source, revision, counts, hashes). Files there that this script did not write are not replaced.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs.core import arguments, folders, results
+from model_diffs.core import folders
 from model_diffs.core.errors import BadInput
-from model_diffs.core.results import PlannedRun
+from model_diffs.core.options import natural, option, recorded
+from model_diffs.core.results import RECORD, PlannedRun, Run, open_run
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Step
 
 if TYPE_CHECKING:
     from model_diffs.data.sample_sources import Samples
 
-FOLDER = ".datasets"
+STEP = Step(
+    number=3,
+    folder=".datasets",
+    question="Which texts are to be forgotten, and which are to be kept?",
+    scope="other",
+)
 FILES = ("forget.txt", "retain.txt", "datasets.json")
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = arguments.new_parser(__doc__)
-    group = parser.add_argument_group("sources")
-    group.add_argument("--forget-source", default=None, help="a file in place of WMDP-bio")
-    group.add_argument("--retain-source", default=None, help="a file in place of WikiText-2")
-    group.add_argument(
-        "--text-field", default=None, help="of JSON objects; text or question if none"
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Sources and output."""
+
+    forget_source: str | None = option(None, "a file in place of WMDP-bio")
+    retain_source: str | None = option(None, "a file in place of WikiText-2")
+    text_field: str | None = option(
+        None, "field of JSON objects that holds the text; by default text, question or prompt"
     )
-    group.add_argument("--forget-revision", default=None, help="commit or tag of cais/wmdp")
-    group.add_argument(
-        "--retain-revision", default=None, help="commit or tag of Salesforce/wikitext"
+    forget_revision: str | None = option(None, "commit or tag of cais/wmdp")
+    retain_revision: str | None = option(None, "commit or tag of Salesforce/wikitext")
+    with_answers: bool = option(False, "WMDP-bio: append the correct choice to its question")
+    samples: int = option(500, "samples per split; 0 = all", check=natural)
+    seed: int = option(42, "seed of the choice of samples")
+    outdir: str = option("data", "folder of the three files", recorded=False)
+    force: bool = option(
+        False, "make them again, and replace files that this script did not write", recorded=False
     )
-    group.add_argument(
-        "--with-answers", action="store_true", help="WMDP-bio: put the right choice behind it"
-    )
-    group.add_argument(
-        "--samples", type=arguments.natural, default=500, help="of each split; 0 = all there are"
-    )
-    group = parser.add_argument_group("run")
-    group.add_argument("--outdir", default="data", help="folder of the three files")
-    group.add_argument("--seed", type=int, default=42, help="of the choice of samples")
-    group.add_argument(
-        "--force", action="store_true", help="make them again; replace files of other origin"
-    )
-    return parser.parse_args(argv)
 
 
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
-    """The record `<outdir>/.datasets/`; the folder around it holds other things too.
+def planned_runs(options: Options) -> list[PlannedRun]:
+    """The record `<outdir>/.datasets/`; the folder around it holds other files too.
 
-    A file that is gone makes no result stale elsewhere; here it is what the step is for, so what
-    is missing stands among the arguments.
+    A missing output makes a result stale only inside its folder; these files lie outside, so
+    those missing are compared as an argument, which is empty in every record.
     """
     outdir = Path(options.outdir)
-    made = (outdir / FOLDER / results.RECORD).exists()
+    made = (outdir / STEP.folder / RECORD).exists()
     missing = [name for name in FILES if made and not (outdir / name).exists()]
-    decide = {**arguments.recorded(options), "missing": missing}
-    return [PlannedRun(outdir / FOLDER, "data sets", decide)]
+    arguments = {**recorded(options), "missing": missing}
+    return [PlannedRun(outdir / STEP.folder, "data sets", arguments)]
 
 
 def check_not_foreign(outdir: Path) -> None:
     """Raise BadInput where a file that would be replaced is not what this script wrote."""
     try:
-        written = json.loads((outdir / FOLDER / "datasets.json").read_text(encoding="utf-8"))
+        written = json.loads((outdir / STEP.folder / "datasets.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         written = {}
-    for name in FILES[:2]:
-        path = outdir / name
-        if not path.is_file():
-            continue
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != written.get(path.stem, {}).get("sha256_of_text_file"):
+    for path in (outdir / name for name in FILES[:2]):
+        expected = written.get(path.stem, {}).get("sha256_of_text_file")
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             raise BadInput(
                 f"{path} was not written by this script, or was changed since: move it away, or "
                 "replace it with --force"
             )
 
 
-def read_samples(options: argparse.Namespace) -> "dict[str, Samples]":
+def read_samples(options: Options) -> "dict[str, Samples]":
     """Both splits, chosen so that no line is in both."""
     from model_diffs.data import sample_sources as sources
 
@@ -99,42 +94,29 @@ def read_samples(options: argparse.Namespace) -> "dict[str, Samples]":
         forget = sources.from_file(Path(options.forget_source), options.text_field)
     else:
         text_of = sources.answered_question if options.with_answers else sources.question_text
-        wmdp = sources.WMDP._replace(revision=options.forget_revision)
-        forget = sources.from_hub(wmdp, text_of)
+        forget = sources.from_hub(sources.WMDP._replace(revision=options.forget_revision), text_of)
     if options.retain_source:
-        retain, least = sources.from_file(Path(options.retain_source), options.text_field), 0
+        retain, shortest = sources.from_file(Path(options.retain_source), options.text_field), 0
     else:
         wikitext = sources.WIKITEXT._replace(revision=options.retain_revision)
         retain = sources.from_hub(wikitext, sources.article_text)
-        least = sources.LEAST_CHARACTERS
-    kept = sources.choose(forget, options.samples, options.seed)
-    # Against all forget texts of the source, not only the chosen: what is held out is apart, too.
-    everything = [sources.one_line(text) for text in forget.texts]
+        shortest = sources.LEAST_CHARACTERS
+    # Retain texts are none of the source's forget texts, chosen or not.
+    forbidden = [sources.one_line(text) for text in forget.texts]
     return {
-        "forget": kept,
-        "retain": sources.choose(retain, options.samples, options.seed, everything, least),
+        "forget": sources.choose(forget, options.samples, options.seed),
+        "retain": sources.choose(retain, options.samples, options.seed, forbidden, shortest),
     }
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}{folders.PARTIAL}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def make(run: results.Run, options: argparse.Namespace) -> None:
-    """Choose the samples and write the three files, then note them for later comparison."""
-    outdir, facts = Path(options.outdir), {}
-    files = {}
+def make(run: Run, options: Options) -> None:
+    """Choose the samples, write the three files and record their hashes."""
+    outdir, facts, files = Path(options.outdir), {}, {}
     for split, samples in read_samples(options).items():
-        files[f"{split}.txt"] = ("\n".join(samples.texts) + "\n").encode()
-        digest = hashlib.sha256(files[f"{split}.txt"]).hexdigest()
+        content = files[f"{split}.txt"] = ("\n".join(samples.texts) + "\n").encode()
+        digest = hashlib.sha256(content).hexdigest()
         facts[split] = {**samples.facts, "sha256_of_text_file": digest}
-        if options.samples and len(samples.texts) < options.samples:
+        if len(samples.texts) < options.samples:
             print(
                 f"warning: {split}: {len(samples.texts)} samples, {options.samples} were asked for",
                 file=sys.stderr,
@@ -142,23 +124,23 @@ def make(run: results.Run, options: argparse.Namespace) -> None:
     run.document("datasets", {**facts, "seed": options.seed})
     files["datasets.json"] = (run.path / "datasets.json").read_bytes()
     for name, content in files.items():
-        write_whole(outdir / name, content)
+        with folders.whole_file(outdir / name) as partial:
+            partial.write_bytes(content)
     run.reads(*(outdir / name for name in FILES))
     run.reads(*(path for path in (options.forget_source, options.retain_source) if path))
     run.record(texts=facts, seed=options.seed)
     print(", ".join(f"{outdir / split}.txt: {facts[split]['samples']} samples" for split in facts))
 
 
-def main() -> None:
-    """Make the files, unless they are there."""
-    options = parse_arguments()
-    for planned in results.pending(planned_runs(options), options.force):
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Make the files."""
+    for planned in todo:
         if not options.force:
             check_not_foreign(Path(options.outdir))
-        whole = dataclasses.replace(planned, arguments={**planned.arguments, "missing": []})
-        with results.open_run(whole) as run:
+        arguments = {**planned.arguments, "missing": []}
+        with open_run(dataclasses.replace(planned, arguments=arguments)) as run:
             make(run, options)
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)

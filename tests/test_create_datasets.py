@@ -9,12 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from model_diffs.core import arguments, results
+from model_diffs.core import options, results, script
 from model_diffs.core.errors import BadInput
+from model_diffs.core.step import SCRIPTS, load_script
 from model_diffs.data import sample_sources
-from model_diffs.pipeline import planning
 
-ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Run = Callable[..., int]
 
@@ -25,8 +24,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
     def call(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["create_datasets.py", *words])
+        module = load_script(SCRIPTS / "create_datasets.py")
         with pytest.raises(SystemExit) as left:
-            arguments.run_script(planning.load_script(ROOT / "create_datasets.py").main)
+            script.run_step(module.__name__)
         return int(left.value.code or 0)
 
     return call
@@ -70,7 +70,9 @@ def lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines()
 
 
-def test_both_data_sets_from_the_hub(run: Run, hub: list[dict[str, object]]) -> None:
+def test_hub_sources_give_disjoint_splits_and_their_facts(
+    run: Run, hub: list[dict[str, object]]
+) -> None:
     assert run("--samples", "50") == 0
     forget, retain = lines("data/forget.txt"), lines("data/retain.txt")
     assert len(forget) == len(set(forget)) == len(retain) == len(set(retain)) == 50
@@ -88,22 +90,20 @@ def test_both_data_sets_from_the_hub(run: Run, hub: list[dict[str, object]]) -> 
     assert hub[0]["allow_patterns"] == ["wmdp-bio/test-*.parquet"]
 
 
-def test_a_seed_gives_the_same_files_and_another_others(
-    run: Run, hub: list[dict[str, object]]
-) -> None:
+def test_same_seed_same_files(run: Run, hub: list[dict[str, object]]) -> None:
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert run("--outdir", name, "--samples", "20", "--seed", seed) == 0
     assert lines("a/forget.txt") == lines("b/forget.txt") != lines("c/forget.txt")
     assert Path("a/datasets.json").read_bytes() == Path("b/datasets.json").read_bytes()
 
 
-def test_answers_stand_behind_their_questions(run: Run, hub: list[dict[str, object]]) -> None:
+def test_with_answers_appends_correct_choice(run: Run, hub: list[dict[str, object]]) -> None:
     assert run("--samples", "0", "--with-answers", "--forget-revision", "v1") == 0
     assert "Harmless question number 6? choice 6 c" in lines("data/forget.txt")
     assert hub[0]["revision"] == "v1"
 
 
-def test_without_a_network_it_is_one_line(
+def test_unreachable_hub_is_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from huggingface_hub import errors
@@ -124,7 +124,7 @@ def local(tmp_path: Path) -> tuple[str, ...]:
     return ("--forget-source", "f.jsonl", "--retain-source", "r.txt")
 
 
-def test_local_files_newlines_repeats_and_shared_lines(
+def test_local_files_lose_newlines_repeats_and_shared_lines(
     run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given = local(tmp_path)
@@ -140,7 +140,7 @@ def test_local_files_newlines_repeats_and_shared_lines(
     assert Path("data/miniature/forget.txt").read_text() == "other things stay"
 
 
-def test_a_json_list_and_its_field(run: Run, tmp_path: Path) -> None:
+def test_text_field_selects_field_of_json_objects(run: Run, tmp_path: Path) -> None:
     given = local(tmp_path)
     Path("f.json").write_text(json.dumps([{"body": "a b"}, {"body": "c"}]))
     assert run(*given[2:], "--forget-source", "f.json", "--text-field", "body") == 0
@@ -148,12 +148,12 @@ def test_a_json_list_and_its_field(run: Run, tmp_path: Path) -> None:
 
 
 def state(*words: str) -> str:
-    script = planning.load_script(ROOT / "create_datasets.py")
-    (planned,) = script.planned_runs(script.parse_arguments(list(words)))
+    module = load_script(SCRIPTS / "create_datasets.py")
+    (planned,) = module.planned_runs(options.parse(module.Options, words, None))
     return results.state(planned).status
 
 
-def test_complete_stale_and_gone(
+def test_result_is_stale_when_arguments_sources_or_outputs_change(
     run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given = local(tmp_path)
@@ -169,7 +169,7 @@ def test_complete_stale_and_gone(
     assert run(*given) == 0 and lines("data/retain.txt") == ["gamma"]
 
 
-def test_files_of_others_are_not_replaced(
+def test_foreign_files_are_replaced_only_with_force(
     run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given = local(tmp_path)
@@ -193,7 +193,7 @@ def test_files_of_others_are_not_replaced(
         ("empty.txt", " \n\n", "empty.txt"),
     ],
 )
-def test_bad_sources_are_one_line(
+def test_bad_source_is_one_line(
     run: Run,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -210,7 +210,7 @@ def test_bad_sources_are_one_line(
     assert not Path("data/forget.txt").exists()
 
 
-def test_a_layout_that_has_changed_is_said(tmp_path: Path) -> None:
+def test_changed_layout_on_hub_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="layout"):
         sample_sources.from_hub(
             sample_sources.WMDP, sample_sources.question_text, lambda source: tmp_path

@@ -1,8 +1,10 @@
-"""Folders written whole or not at all: a hidden sibling that is renamed into place at the end."""
+"""Folders and files written whole or not at all: a hidden sibling that is renamed into place."""
 
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from model_diffs.core.errors import BadInput
@@ -54,3 +56,14 @@ def working_folder(folder: Path) -> Path:
             raise BadInput(f"{folder} is on a read-only disk: choose another") from error
         raise
     return path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A hidden sibling of `path` to write, renamed to `path` when the block ends without error."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """Where forget and retain samples come from: data sets of the hub, or local text and JSON files.
 
-The only thing that needs a network is `snapshot`, which puts the files of a data set on this disk;
-what is there already is not fetched again.
+Only `snapshot` uses the network: it downloads the files of a data set that are not on this disk.
 """
 
 import hashlib
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model_diffs.core.errors import BadInput
+from model_diffs.models.files import hub_errors
 
 # Shorter lines of WikiText are headings and fragments.
 LEAST_CHARACTERS = 50
@@ -30,12 +30,10 @@ class HubSource(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What a source gave."""
+    """Texts of a source, and for datasets.json: which source, what was left out and why."""
 
     texts: list[str]
-    """One line each."""
     facts: dict[str, Any]
-    """For datasets.json: where from, which state of it, how many were left out and why."""
 
 
 WMDP = HubSource("cais/wmdp", "wmdp-bio", "test", None)
@@ -46,14 +44,14 @@ WIKITEXT = HubSource("Salesforce/wikitext", "wikitext-2-raw-v1", "train", None)
 
 
 def snapshot(source: HubSource) -> Path:
-    """Folder `…/snapshots/<commit>` with the source's parquet files; the one call to the network.
+    """Folder `…/snapshots/<commit>` with the source's parquet files.
 
-    Raises BadInput where the hub has no such data set, does not give it, or cannot be reached.
+    Raises BadInput where the hub does not have the data set, refuses it, or cannot be reached.
     """
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    name = f"{source.repository} ({source.config})"
-    try:
+    instead = "give your own texts with --forget-source and --retain-source"
+    with hub_errors(f"{source.repository} ({source.config})", instead):
         found = snapshot_download(
             source.repository,
             repo_type="dataset",
@@ -61,44 +59,7 @@ def snapshot(source: HubSource) -> Path:
             token=os.environ.get("HF_TOKEN") or False,
             allow_patterns=[f"{source.config}/{source.split}-*.parquet"],
         )
-    except errors.GatedRepoError as error:
-        raise BadInput(
-            f"{name} is gated: accept its terms on the hub and set HF_TOKEN in .env"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise BadInput(f"{name}: the hub has no revision {source.revision}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise BadInput(f"{name}: no such, or a private, data set on the hub") from error
-    except (OSError, errors.LocalEntryNotFoundError) as error:
-        raise BadInput(_unreachable(name)) from error
-    except Exception as error:
-        # The hub's client lets its own transport's errors through.
-        if type(error).__module__.split(".")[0] in ("httpx", "httpcore"):
-            raise BadInput(_unreachable(name)) from error
-        raise
     return Path(found)
-
-
-def _unreachable(name: str) -> str:
-    return (
-        f"{name}: the hub cannot be reached; connect, download it first, or give your own texts "
-        "with --forget-source and --retain-source"
-    )
-
-
-def _rows(source: HubSource, folder: Path) -> Iterator[Mapping[str, Any]]:
-    """Rows of the source's split, in order, read without a copy in the cache of `datasets`."""
-    import datasets
-
-    files = sorted(folder.glob(f"{source.config}/{source.split}-*.parquet"))
-    if not files:
-        raise BadInput(
-            f"{source.repository}: no {source.config}/{source.split}-*.parquet in {folder}; its "
-            "layout has changed, give an older --revision or your own texts"
-        )
-    yield from datasets.load_dataset(
-        "parquet", data_files=[str(file) for file in files], split="train", streaming=True
-    )
 
 
 def from_hub(
@@ -106,25 +67,38 @@ def from_hub(
     text_of: Callable[[Mapping[str, Any]], str],
     fetch: Callable[[HubSource], Path] = snapshot,
 ) -> Samples:
-    """All texts of a source of the hub. Raises BadInput where a row lacks what `text_of` needs."""
+    """All texts of a hub source, in order, without a copy in the cache of `datasets`.
+
+    Raises BadInput where its files are not there or a row lacks what `text_of` needs.
+    """
+    import datasets
+
     folder = fetch(source)
+    files = sorted(folder.glob(f"{source.config}/{source.split}-*.parquet"))
+    if not files:
+        raise BadInput(
+            f"{source.repository}: no {source.config}/{source.split}-*.parquet in {folder}; its "
+            "layout has changed, give an older revision or your own texts"
+        )
+    rows = datasets.load_dataset(
+        "parquet", data_files=[str(file) for file in files], split="train", streaming=True
+    )
     try:
-        texts = [text_of(row) for row in _rows(source, folder)]
+        texts = [text_of(row) for row in rows]
     except KeyError as error:
         raise BadInput(
-            f"{source.repository}: its rows have no field {error}; give an older --revision"
+            f"{source.repository}: its rows have no field {error}; give an older revision"
         ) from error
-    facts = {**source._asdict(), "revision": folder.name}
-    return Samples(texts, facts)
+    return Samples(texts, {**source._asdict(), "revision": folder.name})
 
 
 def question_text(row: Mapping[str, Any]) -> str:
-    """A WMDP question as it is asked, without its choices."""
+    """A WMDP question without its choices."""
     return str(row["question"])
 
 
 def answered_question(row: Mapping[str, Any]) -> str:
-    """A WMDP question with its right choice behind it."""
+    """A WMDP question followed by its correct choice."""
     return f"{row['question']} {row['choices'][row['answer']]}"
 
 
@@ -137,14 +111,11 @@ def article_text(row: Mapping[str, Any]) -> str:
 # ── local files ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _text_of_object(value: Any, field: str | None, place: str) -> str:
-    if isinstance(value, str):
-        return value
-    fields = [field] if field else _TEXT_FIELDS
-    if isinstance(value, dict):
-        for name in fields:
-            if isinstance(value.get(name), str):
-                return value[name]
+def _text_of_value(value: Any, fields: Iterable[str], place: str) -> str:
+    found = [value, *(value.get(name) for name in fields)] if isinstance(value, dict) else [value]
+    for text in found:
+        if isinstance(text, str):
+            return text
     raise BadInput(
         f"{place}: neither a text nor an object with a text in {' or '.join(map(repr, fields))}; "
         "name the field with --text-field"
@@ -152,22 +123,23 @@ def _text_of_object(value: Any, field: str | None, place: str) -> str:
 
 
 def _json_values(path: Path, content: str) -> Iterator[tuple[str, Any]]:
-    """Values and where they stand: the lines of JSONL, the items of a JSON list."""
+    """Values with their place, for messages: the lines of JSONL, the items of a JSON list."""
     if path.suffix.lower() == ".json":
+        documents = [(str(path), content)]
+    else:
+        lines = enumerate(content.split("\n"), start=1)
+        documents = [(f"{path}, line {n}", line) for n, line in lines if line.strip()]
+    for place, document in documents:
         try:
-            whole = json.loads(content)
+            value = json.loads(document)
         except json.JSONDecodeError as error:
-            raise BadInput(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
-        if not isinstance(whole, list):
+            raise BadInput(f"{place}: not JSON ({error.msg}, line {error.lineno})") from error
+        if path.suffix.lower() == ".jsonl":
+            yield place, value
+        elif isinstance(value, list):
+            yield from ((f"{path}, item {n}", item) for n, item in enumerate(value, start=1))
+        else:
             raise BadInput(f"{path}: a JSON list is expected, of texts or objects")
-        yield from ((f"{path}, item {i}", value) for i, value in enumerate(whole, start=1))
-        return
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise BadInput(f"{path}, line {number}: not JSON ({error.msg})") from error
 
 
 def from_file(path: Path, field: str | None) -> Samples:
@@ -185,8 +157,9 @@ def from_file(path: Path, field: str | None) -> Samples:
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
     if path.suffix.lower() in (".json", ".jsonl"):
-        values = list(_json_values(path, content))
-        texts = [_text_of_object(value, field, place) for place, value in values]
+        fields = [field] if field else _TEXT_FIELDS
+        values = _json_values(path, content)
+        texts = [_text_of_value(value, fields, place) for place, value in values]
     else:
         texts = content.split("\n")
     # Not the path: it belongs to a machine. The hash says which file it was.
@@ -197,7 +170,7 @@ def from_file(path: Path, field: str | None) -> Samples:
 
 
 def one_line(text: str) -> str:
-    """A text with every kind of line break, and the blanks around it, made one space."""
+    """The text with every run of whitespace, line breaks included, made one space."""
     return " ".join(text.split())
 
 
@@ -219,9 +192,10 @@ def choose(
     others = set(taken)
     left = [line for line in different if line not in others]
     if not left:
-        raise BadInput(f"{_name(samples)}: no text is left to choose from")
+        name = samples.facts.get("repository") or samples.facts.get("file")
+        raise BadInput(f"{name}: no text is left to choose from")
     chosen = left
-    if count and count < len(left):
+    if 0 < count < len(left):
         rows = sorted(random.Random(seed).sample(range(len(left)), count))
         chosen = [left[row] for row in rows]
     facts = {
@@ -234,7 +208,3 @@ def choose(
         "sha256": hashlib.sha256("\n".join(chosen).encode()).hexdigest(),
     }
     return Samples(chosen, facts)
-
-
-def _name(samples: Samples) -> str:
-    return str(samples.facts.get("repository") or samples.facts.get("file"))
