@@ -205,6 +205,15 @@ def failure_record(folder: Path) -> Path:
     return folder.with_name(folder.name + FAILED)
 
 
+def read_failure(folder: Path) -> dict[str, Any]:
+    """What is noted of the last failure to make `folder`; empty where nothing readable is."""
+    try:
+        found = json.loads(failure_record(folder).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def note_failure(planned_runs: Iterable[PlannedRun], reason: str) -> None:
     """Note that a step of a pipeline left these folders unmade. By hand, nothing is written."""
     invocation = os.environ.get(INVOCATION)

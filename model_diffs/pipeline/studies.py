@@ -1,75 +1,338 @@
-"""Which models a study compares: what `studies/*.sh` sets, read by the shell that they are for."""
+"""Studies: TOML files that say what is compared, on which texts, and with which settings.
 
-import subprocess
-from pathlib import Path
-from typing import NamedTuple
-
-from model_diffs.core.errors import BadInput
-
-FOLDER = Path(__file__).parents[2] / "studies"
-_KEYS = ("BASE", "COMPARE", "FORGET_TEXT", "RETAIN_TEXT", "QUESTIONS", "UNLEARN")
-# One key and one value per line; a list is its values, one after the other.
-_PRINT = f"""
-set -e
-. "$1"
-for key in {" ".join(_KEYS)}; do
-  eval "values=(\\"\\${{$key[@]:-}}\\")"
-  for value in "${{values[@]}}"; do
-    if [ -n "$value" ]; then printf '%s\\t%s\\n' "$key" "$value"; fi
-  done
-done
+Every table has a dataclass here; keys and types are checked against it, and arguments of scripts
+against the script's own Options. Nothing in a study is ever evaluated.
 """
 
+import difflib
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
-class Study(NamedTuple):
-    """What a study file says."""
+from model_diffs.core import naming
+from model_diffs.core.errors import BadInput
+from model_diffs.core.methods import METHODS
+from model_diffs.core.step import SCRIPTS
+
+FOLDER = SCRIPTS / "studies"
+Arguments = Mapping[str, Any]
+Role = Literal["filtered", "control", "unlearned"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class Models:
+    """`[models]`: model ids or folders, by role."""
+
+    base: str = ""
+    filtered: tuple[str, ...] = ()
+    """Never learned what the others were made to forget."""
+    control: tuple[str, ...] = ()
+    """Changed as strongly, to no such end."""
+    unlearned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """`[texts]`: files, one sample per line; questions are JSONL."""
+
+    forget: str = "data/forget.txt"
+    retain: str = "data/retain.txt"
+    questions: str | None = None
+    attack: str | None = None
+    max_samples: int = 500
+
+
+@dataclass(frozen=True)
+class Unlearn:
+    """`[unlearn.NAME]`: a model made from the base by `unlearn.py`; other keys are its options."""
 
     name: str
-    base: str
-    compare: tuple[str, ...]
-    """The models compared with the base that are not made by `unlearn.py`."""
-    unlearn: tuple[str, ...]
-    """Methods whose models join the comparison."""
-    forget_text: str
-    retain_text: str
-    questions: str | None
+    method: str = ""
+    """The entry's name unless said."""
+    role: Role = "unlearned"
+    compare: bool = True
+    """False: made by create_all_unlearning_models.sh alone."""
+    arguments: Arguments = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """`[dictionary]`: an ITDA dictionary of the base; other keys are options of `train_itda.py`."""
+
+    folder: str
+    arguments: Arguments = field(default_factory=dict)
+    """None: the dictionary has to be there."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its file says it."""
+
+    name: str
+    path: Path
+    make: tuple[str, ...] = ()
+    """Scripts that make models and texts, run first."""
+    seeds: tuple[int, ...] = (42,)
+    """Each unlearned model is made once per seed."""
+    models: Models = field(default_factory=Models)
+    texts: Texts = field(default_factory=Texts)
+    unlearn: tuple[Unlearn, ...] = ()
+    dictionary: Dictionary | None = None
+    steps: Mapping[str, Arguments] = field(default_factory=dict)
+    """Options of a step by its number."""
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """Base and compared models."""
-        return (self.base, *self.compare)
+    def base(self) -> str:
+        """The base model."""
+        return self.models.base
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """Every model compared with the base that `unlearn.py` does not make, with its role."""
+        return {model: role for role in ROLES for model in getattr(self.models, role)}
+
+    @property
+    def compare(self) -> tuple[str, ...]:
+        """Those models."""
+        return tuple(self.roles)
+
+    @property
+    def forget_text(self) -> str:
+        """File of the forget set."""
+        return self.texts.forget
+
+    @property
+    def retain_text(self) -> str:
+        """File of the retain set."""
+        return self.texts.retain
+
+    @property
+    def questions(self) -> str | None:
+        """File of the questions."""
+        return self.texts.questions
+
+    def made(self) -> dict[str, tuple[Unlearn, int]]:
+        """Folder of each model that `unlearn.py` makes, with its entry and seed."""
+        label = naming.model_label(self.base)
+        several = len(self.seeds) > 1
+        return {
+            f"./unlearned_models/{label}__{one.name}" + (f"__seed{seed}" if several else ""): (
+                one,
+                seed,
+            )
+            for one in self.unlearn
+            for seed in self.seeds
+        }
 
 
-def read_study(study: str, root: Path = FOLDER) -> Study:
-    """A study by its name in `root`, or by its path.
+# ── types ─────────────────────────────────────────────────────────────────────────────────────────
 
-    It is shell code and is run as such, like `pipeline.sh` does. Raises BadInput where there is no
-    such study, where its shell fails, and where it names no base.
-    """
+_WORDS = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
+
+
+def typed(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the type `kind`; lists become tuples. Raises BadInput that names `where`."""
+    if isinstance(kind, UnionType):
+        (kind,) = (part for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is tuple:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(typed(get_args(kind)[0], one, where) for one in values)
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise BadInput(f"{where} = {value!r}: one of {', '.join(map(str, get_args(kind)))}")
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise BadInput(f"{where} = {value!r}: not {_WORDS.get(kind, kind)}")
+    # A value becomes one word of a command and one field of a plan.
+    if kind is str and (not value.strip() or any(c in value for c in "\t\n\r\0")):
+        raise BadInput(f"{where} = {value!r}: empty, or with a tab or line break")
+    return value
+
+
+def unknown(key: str, known: typing.Iterable[str], where: str) -> BadInput:
+    """The refusal of a key, with the nearest known one."""
+    near = difflib.get_close_matches(key, list(known), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+    return BadInput(f"{where}: unknown key {key}; {hint}")
+
+
+def _fill(kind: Any, table: Any, where: str, rest: bool = False, **given: Any) -> Any:
+    """A dataclass from a TOML table; with `rest`, keys that it has not become its `arguments`."""
+    if not isinstance(table, dict):
+        raise BadInput(f"{where} = {table!r}: not a table")
+    hints = typing.get_type_hints(kind)
+    named = [one.name for one in fields(kind) if one.name not in (*given, "arguments")]
+    found, others = dict(given), {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name in named:
+            found[name] = typed(hints[name], value, f"{where}.{key}")
+        elif rest:
+            others[name] = value
+        else:
+            raise unknown(key, named, where)
+    return kind(**found, **({"arguments": others} if rest else {}))
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_study(study: str, folder: Path = FOLDER) -> Path:
+    """The file of a study: by its path, or by its name in `folder`."""
     path = Path(study)
     if not path.is_file():
-        path = root / f"{study.removesuffix('.sh')}.sh"
+        path = folder / f"{study.removesuffix('.toml')}.toml"
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in root.glob("*.sh"))) or "none"
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.toml"))) or "none"
         raise BadInput(f"{study}: no such study; there are: {there}")
-    ran = subprocess.run(
-        ["bash", "-c", _PRINT, "bash", str(path.absolute())], capture_output=True, text=True
+    return path
+
+
+def _unlearn(table: Any, where: str) -> tuple[Unlearn, ...]:
+    found = []
+    for name, entry in table.items():
+        one = _fill(Unlearn, entry, f"{where}.{name}", rest=True, name=name)
+        one = replace(one, method=one.method or name)
+        if one.method not in METHODS:
+            raise BadInput(
+                f"{where}.{name}: {one.method} is no method; there are: {', '.join(METHODS)}"
+            )
+        if name != naming.model_label(name) or "__" in name:
+            raise BadInput(f"{where}.{name}: not a name for a folder")
+        found.append(one)
+    return tuple(found)
+
+
+def _check(study: Study) -> Study:
+    if not study.base:
+        raise BadInput(f"{study.path}: [models] names no base")
+    named = [study.base, *(m for role in ROLES for m in getattr(study.models, role))]
+    for model in named:
+        if named.count(model) > 1:
+            raise BadInput(f"{study.path}: {model} is named twice in [models]")
+    return study
+
+
+def read_study(study: str, folder: Path = FOLDER) -> Study:
+    """A study by its name in `folder`, or by its path.
+
+    Raises BadInput, with the key, for whatever is not as the dataclasses of this module say.
+    """
+    path = find_study(study, folder)
+    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a TOML file: {error}") from None
+    found: dict[str, Any] = {"name": path.stem, "path": path}
+    where = str(path)
+    for key, value in content.items():
+        if key in ("make", "seeds"):
+            found[key] = typed({"make": tuple[str, ...], "seeds": tuple[int, ...]}[key], value, key)
+        elif key in ("unlearn", "steps") and not isinstance(value, dict):
+            raise BadInput(f"{where}: {key} = {value!r}: not a table")
+        elif key == "unlearn":
+            found[key] = _unlearn(value, f"{where}: unlearn")
+        elif key == "steps":
+            found[key] = {
+                number: _options(value[number], f"{where}: steps.{number}") for number in value
+            }
+        elif key in ("models", "texts"):
+            found[key] = _fill({"models": Models, "texts": Texts}[key], value, f"{where}: {key}")
+        elif key == "dictionary":
+            found[key] = _fill(Dictionary, value, f"{where}: dictionary", rest=True)
+        else:
+            known = ["make", "seeds", "models", "texts", "unlearn", "steps", "dictionary"]
+            raise unknown(key, known, where)
+    return _check(Study(**found))
+
+
+def _options(table: Any, where: str) -> Arguments:
+    if not isinstance(table, dict):
+        raise BadInput(f"{where} = {table!r}: not a table")
+    return {key.replace("-", "_"): value for key, value in table.items()}
+
+
+# ── what the environment says instead ─────────────────────────────────────────────────────────────
+
+
+def _models_given(models: Models, words: list[str]) -> Models:
+    """COMPARE: models, each with its role before `=` or with the one that the study gives it."""
+    roles = {model: role for role in ROLES for model in getattr(models, role)}
+    found: dict[str, list[str]] = {role: [] for role in ROLES}
+    for word in words:
+        role, equals, model = word.partition("=")
+        if not equals or role not in ROLES:
+            role, model = roles.get(word, "unlearned"), word
+        found[role].append(model)
+    return Models(models.base, **{role: tuple(named) for role, named in found.items()})
+
+
+def _entries_given(entries: tuple[Unlearn, ...], names: list[str]) -> tuple[Unlearn, ...]:
+    """UNLEARN: entries of the study by name, or methods with their defaults."""
+    known = {one.name: one for one in entries}
+    for name in names:
+        if name not in known and name not in METHODS:
+            raise BadInput(
+                f"UNLEARN: {name} is neither an entry of the study nor a method; there are: "
+                f"{', '.join(dict.fromkeys([*known, *METHODS]))}"
+            )
+    return tuple(
+        replace(known.get(name, Unlearn(name, name)), compare=True) for name in dict.fromkeys(names)
     )
-    if ran.returncode:
-        raise BadInput(f"{path}: {(ran.stderr.strip().splitlines() or ['it fails'])[-1]}")
-    found: dict[str, list[str]] = {key: [] for key in _KEYS}
-    for line in ran.stdout.splitlines():
-        key, _, value = line.partition("\t")
-        if key in found:
-            found[key].append(value)
-    if not found["BASE"]:
-        raise BadInput(f"{path} sets no BASE")
-    return Study(
-        path.stem,
-        found["BASE"][0],
-        tuple(found["COMPARE"]),
-        tuple(found["UNLEARN"]),
-        (found["FORGET_TEXT"] or ["data/forget.txt"])[0],
-        (found["RETAIN_TEXT"] or ["data/retain.txt"])[0],
-        found["QUESTIONS"][0] if found["QUESTIONS"] else None,
+
+
+def with_environment(study: Study, environment: Mapping[str, str] = os.environ) -> Study:
+    """The study with what BASE, COMPARE, UNLEARN and the like say instead."""
+    says = {key: value for key, value in environment.items() if key.isupper()}
+
+    def integer(key: str, text: str) -> int:
+        if not text.isdecimal():
+            raise BadInput(f"{key}={text}: not an integer of at least 0")
+        return int(text)
+
+    models, texts = study.models, study.texts
+    if "COMPARE" in says:
+        models = _models_given(models, says["COMPARE"].split())
+    if says.get("BASE"):
+        models = replace(models, base=says["BASE"])
+    texts = replace(
+        texts,
+        forget=says.get("FORGET_TEXT") or texts.forget,
+        retain=says.get("RETAIN_TEXT") or texts.retain,
+        questions=says.get("QUESTIONS", texts.questions or "") or None,
+        attack=says.get("ATTACK_TEXT", texts.attack or "") or None,
     )
+    if says.get("MAX_SAMPLES"):
+        texts = replace(texts, max_samples=integer("MAX_SAMPLES", says["MAX_SAMPLES"]))
+    study = replace(study, models=models, texts=texts)
+    if "UNLEARN" in says:
+        study = replace(study, unlearn=_entries_given(study.unlearn, says["UNLEARN"].split()))
+    if says.get("UNLEARN_SEEDS"):
+        seeds = [integer("UNLEARN_SEEDS", word) for word in says["UNLEARN_SEEDS"].split()]
+        study = replace(study, seeds=tuple(dict.fromkeys(seeds)))
+    if "DICTIONARY" in says:
+        # Another dictionary than the study's has to be there already.
+        own = study.dictionary
+        given = says["DICTIONARY"]
+        same = own if own and own.folder == given else Dictionary(given)
+        study = replace(study, dictionary=same if given else None)
+    return _check(study)
+
+
+def with_all_methods(study: Study, environment: Mapping[str, str]) -> Study:
+    """The study with a model per method, METHODS naming some: its own entries, else defaults."""
+    names = environment.get("METHODS", "").split() or list(METHODS)
+    entries = {one.name: one for one in study.unlearn}
+    for name in names:
+        if name not in entries and name not in METHODS:
+            raise BadInput(f"METHODS: {name} is no method; there are: {', '.join(METHODS)}")
+    return replace(study, unlearn=tuple(entries.get(n, Unlearn(n, n)) for n in names))

@@ -1,0 +1,316 @@
+"""The plan of a study: which script runs on which models, what it waits for, what is complete.
+
+A unit is one process. What it would fill is asked of the script itself, so the plan knows no step
+by name: it knows studies, and the declarations (STEP) of the scripts beside `pipeline.sh`.
+"""
+
+import dataclasses
+import os
+import shlex
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model_diffs.core import naming, options, results
+from model_diffs.core.errors import BadInput
+from model_diffs.core.results import PlannedRun
+from model_diffs.core.step import Script, planned_runs
+from model_diffs.pipeline.studies import Arguments, Study, typed, unknown
+
+DATASETS, UNLEARN, TRAIN, REPORT = (
+    "create_datasets.py",
+    "unlearn.py",
+    "train_itda.py",
+    "report.py",
+)
+
+
+@dataclass
+class Settings:
+    """What the environment decides beside the study."""
+
+    outroot: str = "outputs"
+    launcher: Sequence[str] = ("python",)
+    param_device: str = "auto"
+    param_dtype: str = "auto"
+    activation_device: str = "auto"
+    activation_dtype: str = "auto"
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> "Settings":
+        """From OUTROOT, LAUNCHER, PARAM_DEVICE and the like; empty ones count as not set."""
+        given = {one.name: environment.get(one.name.upper()) for one in dataclasses.fields(cls)}
+        found = cls(**{name: value for name, value in given.items() if value})
+        if isinstance(found.launcher, str):
+            try:
+                found.launcher = shlex.split(found.launcher)
+            except ValueError as error:
+                raise BadInput(f"LAUNCHER={found.launcher}: {error}") from None
+        return found
+
+
+@dataclass
+class Target:
+    """A folder that a unit would fill, and its state when the plan was made."""
+
+    planned: PlannedRun
+    status: str
+    """`complete`, `stale` or `missing`; `follows`: complete, but what it reads will change."""
+    reason: str
+
+    @property
+    def pending(self) -> bool:
+        """Whether it is made, or looked at again."""
+        return self.status != "complete"
+
+
+@dataclass
+class Unit:
+    """One process: a script and its words, and the folders it would fill."""
+
+    script: Script
+    words: list[str]
+    targets: list[Target] = field(default_factory=list)
+    name: str = ""
+    """Of its log; the script's with what tells it from others of that script."""
+
+    @property
+    def number(self) -> int:
+        """The step's number."""
+        return self.script.step.number
+
+    @property
+    def todo(self) -> list[Target]:
+        """The folders that are not complete."""
+        return [one for one in self.targets if one.pending]
+
+
+# ── words ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _words(script: Script, arguments: Arguments, where: str) -> list[str]:
+    """Options of a script as command-line words, checked against its Options."""
+    hints = typing.get_type_hints(script.module.Options)
+    words: list[str] = []
+    for name, given in arguments.items():
+        fields = script.module.Options.__dataclass_fields__
+        if name not in fields:
+            raise unknown(options.flag(name)[2:], [options.flag(n)[2:] for n in fields], where)
+        value = typed(hints[name], given, f"{where}.{name.replace('_', '-')}")
+        if isinstance(value, bool):
+            words += [options.flag(name)] if value else []
+        elif isinstance(value, tuple):
+            words += [options.flag(name), *map(str, value)]
+        else:
+            words += [options.flag(name), str(value)]
+    return words
+
+
+def _shared(script: Script, study: Study, settings: Settings) -> dict[str, Any]:
+    """What the study says that this script has an option for."""
+    of_texts = bool({"forget", "retain"} & set(script.step.needs))
+    says: dict[str, Any] = {
+        "outroot": settings.outroot,
+        "forget_text": study.texts.forget,
+        "retain_text": study.texts.retain,
+        "questions": study.texts.questions,
+        "attack_data": study.texts.attack,
+        "max_samples": study.texts.max_samples,
+        "device": settings.activation_device if of_texts else settings.param_device,
+        "dtype": settings.activation_dtype if of_texts else settings.param_dtype,
+        "itda": study.dictionary.folder if study.dictionary else None,
+        "dataset": (study.texts.forget, study.texts.retain),
+    }
+    return {name: value for name, value in says.items() if value and script.accepts(name)}
+
+
+# ── units ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Planner:
+    """Makes the units of a study from the scripts that are there."""
+
+    def __init__(self, study: Study, settings: Settings, scripts: Sequence[Script]) -> None:
+        self.study = study
+        self.settings = settings
+        self.scripts = {one.name: one for one in scripts}
+        self.changed = dict(study.roles)
+        for folder, (entry, _) in study.made().items():
+            if entry.compare:
+                self.changed[folder] = entry.role
+        for number in study.steps:
+            if not any(str(one.step.number) == number for one in scripts):
+                raise BadInput(f"{study.path}: steps.{number}: there is no step of that number")
+
+    def _script(self, name: str) -> Script:
+        if name not in self.scripts:
+            raise BadInput(f"{name}: no such script, or one without STEP")
+        return self.scripts[name]
+
+    def _extra(self, script: Script) -> Arguments:
+        """`[steps.N]`: each option must be one of some script of that number."""
+        number = str(script.step.number)
+        given = self.study.steps.get(number, {})
+        siblings = [one for one in self.scripts.values() if str(one.step.number) == number]
+        for name in given:
+            known = [n for one in siblings for n in one.module.Options.__dataclass_fields__]
+            if name not in known:
+                raise unknown(name, known, f"{self.study.path}: steps.{number}")
+        return {name: value for name, value in given.items() if script.accepts(name)}
+
+    def _unit(self, script: Script, given: Arguments, name: str = "", **extra: Any) -> Unit:
+        shared = {} if script.name == UNLEARN else _shared(script, self.study, self.settings)
+        shared |= extra
+        words = _words(script, shared, script.name) + _words(
+            script, given, f"{self.study.path}: {name or f'steps.{script.step.number}'}"
+        )
+        return Unit(
+            script, words, name=script.name.removesuffix(".py") + (f"_{name}" if name else "")
+        )
+
+    def make(self) -> Iterator[Unit]:
+        """What makes texts and models: scripts of the study, the published texts, unlearning."""
+        texts = self.study.texts
+        for name in self.study.make:
+            yield Unit(self._script(name), [], name=name.removesuffix(".py"))
+        # Texts of one's own are left alone; those drawn before are brought up to date.
+        if (texts.forget, texts.retain) == ("data/forget.txt", "data/retain.txt"):
+            there = Path(texts.forget).is_file() and Path(texts.retain).is_file()
+            if Path("data/.datasets").is_dir() or not there:
+                yield self._unit(self._script(DATASETS), {})
+
+    def unlearn(self, every: bool = False) -> Iterator[Unit]:
+        """A unit per unlearned model; with `every`, also those that are not compared."""
+        given = {"forget_text": self.study.texts.forget, "retain_text": self.study.texts.retain}
+        if self.study.questions:
+            given["questions"] = self.study.questions
+        for folder, (entry, seed) in self.study.made().items():
+            if entry.compare or every:
+                name = folder.rpartition("/")[2].partition("__")[2]
+                model = {"model": self.study.base, "method": entry.method, "seed": seed}
+                yield self._unit(
+                    self._script(UNLEARN),
+                    entry.arguments,
+                    name=f"unlearn.{name}",
+                    **model,
+                    outdir=folder,
+                    **given,
+                )
+
+    def steps(self) -> Iterator[Unit]:
+        """The diagnostics and attacks, in the order of their numbers; the report last."""
+        dictionary = self.study.dictionary
+        for script in self.scripts.values():
+            step = script.step
+            if step.scope == "other" or script.name == REPORT:
+                continue
+            if "dictionary" in step.needs:
+                if dictionary is None:
+                    continue
+                if dictionary.arguments:
+                    trained = {"model": self.study.base, "outdir": dictionary.folder}
+                    yield self._unit(
+                        self._script(TRAIN), dictionary.arguments, name="dictionary", **trained
+                    )
+            models: dict[str, Any] = {"model_a": self.study.base, "model_b": tuple(self.changed)}
+            if step.scope == "model":
+                models = {"model": (self.study.base, *self.changed)}
+            if script.accepts("base"):
+                models["base"] = self.study.base
+            yield self._unit(script, self._extra(script), **models)
+        if REPORT in self.scripts:
+            report = self._script(REPORT)
+            named: dict[str, Any] = {"model_a": self.study.base, "model_b": tuple(self.changed)}
+            for role in ("filtered", "control"):
+                labels = [naming.model_label(m) for m, r in self.changed.items() if r == role]
+                if labels and report.accepts(role):
+                    named[role] = tuple(labels) if role == "control" else labels[0]
+            yield self._unit(report, self._extra(report), **named)
+
+
+# ── states ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _dirties(target: Target, unit: Unit, dirty: set[str]) -> bool:
+    """Whether something that this folder reads will be made anew."""
+    planned = target.planned
+    owner = planned.folder.parent
+    reads = {str(owner / folder) for folder in unit.script.step.reads}
+    models = {os.path.abspath(m) for m in (planned.model_a, planned.model_b) if m}
+    return bool(dirty & (reads | models))
+
+
+def with_states(units: Iterable[Unit], force: bool) -> list[Unit]:
+    """Ask every script what it would fill, and what of that is complete.
+
+    A complete folder whose inputs will be made anew before it `follows`: its script looks again.
+    """
+    found, dirty, all_dirty = [], set[str](), False
+    for unit in units:
+        step, module = unit.script.step, unit.script.module
+        chosen = options.parse(module.Options, unit.words, module.__doc__)
+        for planned in planned_runs(module, chosen):
+            status, reason = results.state(planned)
+            target = Target(planned, status, reason)
+            if force and status == "complete":
+                target = Target(planned, "stale", "--force")
+            of_study = step.scope == "study" or not planned.model_a
+            if not target.pending and (
+                _dirties(target, unit, dirty) or all_dirty or (of_study and dirty)
+            ):
+                target.status = "follows"
+            if target.pending:
+                dirty |= {str(planned.folder), os.path.abspath(planned.folder)}
+                # What makes texts and models is read by everything.
+                all_dirty |= step.scope == "other" and unit.script.name not in (UNLEARN, TRAIN)
+            unit.targets.append(target)
+        found.append(unit)
+    return found
+
+
+def narrowed(unit: Unit, force: bool) -> list[str]:
+    """The unit's words with only those models whose folders are to be made."""
+    step, words = unit.script.step, list(unit.words)
+    flags = {"comparison": "--model-b", "model": "--model"}
+    own = getattr(unit.script.module, "planned_runs", None)
+    if step.scope in flags and not (own and step.scope == "model"):
+        start = words.index(flags[step.scope]) + 1
+        end = next((i for i in range(start, len(words)) if words[i].startswith("--")), len(words))
+        chosen = [one.planned.model_b or one.planned.model_a for one in unit.todo]
+        words[start:end] = list(dict.fromkeys(chosen))
+    return words + (["--force"] if force else [])
+
+
+def command(unit: Unit, settings: Settings, force: bool) -> list[str]:
+    """The words of the process: launcher where the step may use one, script, options."""
+    start = settings.launcher if unit.script.step.processes else ("python",)
+    return ["uv", "run", "--no-sync", *start, unit.script.name, *narrowed(unit, force)]
+
+
+def select(units: Sequence[Unit], steps: str) -> list[Unit]:
+    """The units of `--steps`: numbers, ranges and names of scripts or folders, by commas."""
+    if not steps:
+        return list(units)
+    chosen: list[Unit] = []
+    for part in steps.split(","):
+        first, dash, last = part.strip().partition("-")
+        if first.isdecimal() and (last.isdecimal() if dash else True):
+            low, high = int(first), int(last or first)
+            found = [one for one in units if low <= one.number <= high]
+        elif part.strip() and not part.strip()[0].isdecimal():
+            name = part.strip().removesuffix(".py")
+            found = [
+                one
+                for one in units
+                if name in (one.script.name.removesuffix(".py"), one.script.step.folder)
+            ]
+        else:
+            raise BadInput(
+                f"--steps {steps}: write numbers, ranges and names, such as 1,4-6,report"
+            )
+        if not found:
+            raise BadInput(f"--steps {steps}: no such step: {part.strip()} (--help lists them)")
+        chosen += found
+    return [one for one in units if any(one is other for other in chosen)]
