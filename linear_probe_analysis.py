@@ -15,13 +15,16 @@ linear_probe_analysis.png and summary.json; with --questions also knowledge_by_l
 per_question.csv and knowledge_by_layer.png.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model_diffs.core import arguments, results
-from model_diffs.core.results import PlannedRun
+from model_diffs.core.errors import BadInput
+from model_diffs.core.options import Figures, Models, Pass, option, positive
+from model_diffs.core.results import PlannedRun, Run, open_run
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Figure, Step, Table, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,32 +33,38 @@ if TYPE_CHECKING:
     from model_diffs.evaluation.knowledge import Question
     from model_diffs.stats.cross_validation import Design
 
-FOLDER = "linear_probes"
+STEP = Step(
+    number=13,
+    folder="linear_probes",
+    question="At which depth can the subject, and the knowledge itself, be read?",
+    scope="model",
+    needs=("forget", "retain", "questions"),
+    tables=(
+        Table("probe_results"),
+        Table("auc_resamples"),
+        Table("knowledge_by_layer"),
+        Table("per_question"),
+    ),
+    figures=(
+        Figure("linear_probe_analysis", "Probes by depth", "localisation"),
+        Figure("knowledge_by_layer", "Knowledge by depth", "knowledge"),
+    ),
+)
 STATES = "hidden state (0 = embedding output)"
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_models(parser)
-    group = parser.add_argument_group("probes")
-    group.add_argument("--C", type=arguments.positive_float, default=1.0, help="1 / L2 strength")
-    group.add_argument("--max-iter", type=arguments.positive_int, default=1000, help="of a fit")
-    group.add_argument("--no-standardize", action="store_true", help="use states as they are")
-    group.add_argument("--folds", type=arguments.positive_int, default=5, help="of documents")
-    group.add_argument("--questions", default=None, help="JSONL of four-choice questions")
-    arguments.add_texts(parser)
-    arguments.add_compute(parser)
-    arguments.add_figures(parser)
-    return parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class Options(Models, Pass, Figures):
+    """Probes."""
+
+    C: float = option(1.0, "inverse strength of the L2 penalty", check=positive)
+    max_iter: int = option(1000, "maximum iterations per probe", check=positive)
+    no_standardize: bool = option(False, "use states as they are")
+    folds: int = option(5, "folds of documents", check=positive)
+    questions: str | None = option(None, "JSONL file of four-choice questions")
 
 
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
-    """One folder per model."""
-    return arguments.model_runs(options, FOLDER)
-
-
-def plan_of(found: "Statistics", model: str, options: argparse.Namespace) -> "Design":
+def plan_of(found: "Statistics", model: str, options: Options) -> "Design":
     """Folds and resamples of the documents that have tokens."""
     from model_diffs.stats.cross_validation import design
 
@@ -71,7 +80,7 @@ def colour_of(label: str) -> str:
     return colour if method_of(label) or colour == FILTERED else BASE
 
 
-def probe(run: results.Run, found: "Statistics", options: argparse.Namespace) -> dict[str, Any]:
+def probe(run: Run, found: "Statistics", options: Options) -> dict[str, Any]:
     """Probe every state of a model: table, figure, and what its summary says."""
     from model_diffs.diagnostics import probes
 
@@ -96,7 +105,7 @@ def probe(run: results.Run, found: "Statistics", options: argparse.Namespace) ->
     return facts
 
 
-def draw_probes(run: results.Run, table: "pd.DataFrame") -> None:
+def draw_probes(run: Run, table: "pd.DataFrame") -> None:
     """Accuracy beside training, shuffled labels and the baseline; AUC beside chance."""
     from model_diffs.core.figures import Panel, column_line, layer_figure
 
@@ -118,13 +127,11 @@ def draw_probes(run: results.Run, table: "pd.DataFrame") -> None:
         ),
         Panel("How well it orders them", "AUC", auc, 0.5, "chance", xlabel=STATES),
     ]
-    title = f"Forget against retain texts: {arguments.title_of(run.planned)}"
+    title = f"Forget against retain texts: {title_of(run.planned)}"
     run.figure("linear_probe_analysis", layer_figure(title, panels))
 
 
-def know(
-    run: results.Run, questions: "Sequence[Question]", options: argparse.Namespace
-) -> dict[str, Any]:
+def know(run: Run, questions: "Sequence[Question]", options: Options) -> dict[str, Any]:
     """Accuracy on the questions by layer: table, figure, and what the summary says."""
     from model_diffs.evaluation import logit_lens
     from model_diffs.models import devices, loading
@@ -149,7 +156,7 @@ def know(
     }
 
 
-def draw_knowledge(run: results.Run, table: "pd.DataFrame") -> None:
+def draw_knowledge(run: Run, table: "pd.DataFrame") -> None:
     """One line per domain over layers."""
     from model_diffs.core.figures import OTHERS, Line, Panel, layer_figure
 
@@ -169,22 +176,18 @@ def draw_knowledge(run: results.Run, table: "pd.DataFrame") -> None:
         from_zero=True,
         xlabel=STATES,
     )
-    title = f"Knowledge by depth: {arguments.title_of(run.planned)}"
+    title = f"Knowledge by depth: {title_of(run.planned)}"
     run.figure("knowledge_by_layer", layer_figure(title, [panel]))
 
 
-def main() -> None:
-    """Probe the models that are not complete."""
-    options = parse_arguments()
-    if options.questions:
-        arguments.refuse_device_map(options)
-    todo = results.pending(planned_runs(options), options.force)
-    if not todo:
-        return
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Probe the models."""
     from model_diffs.activations import store
     from model_diffs.data import texts
     from model_diffs.stats import cross_validation
 
+    if options.questions and options.device_map:
+        raise BadInput("--device-map serves the activation pass; --questions needs one device")
     splits = texts.read_splits(options.forget_text, options.retain_text, options.max_samples)
     cross_validation.check_splits(splits, options.folds)
     questions = None
@@ -192,10 +195,9 @@ def main() -> None:
         from model_diffs.evaluation.knowledge import load_questions
 
         questions = load_questions(options.questions)
-    loading = [planned.model_a for planned in todo]
-    found = store.statistics(options, loading)
+    found = store.statistics(options, [planned.model_a for planned in todo])
     for planned in todo:
-        with results.open_run(planned) as run:
+        with open_run(planned) as run:
             facts = probe(run, found, options)
             if questions:
                 run.reads(options.questions)
@@ -205,4 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)

@@ -16,13 +16,23 @@ Writes <outroot>/<A>__to__<B>/lipschitzness/{lipschitzness_summary.csv, per_text
 lipschitzness_analysis.png, summary.json}.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_diffs.core import arguments, naming, results
-from model_diffs.core.results import PlannedRun
+from model_diffs.core import naming
+from model_diffs.core.options import (
+    Comparison,
+    Compute,
+    Figures,
+    Texts,
+    natural,
+    option,
+    positive,
+)
+from model_diffs.core.results import PlannedRun, Run, open_run
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Figure, Step, Table, names_of, title_of
 
 if TYPE_CHECKING:
     import torch
@@ -31,45 +41,35 @@ if TYPE_CHECKING:
     from model_diffs.data.texts import Split
     from model_diffs.diagnostics.sensitivity import TextRow
 
-FOLDER = "lipschitzness"
+STEP = Step(
+    number=12,
+    folder="lipschitzness",
+    question="Is the model rougher or smoother around its inputs?",
+    needs=("forget", "retain"),
+    tables=(Table("lipschitzness_summary"), Table("per_text")),
+    figures=(Figure("lipschitzness_analysis", "Sensitivity by text kind", "stability"),),
+)
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_comparison(parser)
-    arguments.add_texts(parser)
-    arguments.add_compute(parser)
-    arguments.add_figures(parser)
-    group = parser.add_argument_group("perturbations")
-    group.add_argument(
-        "--epsilon",
-        type=arguments.positive_float,
-        default=0.01,
-        help="length of a perturbation relative to each token's embedding",
-    )
-    group.add_argument("--num-perturbations", type=arguments.positive_int, default=10)
-    group.add_argument(
-        "--lipschitz-samples",
-        type=arguments.natural,
-        default=64,
-        help="texts per split, evenly spread over the sample; 0 = all of it",
-    )
-    group.add_argument(
-        "--tol", type=arguments.positive_float, default=1e-3, help="of the Jacobian norm, relative"
-    )
-    group.add_argument(
-        "--max-iters", type=arguments.positive_int, default=100, help="products with JᵀJ at most"
-    )
-    options = parser.parse_args(argv)
-    if options.num_perturbations < 2:
-        parser.error("--num-perturbations: a variance needs at least 2")
-    return options
+def at_least_two(value: int) -> None:
+    """A number of perturbations that has a variance."""
+    if value < 2:
+        raise ValueError("a variance needs at least 2")
 
 
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
-    """One folder per comparison."""
-    return arguments.comparison_runs(options, FOLDER)
+@dataclass(frozen=True, kw_only=True)
+class Options(Comparison, Texts, Compute, Figures):
+    """Perturbations."""
+
+    epsilon: float = option(
+        0.01, "length of a perturbation relative to each token's embedding", check=positive
+    )
+    num_perturbations: int = option(10, "random perturbations per text", check=at_least_two)
+    lipschitz_samples: int = option(
+        64, "texts per split, evenly spread over the sample; 0 = all of it", check=natural
+    )
+    tol: float = option(1e-3, "relative error of the Jacobian norm", check=positive)
+    max_iters: int = option(100, "maximum number of products with JᵀJ", check=positive)
 
 
 class Sample(NamedTuple):
@@ -83,7 +83,7 @@ class Sample(NamedTuple):
     dtype: "torch.dtype"
 
 
-def take_sample(options: argparse.Namespace, models_b: list[str]) -> Sample:
+def take_sample(options: Options, models_b: list[str]) -> Sample:
     """Read and tokenise both splits, evenly spread; every model must read the same tokens."""
     import torch
 
@@ -118,7 +118,7 @@ def take_sample(options: argparse.Namespace, models_b: list[str]) -> Sample:
     return Sample(splits, tokens, tokenizer.pad_token_id, device, dtype)
 
 
-def measure(model: str, options: argparse.Namespace, sample: Sample) -> "list[TextRow]":
+def measure(model: str, options: Options, sample: Sample) -> "list[TextRow]":
     """All rows of one model; it is in memory for as long as that takes."""
     from model_diffs.diagnostics import sensitivity
 
@@ -146,11 +146,11 @@ def measure(model: str, options: argparse.Namespace, sample: Sample) -> "list[Te
 
 
 def write(
-    run: results.Run,
+    run: Run,
     rows_a: "list[TextRow]",
     rows_b: "list[TextRow]",
     sample: Sample,
-    options: argparse.Namespace,
+    options: Options,
 ) -> None:
     """Tables, figure and summary of one comparison."""
     import pandas as pd
@@ -165,7 +165,7 @@ def write(
     texts = pd.concat([base, changed], ignore_index=True)
     table = run.table("lipschitzness_summary", sensitivity.summary_rows(texts, options.seed))
     change = sensitivity.changes(base, changed, options.seed)
-    names, title = arguments.names_of(run.planned), arguments.title_of(run.planned)
+    names, title = names_of(run.planned), title_of(run.planned)
     colour = model_colour(run.planned.model_b)
     figure = sensitivity_figures.sensitivity_figure(table, change, names, colour, title)
     run.figure("lipschitzness_analysis", figure)
@@ -187,13 +187,8 @@ def write(
     )
 
 
-def main() -> None:
-    """Measure what is not complete; the base once for all comparisons."""
-    options = parse_arguments()
-    arguments.refuse_device_map(options)
-    todo = results.pending(planned_runs(options), options.force)
-    if not todo:
-        return
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Measure the comparisons; the base once for all of them."""
     from model_diffs.models.checkpoints import Checkpoint, check_configs
 
     base = Checkpoint.open(options.model_a)
@@ -202,11 +197,11 @@ def main() -> None:
     sample = take_sample(options, [planned.model_b for planned in todo])
     rows_a: list[TextRow] | None = None
     for planned in todo:
-        with results.open_run(planned) as run:
+        with open_run(planned) as run:
             if rows_a is None:
                 rows_a = measure(options.model_a, options, sample)
             write(run, rows_a, measure(planned.model_b, options, sample), sample, options)
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)

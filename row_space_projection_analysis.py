@@ -14,12 +14,15 @@ Writes <outroot>/<A>__to__<B>/row_space_projection/{projection_metrics.csv, per_
 row_space_projection.png, summary.json}.
 """
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from model_diffs.core import arguments, results
-from model_diffs.core.results import PlannedRun
+from model_diffs.core.options import Comparison, Compute, Figures, Texts, option, positive
+from model_diffs.core.results import PlannedRun, Run, open_run
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Figure, Step, Table, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,32 +32,28 @@ if TYPE_CHECKING:
     from model_diffs.diagnostics.row_space import Change
     from model_diffs.models.checkpoints import Checkpoint
 
-FOLDER = "row_space_projection"
+STEP = Step(
+    number=11,
+    folder="row_space_projection",
+    question="Is the change aimed at the inputs of forget texts?",
+    needs=("forget", "retain"),
+    processes=True,
+    tables=(Table("projection_metrics"), Table("per_text")),
+    figures=(Figure("row_space_projection", "Inputs against ΔW", "precision"),),
+)
 SUMMARISED = (
     *("forget_proj_ratio", "retain_proj_ratio", "random_proj_ratio", "selectivity_ratio"),
     *("forget_effect", "retain_effect", "effect_selectivity"),
 )
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_comparison(parser)
-    arguments.add_texts(parser)
-    arguments.add_compute(parser)
-    arguments.add_figures(parser)
-    parser.add_argument(
-        "--top-k",
-        type=arguments.positive_int,
-        default=20,
-        help="right singular vectors of dW; fewer where its numerical rank is lower",
+@dataclass(frozen=True, kw_only=True)
+class Options(Comparison, Texts, Compute, Figures):
+    """Projection."""
+
+    top_k: int = option(
+        20, "right singular vectors of dW; fewer where its numerical rank is lower", check=positive
     )
-    return parser.parse_args(argv)
-
-
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
-    """One folder per comparison."""
-    return arguments.comparison_runs(options, FOLDER)
 
 
 class Measured(NamedTuple):
@@ -66,9 +65,7 @@ class Measured(NamedTuple):
     dtype: str
 
 
-def measure(
-    options: argparse.Namespace, base: "Checkpoint", changed: "list[Checkpoint]"
-) -> Measured:
+def measure(options: Options, base: "Checkpoint", changed: "list[Checkpoint]") -> Measured:
     """Decompose all changes and run the base over both splits once."""
     from model_diffs.activations import passes
     from model_diffs.data.texts import read_splits
@@ -112,7 +109,7 @@ def summary(table: "pd.DataFrame", change: "Change", model_b: str) -> dict[str, 
     }
 
 
-def draw(run: results.Run, table: "pd.DataFrame") -> None:
+def draw(run: Run, table: "pd.DataFrame") -> None:
     """Per type of matrix the projection on both splits; below, the effect of dW beside W's."""
     from model_diffs.core.figures import (
         STYLES,
@@ -150,17 +147,17 @@ def draw(run: results.Run, table: "pd.DataFrame") -> None:
         effects.append(
             Panel(f"{kind}: what ΔW does to them", "mean ‖ΔW x‖ / ‖W x‖", effect, from_zero=True)
         )
-    title = f"Inputs of the base against the change's row space: {arguments.title_of(run.planned)}"
+    title = f"Inputs of the base against the change's row space: {title_of(run.planned)}"
     figure = layer_figure(title, [*projections, *effects], len(projections), legend="below")
     run.figure("row_space_projection", figure)
 
 
 def write(
-    run: results.Run,
+    run: Run,
     base: "Checkpoint",
     changed: "Checkpoint",
     found: Measured,
-    options: argparse.Namespace,
+    options: Options,
 ) -> None:
     """Table, figure and summary of one comparison."""
     from model_diffs.diagnostics.projections import Row, TextRow, rows_of, text_rows
@@ -189,26 +186,19 @@ def write(
     )
 
 
-def main() -> None:
-    """Measure what is not complete, all comparisons in one pass over the base."""
-    options = parse_arguments()
-    arguments.refuse_device_map(options)
-    todo = results.pending(planned_runs(options), options.force)
-    if not todo:
-        return
-    from contextlib import ExitStack
-
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Measure the comparisons, all in one pass over the base."""
     from model_diffs.models.checkpoints import Checkpoint
 
     base = Checkpoint.open(options.model_a)
     changed = [Checkpoint.open(planned.model_b) for planned in todo]
     with ExitStack() as stack:
-        # Opened before the work: an unwritable place should not cost an hour first.
-        open_runs = [stack.enter_context(results.open_run(planned)) for planned in todo]
+        # Opened before the work: an unwritable folder is reported before an hour of computation.
+        open_runs = [stack.enter_context(open_run(planned)) for planned in todo]
         found = measure(options, base, changed)
         for run, other in zip(open_runs, changed, strict=True):
             write(run, base, other, found, options)
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)
