@@ -13,12 +13,13 @@ import tiny_models
 import tiny_study
 import torch
 
-from model_diffs.attacks import relearning, relearning_tables
-from model_diffs.core import arguments, results
+from model_diffs.attacks import material, relearning, relearning_tables
+from model_diffs.attacks.material import Attack, Material
+from model_diffs.core import results, script
 from model_diffs.core.errors import BadInput
+from model_diffs.core.step import load_script
 from model_diffs.data.texts import Split
 from model_diffs.evaluation.knowledge import Question
-from model_diffs.pipeline import planning
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,32 +39,32 @@ def question(number: int, domain: str, fold: str | None = None) -> Question:
 
 def test_without_attack_texts_four_fifths_are_attacked_and_the_rest_measured() -> None:
     lines = [f"line {i}" for i in range(50)]
-    attacked, kept = relearning.divide(split(*lines), None, seed=1)
+    attacked, kept = material.divide(split(*lines), None, seed=1)
     assert len(attacked) == 40 and sorted(attacked + kept) == sorted(lines)
-    assert relearning.divide(split(*lines), None, seed=1) == (attacked, kept)
-    assert relearning.divide(split(*lines), None, seed=2)[1] != kept
+    assert material.divide(split(*lines), None, seed=1) == (attacked, kept)
+    assert material.divide(split(*lines), None, seed=2)[1] != kept
 
 
-def test_a_line_that_is_attacked_is_never_measured() -> None:
+def test_attacked_lines_are_never_measured() -> None:
     repeated = split("a", "a", "b", "b", "c", "d", "e", "e")
-    attacked, kept = relearning.divide(repeated, None, seed=0)
+    attacked, kept = material.divide(repeated, None, seed=0)
     assert not set(attacked) & set(kept)
-    attacked, kept = relearning.divide(repeated, split("a", "x"), seed=0)
+    attacked, kept = material.divide(repeated, split("a", "x"), seed=0)
     assert attacked == ["a", "x"] and "a" not in kept and kept.count("b") == 2
     with pytest.raises(BadInput, match="no line of it is left"):
-        relearning.divide(split("a"), split("a", "b"), seed=0)
+        material.divide(split("a"), split("a", "b"), seed=0)
 
 
-def test_questions_go_by_fold_then_by_domain_and_held_out_ones_are_all_kept() -> None:
+def test_questions_are_grouped_by_fold_then_domain_and_all_held_out_ones_kept() -> None:
     asked = [question(i, "hazard", fold) for i in range(9) for fold in ("heldout", "attack")]
     asked += [question(i, domain) for i in range(9) for domain in ("general", "adjacent", "other")]
-    groups = relearning.group_questions(asked, 5, seed=0)
+    groups = material.group_questions(asked, 5, seed=0)
     assert {group: len(found) for group, found in groups.items()} == {
         "heldout": 9, "attack": 5, "general": 5, "adjacent": 5,
     }  # fmt: skip
     assert all((q.fold or q.domain) == group for group, found in groups.items() for q in found)
     with pytest.raises(BadInput, match="heldout"):
-        relearning.group_questions([question(1, "general")], 0, seed=0)
+        material.group_questions([question(1, "general")], 0, seed=0)
 
 
 # ── what counts as recovered ──────────────────────────────────────────────────────────────────────
@@ -86,7 +87,7 @@ def test_recovered_share_by_hand() -> None:
     assert none is not None and (none.mean, none.low, none.high) == (0, 0, 0)
 
 
-def test_no_share_where_there_is_no_gap() -> None:
+def test_no_recovered_share_without_a_gap() -> None:
     base, near, after = (correct(n).astype(float) for n in (40, 39, 40))
     assert relearning_tables.recovered_share(base, near, after, seed=0) is None
 
@@ -101,7 +102,7 @@ def rows(shares: list[float | None], general: list[float | None], lr: float) -> 
     return made
 
 
-def test_the_worst_case_is_the_best_step_of_the_best_rate_that_leaves_the_model_whole() -> None:
+def test_worst_case_is_the_best_rate_and_step_above_the_general_floor() -> None:
     slow = rows([0.0, 0.2, 0.45, 0.6], [1, 1, 0.9, 0.9], 1e-4)
     fast = rows([0.0, 0.7, 0.9, 0.8], [1, 0.9, 0.5, 0.4], 1e-3)
     found = relearning_tables.summary("m", slow + fast, 0.9, floor=0.7)
@@ -116,7 +117,7 @@ def test_the_worst_case_is_the_best_step_of_the_best_rate_that_leaves_the_model_
     assert broken["worst_case"] is None and broken["rates"][0]["recovered_share"] == 0.9
 
 
-def test_without_a_gap_there_is_no_worst_case_but_a_rate_to_draw() -> None:
+def test_without_a_gap_there_is_a_worst_rate_but_no_worst_case() -> None:
     found = relearning_tables.summary("m", rows([None, None], [1, 1], 1e-4), 0.5, floor=0.7)
     assert found["worst_case"] is None and found["worst_rate"] == 1e-4
 
@@ -139,17 +140,17 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tiny_study.Study:
 def words(study: tiny_study.Study, *more: str, models: tuple[str, ...] = ()) -> list[str]:
     return [
         *("--models", *(models or (study.model_a, study.model_b)), "--base", study.model_a),
-        *("--forget-data", str(study.root / "forget.txt"), "--device", "cpu"),
-        *("--retain-data", str(study.root / "retain.txt"), "--steps", "4", "--lr", "1e-3", "1e-2"),
+        *("--forget-text", str(study.root / "forget.txt"), "--device", "cpu"),
+        *("--retain-text", str(study.root / "retain.txt"), "--steps", "4", "--lr", "1e-3", "1e-2"),
         *("--eval-steps", "0,2,9", "--batch-size", "5", "--outroot", str(study.root / "outputs")),
         *more,
     ]
 
 
-def run(arguments_given: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["relearn.py", *arguments_given])
+def run(given: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["relearn.py", *given])
     with pytest.raises(SystemExit) as left:
-        arguments.run_script(planning.load_script(ROOT / "relearn.py").main)
+        script.run_script(lambda: script.execute(load_script(ROOT / "relearn.py")))
     return int(left.value.code or 0)
 
 
@@ -161,23 +162,22 @@ def hashes(root: Path) -> dict[str, str]:
     }
 
 
-def test_training_lowers_the_loss_on_what_is_attacked(study: tiny_study.Study) -> None:
+def test_training_lowers_the_loss_on_the_attack_texts(study: tiny_study.Study) -> None:
     lines = tiny_study.texts("forget", 21)
-    material = relearning.Material(lines, lines, tiny_study.texts("retain", 10), {})
-    settings = relearning.Settings(12, (0, 12), 7, 512, device="cpu")
-    start = relearning.measure(study.model_a, material, settings)
-    found = relearning.attack(study.model_a, material, 1e-2, settings, start)
+    given = Material(lines, lines, tiny_study.texts("retain", 10), {})
+    options = Attack(steps=12, eval_steps="0,12", batch_size=7, device="cpu")
+    start = relearning.measure(study.model_a, given, options)
+    found = relearning.attack(study.model_a, given, 1e-2, options, start)
     assert found[12].nll["forget"].mean < found[0].nll["forget"].mean - 0.5
     # 12 batches of 7 are four times all 21 texts of bytes.
     assert found[12].tokens == 4 * sum(len(line) for line in lines)
 
 
-def test_nll_is_that_of_a_loop_over_tokens(study: tiny_study.Study) -> None:
+def test_nll_equals_a_loop_over_tokens(study: tiny_study.Study) -> None:
     lines = tiny_study.texts("retain", 9)
-    material = relearning.Material(["attack this"], lines, lines, {})
-    measured = relearning.measure(
-        study.model_a, material, relearning.Settings(1, (0,), 4, 512, device="cpu")
-    )
+    given = Material(["attack this"], lines, lines, {})
+    options = Attack(batch_size=4, device="cpu")
+    measured = relearning.measure(study.model_a, given, options)
     model, tokenizer = tiny_models.build("gpt_neox", 0).double(), tiny_models.tokenizer("gpt_neox")
     total = count = 0.0
     for line in lines:
@@ -190,7 +190,7 @@ def test_nll_is_that_of_a_loop_over_tokens(study: tiny_study.Study) -> None:
     assert float(measured.nll["forget"].mean) == pytest.approx(total / count, rel=1e-5)
 
 
-def test_everything_is_written_skipped_and_the_same_again(
+def test_results_are_written_skipped_when_complete_and_reproducible(
     study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given = words(study, "--questions", str(study.root / "questions.jsonl"))
@@ -228,7 +228,7 @@ def test_everything_is_written_skipped_and_the_same_again(
     ]  # fmt: skip
 
 
-def test_without_questions_the_nlls_remain(
+def test_without_questions_only_nlls_are_measured(
     study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outroot = study.root / "bare"
@@ -245,7 +245,7 @@ def test_without_questions_the_nlls_remain(
     ("change", "named"),
     [
         ({"--attack-data": "nowhere.txt"}, "--attack-data"),
-        ({"--forget-data": "nowhere.txt"}, "--forget-data"),
+        ({"--forget-text": "nowhere.txt"}, "--forget-text"),
         ({"--questions": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"--lr": "1e30"}, "not finite"),
         ({"--models": "./nowhere"}, "nowhere"),

@@ -1,0 +1,6 @@
+"""Attacks that bring removed knowledge back.
+
+material            options of the relearning attack; the texts and questions it uses
+relearning          fine-tune a copy of a model on the attack texts, and measure it on the way
+relearning_tables   rows, summaries and figures of what came back
+"""

@@ -1,28 +1,30 @@
 """What an attack brought back: rows, the recovered share of the gap, the figure over all models."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model_diffs.attacks.material import GROUPS
 from model_diffs.stats import intervals
-from model_diffs.stats.intervals import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from model_diffs.attacks.material import Material
     from model_diffs.attacks.relearning import Measured
+    from model_diffs.core.figures import Panel
 
-GROUPS = ("heldout", "attack", "general", "adjacent")
 METRICS = (*(f"{group}_accuracy" for group in GROUPS), "forget_nll", "retain_nll")
+SHARE = ("recovered_share", "recovered_share_low", "recovered_share_high")
 COLUMNS = (
     *("model", "lr", "step", "tokens", *METRICS),
     *(f"{metric}_{end}" for metric in METRICS for end in ("low", "high")),
-    *("recovered_share", "recovered_share_low", "recovered_share_high"),
+    *SHARE,
 )
 # Below this gap between base and model there is nothing that could be said to come back.
 LEAST_GAP = 0.05
@@ -59,47 +61,56 @@ def recovered_share(
     return Share(mean, float(found.low), float(found.high))
 
 
-def row(
-    model: str,
-    lr: float,
-    step: int,
-    tokens: int,
-    values: Mapping[str, Interval],
-    share: Share | None,
-) -> dict[str, Any]:
-    """One row of relearning.csv; `values` by metric. What was not measured is empty."""
-    cells: dict[str, Any] = dict.fromkeys(COLUMNS)
-    cells |= {"model": model, "lr": lr, "step": step, "tokens": tokens}
-    for metric, interval in values.items():
-        cells[metric] = float(interval.mean)
-        cells[f"{metric}_low"], cells[f"{metric}_high"] = float(interval.low), float(interval.high)
-    if share is not None:
-        cells["recovered_share"] = share.mean
-        cells["recovered_share_low"], cells["recovered_share_high"] = share.low, share.high
-    return cells
-
-
 def attack_rows(
     label: str, lr: float, found: "Mapping[int, Measured]", base: "Measured | None", seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of one attack, by step, with the share of the gap to `base` that came back."""
+    """Rows of relearning.csv for one attack, by step; what was not measured is empty.
+
+    `base` gives the gap for the recovered share.
+    """
     rows = []
     for step, measured in found.items():
-        share = None
+        values: dict[str, Any] = {f"{group}_accuracy": v for group, v in measured.accuracy.items()}
+        values |= {f"{split}_nll": v for split, v in measured.nll.items()}
         if base is not None and "heldout" in base.correct:
             correct = [one.correct["heldout"] for one in (base, found[0], measured)]
-            share = recovered_share(correct[0], correct[1], correct[2], seed)
-        values = {f"{group}_accuracy": v for group, v in measured.accuracy.items()}
-        values |= {f"{split}_nll": v for split, v in measured.nll.items()}
-        rows.append(row(label, lr, step, measured.tokens, values, share))
+            values["recovered_share"] = recovered_share(correct[0], correct[1], correct[2], seed)
+        cells = dict.fromkeys(COLUMNS) | {
+            "model": label, "lr": lr, "step": step, "tokens": measured.tokens,
+        }  # fmt: skip
+        for metric, interval in values.items():
+            if interval is not None:
+                names = (metric, f"{metric}_low", f"{metric}_high")
+                numbers = (None if value is None else float(value) for value in interval)
+                cells |= zip(names, numbers, strict=True)
+        rows.append(cells)
     return rows
+
+
+def question_rows(
+    material: "Material", label: str, lr: float | None, found: "Mapping[int, Measured]"
+) -> list[dict[str, Any]]:
+    """Rows of per_question.csv: each answer at each measured step; `lr` None for the base."""
+    return [
+        {
+            "model": label,
+            "lr": lr,
+            "step": step,
+            "group": group,
+            "id": asked.id,
+            "correct": int(right),
+        }
+        for step, measured in found.items()
+        for group, questions in material.questions.items()
+        for asked, right in zip(questions, measured.correct[group], strict=True)
+    ]
 
 
 # ── summary ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def _first(rows: Sequence[Mapping[str, Any]], level: float) -> int | None:
-    """The first evaluated step at which the share is at least `level`; None where it never is."""
+    """The first measured step at which the share is at least `level`; None where it never is."""
     reached = [r["step"] for r in rows if r["recovered_share"] >= level]
     return min(reached) if level > 0 and reached else None
 
@@ -107,56 +118,47 @@ def _first(rows: Sequence[Mapping[str, Any]], level: float) -> int | None:
 def _at_rate(rows: Sequence[Mapping[str, Any]], floor: float) -> dict[str, Any]:
     """What one rate brought back: at its end, and at the best step for the attacker."""
     last = rows[-1]
-    found = {
-        "lr": last["lr"],
-        **{metric: last[metric] for metric in METRICS},
-        "recovered_share": last["recovered_share"],
-        "best": None,
-        "steps_to_half_of_best": None,
-        "steps_to_half_of_gap": None,
-    }
-    # A model that the attack has broken answers nothing; where it is whole counts.
+    found = {name: last[name] for name in ("lr", *METRICS, "recovered_share")}
+    # A model that the attack has broken answers nothing: only steps above the floor count.
     whole = [r for r in rows if r["general_accuracy"] is None or r["general_accuracy"] > floor]
     if last["recovered_share"] is None or not whole:
-        return found
+        return found | {"best": None, "steps_to_half_of_best": None, "steps_to_half_of_gap": None}
     best = max(whole, key=lambda r: (r["recovered_share"], -r["step"]))
-    names = ("step", "heldout_accuracy", "general_accuracy", "recovered_share")
-    found["best"] = {
-        **{name: best[name] for name in names},
-        "recovered_share_low": best["recovered_share_low"],
-        "recovered_share_high": best["recovered_share_high"],
+    names = ("step", "heldout_accuracy", "general_accuracy", *SHARE)
+    return found | {
+        "best": {name: best[name] for name in names},
+        "steps_to_half_of_best": _first(whole, best["recovered_share"] / 2),
+        "steps_to_half_of_gap": _first(whole, 0.5),
     }
-    found["steps_to_half_of_best"] = _first(whole, best["recovered_share"] / 2)
-    found["steps_to_half_of_gap"] = _first(whole, 0.5)
-    return found
 
 
 def summary(
     model: str, rows: Sequence[Mapping[str, Any]], base_accuracy: float | None, floor: float
 ) -> dict[str, Any]:
-    """What summary.json says. Worst case: the rate with the largest share at its best step."""
-    by_rate = {
-        lr: [r for r in rows if r["lr"] == lr] for lr in dict.fromkeys(r["lr"] for r in rows)
-    }
-    rates = [_at_rate(found, floor) for found in by_rate.values()]
+    """What summary.json says. Worst case: the rate with the largest share at its best step.
+
+    Without a gap `worst_rate` is that of the highest held-out accuracy at its end, else lowest NLL.
+    """
+    rates = [
+        _at_rate([r for r in rows if r["lr"] == lr], floor)
+        for lr in dict.fromkeys(r["lr"] for r in rows)
+    ]
     attacked = [rate for rate in rates if rate["best"] is not None]
-    worst = max(attacked, key=lambda rate: rate["best"]["recovered_share"], default=None)
+    if attacked:
+        worst = max(attacked, key=lambda rate: rate["best"]["recovered_share"])
+    elif rates[0]["heldout_accuracy"] is not None:
+        worst = max(rates, key=lambda rate: rate["heldout_accuracy"])
+    else:
+        worst = min(rates, key=lambda rate: rate["forget_nll"])
     return {
         "model": model,
         "start": {metric: rows[0][metric] for metric in METRICS},
         "base_heldout_accuracy": base_accuracy,
         "general_floor": floor,
         "rates": rates,
-        "worst_case": worst and {"lr": worst["lr"], **worst["best"]},
-        "worst_rate": (worst or _most_recovered(rates))["lr"],
+        "worst_case": {"lr": worst["lr"], **worst["best"]} if attacked else None,
+        "worst_rate": worst["lr"],
     }
-
-
-def _most_recovered(rates: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Without a gap: the rate with the highest held-out accuracy at its end, else lowest NLL."""
-    if rates[0]["heldout_accuracy"] is not None:
-        return max(rates, key=lambda rate: rate["heldout_accuracy"])
-    return min(rates, key=lambda rate: rate["forget_nll"])
 
 
 def verdict(facts: Mapping[str, Any]) -> str:
@@ -173,6 +175,9 @@ def verdict(facts: Mapping[str, Any]) -> str:
     )
 
 
+# ── over all models ───────────────────────────────────────────────────────────────────────────────
+
+
 class Found(NamedTuple):
     """The result of one model, read back."""
 
@@ -186,15 +191,11 @@ def read_results(folders: Mapping[str, Path]) -> list[Found]:
     """The results in `folders`, by label."""
     import pandas as pd
 
-    return [
-        Found(
-            label,
-            folder,
-            pd.read_csv(folder / "relearning.csv"),
-            json.loads((folder / "summary.json").read_text(encoding="utf-8")),
-        )
-        for label, folder in folders.items()
-    ]
+    found = []
+    for label, folder in folders.items():
+        facts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        found.append(Found(label, folder, pd.read_csv(folder / "relearning.csv"), facts))
+    return found
 
 
 def overview_rows(found: Sequence[Found]) -> list[dict[str, Any]]:
@@ -202,97 +203,62 @@ def overview_rows(found: Sequence[Found]) -> list[dict[str, Any]]:
     rows = []
     for one in found:
         start, worst = one.summary["start"], one.summary["worst_case"] or {}
-        rows.append(
-            {
-                "model": one.label,
-                "start_heldout_accuracy": start["heldout_accuracy"],
-                "start_general_accuracy": start["general_accuracy"],
-                "worst_lr": worst.get("lr"),
-                "worst_step": worst.get("step"),
-                "worst_heldout_accuracy": worst.get("heldout_accuracy"),
-                "worst_general_accuracy": worst.get("general_accuracy"),
-                "recovered_share": worst.get("recovered_share"),
-                "recovered_share_low": worst.get("recovered_share_low"),
-                "recovered_share_high": worst.get("recovered_share_high"),
-            }
-        )
+        row = {"model": one.label}
+        row |= {f"start_{n}": start[n] for n in ("heldout_accuracy", "general_accuracy")}
+        names = ("lr", "step", "heldout_accuracy", "general_accuracy")
+        row |= {f"worst_{name}": worst.get(name) for name in names}
+        rows.append(row | {name: worst.get(name) for name in SHARE})
     return rows
 
 
-# ── figures ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def _panels(
-    found: Sequence[Found],
-    colours: Mapping[str, str],
-    base: str,
-    rates: Mapping[str, float],
-    of: str,
-) -> list[Any]:
-    """Held-out beside general accuracy, or, without questions, forget beside retain NLL."""
-    from model_diffs.core.figures import BASE, FILTERED, Panel, column_line
+def _panel(
+    found: Sequence[Found], base: str, rate: float | None, metric: str, title: str
+) -> "Panel":
+    """One metric over the steps of the attack; `rate` None: each model at its worst."""
+    from model_diffs.core import figures
     from model_diffs.core.naming import short_label
 
-    asked = any(one.table["heldout_accuracy"].notna().any() for one in found)
-    titles = (
-        {
+    labels, lines = [one.label for one in found], []
+    for one in found:
+        table = one.table[one.table["lr"] == (rate or one.summary["worst_rate"])]
+        if table[metric].notna().any():
+            name = short_label(one.label, base) if base else one.label
+            colour = figures.model_colour(one.label, labels)
+            colour = figures.BASE if one.label == base else colour
+            # Base and filtered models are references for the unlearned ones.
+            style = ":" if colour in (figures.BASE, figures.FILTERED) else "-"
+            lines.append(figures.column_line(table, metric, name, colour, style, "step"))
+    asked = metric.endswith("accuracy")
+    return figures.Panel(
+        title + (f" (rate {rate:g})" if rate else ""),
+        "four-choice accuracy" if asked else "NLL, nats per token",
+        lines,
+        CHANCE if asked else None,
+        "chance" if asked else "",
+        from_zero=asked,
+        xlabel="steps of the attack",
+    )
+
+
+def overview_figure(
+    found: Sequence[Found], base: str, rates: Iterable[float | None], title: str
+) -> "Figure":
+    """All models, a row of panels for each rate (None: each model at the rate worst for it).
+
+    Held-out beside general accuracy or, without questions, forget beside retain NLL.
+    """
+    from model_diffs.core.figures import layer_figure
+
+    titles = {
+        "forget_nll": "Forget lines that the attacker never showed",
+        "retain_nll": "Retain lines",
+    }
+    if any(one.table["heldout_accuracy"].notna().any() for one in found):
+        titles = {
             "heldout_accuracy": "Facts that the attacker never showed",
             "general_accuracy": "General facts: what the attack costs",
         }
-        if asked
-        else {
-            "forget_nll": "Forget lines that the attacker never showed",
-            "retain_nll": "Retain lines",
-        }
-    )
-    panels = []
-    for metric, title in titles.items():
-        lines = []
-        for one in found:
-            table = one.table[one.table["lr"] == rates[one.label]]
-            if table[metric].isna().all():
-                continue
-            name = short_label(one.label, base) if base else one.label
-            # Models that nobody made forget are what the others are read against.
-            reference = ":" if colours[one.label] in (BASE, FILTERED) else "-"
-            lines.append(column_line(table, metric, name, colours[one.label], reference, "step"))
-        panels.append(
-            Panel(
-                title + of,
-                "four-choice accuracy" if asked else "NLL, nats per token",
-                lines,
-                CHANCE if asked else None,
-                "chance" if asked else "",
-                from_zero=asked,
-                xlabel="steps of the attack",
-            )
-        )
-    return panels
-
-
-def _colours(found: Sequence[Found], base: str) -> dict[str, str]:
-    from model_diffs.core.figures import BASE, model_colour
-
-    labels = [one.label for one in found]
-    return {label: BASE if label == base else model_colour(label, labels) for label in labels}
-
-
-def worst_figure(found: Sequence[Found], base: str) -> "Figure":
-    """All models on one axis, each at the rate that brings most back."""
-    from model_diffs.core.figures import layer_figure
-
-    rates = {one.label: one.summary["worst_rate"] for one in found}
-    panels = _panels(found, _colours(found, base), base, rates, "")
-    title = "What relearning brings back, at the learning rate worst for each model"
+    panels = [
+        _panel(found, base, rate, metric, text) for rate in rates for metric, text in titles.items()
+    ]
     return layer_figure(title, panels, legend="below")
-
-
-def rates_figure(found: Sequence[Found], base: str) -> "Figure":
-    """The same for each rate by itself: one row of panels per rate."""
-    from model_diffs.core.figures import layer_figure
-
-    colours, panels = _colours(found, base), []
-    for lr in sorted({lr for one in found for lr in one.table["lr"]}):
-        rates = {one.label: lr for one in found}
-        panels += _panels(found, colours, base, rates, f" (rate {lr:g})")
-    return layer_figure("What relearning brings back, by learning rate", panels, legend="below")

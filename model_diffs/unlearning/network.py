@@ -66,6 +66,11 @@ class Network(nn.Module):
         return self._parts[0].blocks
 
     @property
+    def positions(self) -> int | None:
+        """Longest text in tokens, where the configuration names a limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
     def trunk(self) -> Any:
         """Everything below the head."""
         return self._parts[0].trunk
