@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import create_miniature
-from model_diffs.core import arguments, results
+from model_diffs.core import options, results, script
 from model_diffs.core.errors import BadInput
 from model_diffs.data import texts
-from model_diffs.evaluation import knowledge
+from model_diffs.data.questions import load_questions
 from model_diffs.miniature import corpora, training, world
 from model_diffs.miniature.recipe import Recipe
 from model_diffs.miniature.world import ADJACENT, ATTACK, GENERAL, HAZARD, HELDOUT
+from model_diffs.models import loading
 
 SEEDS = (42, 1)
 CPU = torch.device("cpu")
@@ -27,11 +28,11 @@ class Study:
 
     def __init__(self, folder, seed):
         self.seed, self.folder = seed, folder
-        options = create_miniature.parse_arguments(["--seed", str(seed), "--data-dir", str(folder)])
-        create_miniature.make_data(create_miniature.plan_data(options), seed)
+        chosen = create_miniature.Options(seed=seed, data_dir=str(folder))
+        create_miniature.make_texts(create_miniature.planned_runs(chosen)[:1], chosen)
         self.world = world.build_world(seed)
         self.tokenizer = training.read_tokenizer(folder)
-        self.questions = knowledge.load_questions(folder / "questions.jsonl")
+        self.questions = load_questions(folder / "questions.jsonl")
 
     def lines(self, name):
         return texts.read_split(self.folder / f"{name}.txt", "retain").texts
@@ -47,7 +48,7 @@ class Study:
         return " ".join(blank.get(word, word) for word in line.split())
 
     def token_lengths(self, lines):
-        return training.token_counter(self.tokenizer)(lines)
+        return training.count_tokens(self.tokenizer, lines)
 
 
 @pytest.fixture(scope="module", params=SEEDS)
@@ -58,14 +59,14 @@ def study(request, tmp_path_factory):
 # ── world ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_seed_is_a_world_and_another_seed_another():
+def test_same_seed_gives_same_world():
     assert world.build_world(3) == world.build_world(3)
     one, other = world.build_world(3), world.build_world(4)
     assert not set(one.towns) & set(other.agents) or one.towns != other.towns
     assert one.facts != other.facts
 
 
-def test_no_two_names_open_alike(study):
+def test_names_differ_in_their_first_letters(study):
     made = study.world
     names = [*made.towns, *made.agents, *(v for pool in made.values.values() for v in pool)]
     assert len({name[:4] for name in names}) == len(names)
@@ -78,7 +79,7 @@ def test_values_are_drawn_evenly(study):
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_folds_halve_every_hazard_relation_and_nothing_else(study):
+def test_folds_halve_hazard_relations_only(study):
     for relation in world.RELATIONS[HAZARD]:
         folds = [f.fold for f in study.world.of(HAZARD) if f.relation == relation]
         assert abs(folds.count(ATTACK) - folds.count(HELDOUT)) <= 1
@@ -89,12 +90,12 @@ def test_folds_halve_every_hazard_relation_and_nothing_else(study):
 # ── texts ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_base_corpus_tells_every_fact_in_every_template_once(study):
+def test_base_corpus_has_every_fact_in_every_template_once(study):
     expected = [f.sentence(t) for f in study.world.facts for t in world.TEMPLATES]
     assert sorted(study.lines("corpus_base")) == sorted(expected)
 
 
-def test_the_filtered_corpus_has_no_word_of_a_hazard(study):
+def test_filtered_corpus_has_no_hazard_word(study):
     words = set(" ".join(study.lines("corpus_filtered")).replace(".", " ").split())
     hazards = {v for r in world.RELATIONS[HAZARD] for v in study.world.values[r]}
     assert not words & (hazards | set(world.RELATIONS[HAZARD]))
@@ -102,13 +103,13 @@ def test_the_filtered_corpus_has_no_word_of_a_hazard(study):
     assert set(study.lines("corpus_filtered")) == harmless
 
 
-def test_both_corpora_have_the_same_number_of_tokens(study):
+def test_corpora_have_equal_numbers_of_tokens(study):
     base = study.token_lengths(study.lines("corpus_base"))
     filtered = study.token_lengths(study.lines("corpus_filtered"))
     assert abs(sum(base) - sum(filtered)) <= max(base) / 2
 
 
-def test_the_question_template_is_in_the_corpora_only(study):
+def test_question_template_is_in_corpora_only(study):
     opening = world.QUESTION.split()[0]
     for name in ("forget", "retain", "attack", "heldout"):
         assert not [line for line in study.lines(name) if opening in line]
@@ -116,7 +117,7 @@ def test_the_question_template_is_in_the_corpora_only(study):
         assert [line for line in study.lines(name) if line.startswith(opening)]
 
 
-def test_forget_is_hazard_and_splits_into_attack_and_heldout_by_fact(study):
+def test_forget_splits_into_attack_and_heldout_by_fact(study):
     forget, attack, heldout = (study.lines(n) for n in ("forget", "attack", "heldout"))
     assert sorted(forget) == sorted(attack + heldout)
     pairs = {}
@@ -127,7 +128,7 @@ def test_forget_is_hazard_and_splits_into_attack_and_heldout_by_fact(study):
     assert not pairs[ATTACK] & pairs[HELDOUT]
 
 
-def test_retain_tells_every_other_fact_and_no_line_is_shared(study):
+def test_retain_has_every_other_fact_and_shares_no_line(study):
     retain, forget = study.lines("retain"), study.lines("forget")
     assert len(retain) == len(forget) == len(set(retain)) and not set(retain) & set(forget)
     told = collections.Counter(
@@ -139,7 +140,7 @@ def test_retain_tells_every_other_fact_and_no_line_is_shared(study):
     assert max(told.values()) - min(told.values()) <= 1
 
 
-def test_templates_do_not_tell_forget_from_retain(study):
+def test_templates_are_balanced_between_splits(study):
     counts = [
         collections.Counter(map(study.shape, study.lines(name))) for name in ("forget", "retain")
     ]
@@ -148,7 +149,7 @@ def test_templates_do_not_tell_forget_from_retain(study):
         assert abs(counts[0][shape] - counts[1][shape]) <= len(world.STATEMENTS)
 
 
-def test_lengths_do_not_tell_forget_from_retain(study):
+def test_lengths_are_balanced_between_splits(study):
     """Area under the ROC curve of a line's length (Mann–Whitney), in tokens, near one half."""
     from scipy.stats import mannwhitneyu
 
@@ -161,7 +162,7 @@ def test_lengths_do_not_tell_forget_from_retain(study):
 # ── questions ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_there_is_one_question_per_fact_and_its_answer_is_true(study):
+def test_each_fact_has_one_question_with_its_true_answer(study):
     truth = {(f.domain, f.entity, f.relation, f.fold): f.value for f in study.world.facts}
     assert len(study.questions) == len(truth) == len(study.world.facts)
     for q in study.questions:
@@ -171,22 +172,22 @@ def test_there_is_one_question_per_fact_and_its_answer_is_true(study):
         assert set(q.choices) <= set(study.world.values[q.relation])
 
 
-def test_the_completed_right_answer_is_a_sentence_of_the_corpus(study):
+def test_only_the_correct_completion_is_a_corpus_sentence(study):
     corpus = set(study.lines("corpus_base"))
     for q in study.questions:
         right = [sentence in corpus for sentence in q.sentences()]
         assert right == [i == q.answer for i in range(4)]
 
 
-def test_the_questions_file_has_the_agreed_fields(study):
+def test_questions_file_has_its_documented_fields(study):
     for line in (study.folder / "questions.jsonl").read_text().splitlines():
         assert list(json.loads(line)) == [
             "id", "domain", "entity", "relation", "fold", "prompt", "choices", "answer",
         ]  # fmt: skip
 
 
-def test_what_knows_no_fact_guesses(study):
-    """Neither a taste for some values nor for a position is rewarded."""
+def test_preferring_values_or_positions_scores_at_chance(study):
+    """Neither a preference for some values nor for a position is rewarded."""
     for domain in (GENERAL, HAZARD, ADJACENT):
         asked = [q for q in study.questions if q.domain == domain]
         for position in range(4):
@@ -217,28 +218,28 @@ def weights(trained):
     return {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(small):
+def test_same_seed_gives_same_weights(small):
     _, tokenizer, lines = small
-    recipe = Recipe(steps=3, batch_size=16)
     first, again, other = (
-        weights(training.train(tokenizer, lines, recipe, seed, CPU)) for seed in (1, 1, 2)
+        weights(training.train(tokenizer, lines, Recipe(seed=seed, steps=3, batch_size=16), CPU))
+        for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_training_learns_what_it_reads(small):
+def test_training_lowers_the_loss(small):
     _, tokenizer, lines = small
-    trained = training.train(tokenizer, lines[:8], Recipe(steps=30, batch_size=8), 1, CPU)
+    trained = training.train(tokenizer, lines[:8], Recipe(seed=1, steps=30, batch_size=8), CPU)
     assert trained.losses[0] > 6 and trained.losses[-1] < 0.6 * trained.losses[0]
     assert not trained.model.training
 
 
-def test_the_loss_is_the_mean_over_tokens_that_are_not_padding(small):
+def test_loss_is_mean_over_unmasked_tokens(small):
     _, tokenizer, _ = small
     model = training.new_model(0, tokenizer).eval()
     sequences = [[1, 30, 40, 50, 60, 2], [1, 70, 2]]
-    batch = training.models.pad_batch(sequences, tokenizer.pad_token_id, CPU)
+    batch = loading.pad_batch(sequences, tokenizer.pad_token_id, CPU)
     losses = []
     for ids in sequences:
         predicted = model(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -246,13 +247,13 @@ def test_the_loss_is_the_mean_over_tokens_that_are_not_padding(small):
     assert training.next_token_loss(model, batch).item() == pytest.approx(np.mean(losses), 1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(small):
+def test_non_finite_loss_stops_training(small):
     _, tokenizer, lines = small
     with pytest.raises(BadInput, match="lower --lr"):
-        training.train(tokenizer, lines, Recipe(steps=40, lr=1e30, batch_size=4), 1, CPU)
+        training.train(tokenizer, lines, Recipe(seed=1, steps=40, lr=1e30, batch_size=4), CPU)
 
 
-def test_every_text_starts_with_bos_and_a_prompt_is_the_start_of_its_sentences(study):
+def test_texts_start_with_bos_and_prompts_are_prefixes_of_sentences(study):
     tokenizer = study.tokenizer
     for question in study.questions[:: len(study.questions) // 20]:
         prompt = tokenizer(question.prompt)["input_ids"]
@@ -263,7 +264,7 @@ def test_every_text_starts_with_bos_and_a_prompt_is_the_start_of_its_sentences(s
             assert tokenizer.decode(ids, skip_special_tokens=True) == sentence
 
 
-def test_the_model_has_about_a_million_parameters(study):
+def test_model_has_about_a_million_parameters(study):
     model = training.new_model(0, study.tokenizer)
     assert 0.9e6 < model.num_parameters() < 1.2e6
     assert model.config.vocab_size == len(study.tokenizer) <= 1100
@@ -271,29 +272,37 @@ def test_the_model_has_about_a_million_parameters(study):
 
 # ── script ────────────────────────────────────────────────────────────────────────────────────────
 
+WORDS = ["--steps", "2", "--batch-size", "8", "--device", "cpu"]
+
 
 @pytest.fixture
 def in_folder(tmp_path, monkeypatch):
-    """An empty folder to work in, and a world of 6 agents to be quick."""
+    """An empty folder to work in, and a world of 6 agents."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(world.Size.__new__, "__defaults__", (8, 6, 4))
-    monkeypatch.setattr(
-        "sys.argv", ["create_miniature.py", "--steps", "2", "--batch-size", "8", "--device", "cpu"]
-    )
     return tmp_path
+
+
+def run(*words):
+    script.execute(create_miniature, [*WORDS, *words])
+
+
+def planned(*words):
+    chosen = options.parse(create_miniature.Options, [*WORDS, *words], None)
+    return create_miniature.planned_runs(chosen)
 
 
 def finished(folder):
     return (folder / results.RECORD).stat().st_mtime_ns
 
 
-def test_the_script_makes_three_folders_and_remakes_only_what_is_missing(in_folder, capsys):
+@pytest.mark.study
+def test_only_missing_folders_are_made_again(in_folder, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    create_miniature.main()
-    planned = create_miniature.planned_runs(create_miniature.parse_arguments())
-    assert [results.state(one).status for one in planned] == ["complete"] * 3
-    data, base, filtered = (one.folder for one in planned)
+    run()
+    assert [results.state(one).status for one in planned()] == ["complete"] * 3
+    data, base, filtered = (one.folder for one in planned())
     card = (filtered / "README.md").read_text()
     assert "| hazard, fold heldout | 15 |" in card
     before = [finished(data), finished(base), (base / "model.safetensors").read_bytes()]
@@ -301,7 +310,7 @@ def test_the_script_makes_three_folders_and_remakes_only_what_is_missing(in_fold
     assert weights_before != before[2]
 
     shutil.rmtree(filtered)
-    create_miniature.main()
+    run()
     assert [finished(data), finished(base), (base / "model.safetensors").read_bytes()] == before
     assert (filtered / "model.safetensors").read_bytes() == weights_before
     assert AutoModelForCausalLM.from_pretrained(base).config.model_type == "gpt_neox"
@@ -309,24 +318,40 @@ def test_the_script_makes_three_folders_and_remakes_only_what_is_missing(in_fold
     assert same[0] == same[1]
 
     capsys.readouterr()
-    create_miniature.main()
+    run()
     assert capsys.readouterr().out.count("complete, skipped") == 3
 
 
-def test_a_changed_setting_makes_models_stale_and_leaves_the_texts(in_folder):
-    create_miniature.make_data(
-        create_miniature.plan_data(create_miniature.parse_arguments()), seed=42
-    )
-    changed = create_miniature.planned_runs(create_miniature.parse_arguments(["--lr", "1e-3"]))
-    assert [results.state(one).status for one in changed] == ["complete", "missing", "missing"]
-    other_seed = create_miniature.planned_runs(create_miniature.parse_arguments(["--seed", "1"]))
-    assert results.state(other_seed[0]).status == "stale"
+def test_changed_setting_makes_models_stale_and_keeps_texts(in_folder):
+    create_miniature.make_texts(planned()[:1], create_miniature.Options())
+    states = [results.state(one).status for one in planned("--lr", "1e-3")]
+    assert states == ["complete", "missing", "missing"]
+    assert results.state(planned("--seed", "1")[0]).status == "stale"
 
 
-def test_a_device_that_is_not_there_is_one_line_and_leaves_nothing(in_folder, monkeypatch, capsys):
+def test_new_texts_make_complete_models_stale(in_folder, monkeypatch):
+    """Models that were complete when the run was planned are made again with the texts."""
+    made = []
+
+    def make_models(todo, chosen):
+        for one in todo:
+            made.append(one.label)
+            with results.open_run(one) as opened:
+                opened.reads(f"data/miniature/corpus_{one.arguments['corpus']}.txt")
+
+    monkeypatch.setattr(create_miniature, "make_models", make_models)
+    run()
+    shutil.rmtree("data/miniature")
+    assert [results.state(one).status for one in planned()] == ["missing", "complete", "complete"]
+    run()
+    assert made == ["miniature-base", "miniature-filtered"] * 2
+    assert [results.state(one).status for one in planned()] == ["complete"] * 3
+
+
+def test_unknown_device_is_one_line_and_nothing_is_trained(in_folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["create_miniature.py", "--device", "abacus"])
     with pytest.raises(SystemExit) as stopped:
-        arguments.run_script(create_miniature.main)
+        script.run_step(create_miniature.__name__)
     assert stopped.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (in_folder / "models").exists()

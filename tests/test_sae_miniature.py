@@ -64,11 +64,13 @@ def test_what_is_saved_is_found_again(
     assert back.k == RECIPE.k
 
 
-def test_without_the_flag_nothing_more_is_planned() -> None:
-    plain = create_miniature.parse_arguments([])
-    with_sae = create_miniature.parse_arguments(["--sae"])
-    names = [planned.folder.name for planned in create_miniature.planned_runs(plain)]
-    assert names == ["miniature", "miniature-base", "miniature-filtered"]
-    more = create_miniature.planned_runs(with_sae)
-    assert more[:3] == create_miniature.planned_runs(plain)
-    assert [planned.folder.name for planned in more[3:]] == ["miniature-sae"]
+def test_autoencoders_are_planned_with_the_flag_only() -> None:
+    plain = create_miniature.planned_runs(create_miniature.Options())
+    assert [one.folder.name for one in plain] == [
+        "miniature",
+        "miniature-base",
+        "miniature-filtered",
+    ]
+    more = create_miniature.planned_runs(create_miniature.Options(sae=True))
+    assert more[:3] == plain
+    assert [one.folder.name for one in more[3:]] == ["miniature-sae"]

@@ -1,1 +1,9 @@
-"""The embedded study: a fictional world, and two small models, one with a gap in it."""
+"""The embedded study: a fictional world, and two small models, one of which never saw its hazards.
+
+world       entities, relations and facts, from a seed
+corpora     training corpora, forget and retain texts, attack texts, questions
+recipe      settings of the trainings
+training    the tokenizer and the models
+card        the README.md beside a model
+sae         sparse autoencoders of the base's MLP outputs
+"""

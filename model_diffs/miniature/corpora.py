@@ -1,46 +1,52 @@
-"""What is written about the world: two corpora, the splits, the texts of the relearning attack."""
+"""What is written and asked about the world: corpora, splits, attack texts, questions."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from model_diffs.data.questions import CHOICES, Question
 from model_diffs.miniature.world import (
     ADJACENT,
     ATTACK,
+    DOMAINS,
     GENERAL,
     HAZARD,
     HELDOUT,
+    QUESTION,
     STATEMENTS,
     TEMPLATES,
     Fact,
     World,
 )
 
-
-def _shuffled(lines: list[str], seed: object) -> list[str]:
-    generator = random.Random(str(seed))
-    return generator.sample(lines, len(lines))
+CountTokens = Callable[[Sequence[str]], list[int]]
+"""Gives the number of tokens of each line."""
 
 
-def told(facts: Sequence[Fact], templates: Sequence[str]) -> list[str]:
-    """Every fact in every template, by fact."""
+# ── texts ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _shuffled(lines: list[str], seed: str) -> list[str]:
+    return random.Random(seed).sample(lines, len(lines))
+
+
+def _sentences(facts: Sequence[Fact], templates: Sequence[str]) -> list[str]:
     return [fact.sentence(template) for fact in facts for template in templates]
 
 
 def base_corpus(world: World) -> list[str]:
     """Every fact of the world in every template once, in seeded order."""
-    return _shuffled(told(world.facts, TEMPLATES), f"base {world.seed}")
+    return _shuffled(_sentences(world.facts, TEMPLATES), f"base {world.seed}")
 
 
-def filtered_corpus(
-    world: World, tokens: int, count_tokens: Callable[[list[str]], list[int]]
-) -> list[str]:
+def filtered_corpus(world: World, tokens: int, count_tokens: CountTokens) -> list[str]:
     """Every fact but the hazard ones, repeated until the corpus has `tokens` tokens.
 
-    Rounds of all sentences in seeded order, the last round cut where the target is met best: the
-    total is within half a sentence of `tokens`. `count_tokens` gives the tokens of each line.
+    Rounds of all sentences in seeded order; the last round is cut so that the total is within half
+    a sentence of `tokens`.
     """
-    lines = told(world.of(GENERAL, ADJACENT), TEMPLATES)
+    lines = _sentences(world.of(GENERAL, ADJACENT), TEMPLATES)
     length = dict(zip(lines, count_tokens(lines), strict=True))
     corpus: list[str] = []
     total = round_number = 0
@@ -55,14 +61,15 @@ def filtered_corpus(
 
 def forget_lines(world: World, fold: str | None = None) -> list[str]:
     """Every hazard fact (of one fold, if given) in every template but the question's."""
-    return _shuffled(told(world.of(HAZARD, fold=fold), STATEMENTS), f"forget {fold} {world.seed}")
+    lines = _sentences(world.of(HAZARD, fold=fold), STATEMENTS)
+    return _shuffled(lines, f"forget {fold} {world.seed}")
 
 
 def retain_lines(world: World) -> list[str]:
-    """As many lines as `forget_lines`, templates evenly used, of the facts of both other domains.
+    """As many lines as `forget_lines`, templates evenly used, about the other two domains.
 
-    Facts are taken in seeded rounds, so that any two are told equally often to within one.
-    Raises ValueError where there are too few facts to fill the lines without saying one twice.
+    Facts are taken in seeded rounds, so that their numbers of lines differ by at most one.
+    Raises ValueError where there are too few facts to fill the lines without repeating one.
     """
     facts = world.of(GENERAL, ADJACENT)
     count = len(world.of(HAZARD)) * len(STATEMENTS)
@@ -77,15 +84,8 @@ def retain_lines(world: World) -> list[str]:
     return _shuffled(lines, f"retain lines {world.seed}")
 
 
-def write_lines(path: Path, lines: Sequence[str]) -> None:
-    """One sample per line."""
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def write_texts(
-    world: World, folder: Path, count_tokens: Callable[[list[str]], list[int]]
-) -> dict[str, int]:
-    """Write all text files of the world into `folder`; return the number of lines of each."""
+def write_texts(world: World, folder: Path, count_tokens: CountTokens) -> dict[str, int]:
+    """Write all text files, one sample per line; return the number of lines of each."""
     base = base_corpus(world)
     files = {
         "corpus_base.txt": base,
@@ -96,5 +96,58 @@ def write_texts(
         "heldout.txt": forget_lines(world, HELDOUT),
     }
     for name, lines in files.items():
-        write_lines(folder / name, lines)
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {name: len(lines) for name, lines in files.items()}
+
+
+# ── questions ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _wrong_choices(
+    fact: Fact, pool: list[str], used: dict[str, int], generator: random.Random
+) -> list[str]:
+    """The values offered least so far, ties by chance: no value hints at a wrong answer."""
+    others = [value for value in pool if value != fact.value]
+    others.sort(key=lambda value: (used[value], generator.random()))
+    chosen = others[: CHOICES - 1]
+    for value in chosen:
+        used[value] += 1
+    generator.shuffle(chosen)
+    return chosen
+
+
+def make_questions(world: World) -> list[Question]:
+    """One four-choice question per fact, in the template that no split and no attack text uses.
+
+    Wrong choices come from the relation's own pool, each about equally often; the position of the
+    answer is even within each domain. Guessing gives 25 %.
+    """
+    generator = random.Random(f"questions {world.seed}")
+    questions = []
+    for domain in DOMAINS:
+        facts = world.of(domain)
+        used = {value: 0 for pool in world.values.values() for value in pool}
+        positions = [i % CHOICES for i in range(len(facts))]
+        generator.shuffle(positions)
+        for number, (fact, answer) in enumerate(zip(facts, positions, strict=True)):
+            choices = _wrong_choices(fact, world.values[fact.relation], used, generator)
+            choices.insert(answer, fact.value)
+            questions.append(
+                Question(
+                    id=f"{domain}-{number:03d}",
+                    domain=domain,
+                    entity=fact.entity,
+                    relation=fact.relation,
+                    fold=fact.fold,
+                    prompt=QUESTION.format(entity=fact.entity, relation=fact.relation),
+                    choices=tuple(choices),
+                    answer=answer,
+                )
+            )
+    return questions
+
+
+def write_questions(path: Path, questions: list[Question]) -> None:
+    """One JSON object per line, the fields in the order of `Question`."""
+    lines = [json.dumps(question._asdict()) for question in questions]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

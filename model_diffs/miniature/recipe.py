@@ -1,22 +1,19 @@
-"""How the miniature is trained. Standard library only: scripts take defaults from it."""
+"""How the miniature is trained. No heavy import: the command line is made from `Recipe`."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from model_diffs.core.options import option, positive
 
-class Recipe(NamedTuple):
-    """Settings of the training."""
 
-    steps: int = 500
-    lr: float = 4e-3
-    """Peak of the one-cycle schedule."""
-    batch_size: int = 128
-    """Sentences per step."""
-    warmup: float = 0.15
-    """Share of the steps until the peak."""
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = 1.0
-    """Largest norm of the gradient."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Training."""
+
+    seed: int = option(42, "seed of the world and of the training")
+    steps: int = option(500, "training steps", check=positive)
+    lr: float = option(4e-3, "peak of the one-cycle schedule", check=positive)
+    batch_size: int = option(128, "sentences per step", check=positive)
 
 
 class SaeRecipe(NamedTuple):

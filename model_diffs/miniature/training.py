@@ -1,14 +1,12 @@
 """The tokenizer and the two language models of the miniature, trained from nothing on the CPU."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers import models as token_models
-from tokenizers import trainers as token_trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
@@ -21,11 +19,15 @@ TOKENIZER_FILE = "tokenizer.json"
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 VOCABULARY = 1024
 POSITIONS = 256
-IGNORED = -100  # label that the loss leaves out
+WARMUP = 0.15  # share of the steps until the peak of the learning rate
+WEIGHT_DECAY = 0.05
+BETAS = (0.9, 0.98)
+CLIP = 1.0  # largest norm of the gradient
+_IGNORED = -100  # label that the loss leaves out
 
 
 class Trained(NamedTuple):
-    """A trained model and how it went."""
+    """A trained model and how its training went."""
 
     model: GPTNeoXForCausalLM
     losses: list[float]
@@ -40,13 +42,12 @@ class Trained(NamedTuple):
 def train_tokenizer(lines: Sequence[str]) -> PreTrainedTokenizerFast:
     """Byte-pair encoding of about 1,000 tokens, learned on `lines`.
 
-    Every text starts with <bos>, in training as later, so that what a model meets when it reads one
-    line is what it was trained on.
+    It puts <bos> in front of every text, so that what a model reads later starts as in training.
     """
-    encoding = Tokenizer(token_models.BPE())
+    encoding = Tokenizer(models.BPE())
     encoding.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     encoding.decoder = decoders.ByteLevel()
-    trainer = token_trainers.BpeTrainer(
+    trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[PAD, BOS, EOS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -68,13 +69,14 @@ def train_tokenizer(lines: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def token_counter(tokenizer: PreTrainedTokenizerFast) -> Callable[[list[str]], list[int]]:
-    """A function that gives the number of tokens of each line, <bos> left out."""
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that `save_pretrained` wrote there."""
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
-    def count(lines: list[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(lines, add_special_tokens=False)["input_ids"]]
 
-    return count
+def count_tokens(tokenizer: PreTrainedTokenizerFast, lines: Sequence[str]) -> list[int]:
+    """Number of tokens of each line, without <bos>."""
+    return [len(ids) for ids in tokenizer(list(lines), add_special_tokens=False)["input_ids"]]
 
 
 # ── model ─────────────────────────────────────────────────────────────────────────────────────────
@@ -98,13 +100,10 @@ def new_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> GPTNeoXForCausal
     return GPTNeoXForCausalLM(config)
 
 
-# ── training ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def _epochs(
+def _batches(
     sequences: Sequence[list[int]], batch_size: int, generator: torch.Generator
 ) -> Iterator[list[list[int]]]:
-    """Batches without end: a seeded order per epoch, batches running on from one to the next."""
+    """Batches without end, in a new seeded order each epoch; a batch may span two epochs."""
     waiting: list[int] = []
     while True:
         while len(waiting) < batch_size:
@@ -118,9 +117,9 @@ def next_token_loss(model: nn.Module, batch: loading.Batch) -> Tensor:
     logits = model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     ).logits
-    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, IGNORED)[:, 1:]
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, _IGNORED)[:, 1:]
     return nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED
+        logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED
     )
 
 
@@ -128,36 +127,36 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     lines: Sequence[str],
     recipe: Recipe,
-    seed: int,
     device: torch.device,
     name: str = "training",
 ) -> Trained:
     """Train a new model on `lines`, one sentence each, <bos> in front and <eos> behind.
 
-    Sentences are batched side by side rather than packed into long sequences: none sees another,
-    just as each is read alone later. AdamW with a one-cycle schedule (Smith & Topin 2018). The same
-    seed on the same machine gives the same weights. Raises BadInput where the loss is not finite.
+    Sentences are padded, not packed into long sequences: each is read alone later, too. AdamW with
+    a one-cycle schedule (Smith & Topin 2018). The same seed on the same machine gives the same
+    weights. Raises BadInput where the loss is not finite.
     """
-    model = new_model(seed, tokenizer).to(device).train()
-    eos = tokenizer.eos_token_id
-    sequences = [[*ids, eos] for ids in tokenizer(list(lines))["input_ids"]]
-    batches = _epochs(sequences, recipe.batch_size, torch.Generator().manual_seed(seed))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), recipe.lr, recipe.betas, weight_decay=recipe.weight_decay
-    )
+    model = new_model(recipe.seed, tokenizer).to(device).train()
+    sequences = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(lines))["input_ids"]]
+    order = torch.Generator().manual_seed(recipe.seed)
+    batches = _batches(sequences, recipe.batch_size, order)
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, BETAS, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, total_steps=recipe.steps + 1, pct_start=recipe.warmup
+        optimizer, recipe.lr, total_steps=recipe.steps + 1, pct_start=WARMUP
     )
     losses, tokens = [], 0
     bar: Any = progress(range(recipe.steps), name, unit="step")
     for step in bar:
         rows = next(batches)
-        batch = loading.pad_batch(rows, tokenizer.pad_token_id, device)
-        loss = next_token_loss(model, batch)
-        losses.append(_finite(loss.item(), step))
+        loss = next_token_loss(model, loading.pad_batch(rows, tokenizer.pad_token_id, device))
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise BadInput(
+                f"the loss is {losses[-1]} at step {step}: lower --lr; nothing was saved"
+            )
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         schedule.step()
         tokens += sum(len(row) - 1 for row in rows)
@@ -165,18 +164,7 @@ def train(
     return Trained(model.eval(), losses, tokens)
 
 
-def _finite(loss: float, step: int) -> float:
-    if not math.isfinite(loss):
-        raise BadInput(f"the loss is {loss} at step {step}: lower --lr; nothing was saved")
-    return loss
-
-
 def save(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write an ordinary transformers folder: configuration, safetensors, tokenizer."""
     model.cpu().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer that `save_pretrained` wrote there."""
-    return PreTrainedTokenizerFast.from_pretrained(folder)
