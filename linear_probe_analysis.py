@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from model_diffs.activations.store import Statistics
-    from model_diffs.evaluation.knowledge import Question
+    from model_diffs.data.questions import Question
     from model_diffs.stats.cross_validation import Design
 
 STEP = Step(
@@ -192,7 +192,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     cross_validation.check_splits(splits, options.folds)
     questions = None
     if options.questions:
-        from model_diffs.evaluation.knowledge import load_questions
+        from model_diffs.data.questions import load_questions
 
         questions = load_questions(options.questions)
     found = store.statistics(options, [planned.model_a for planned in todo])

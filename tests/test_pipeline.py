@@ -39,10 +39,11 @@ def tables(outroot: Path) -> dict[str, bytes]:
 
 def scores(study: Study) -> dict[str, dict[str, float]]:
     """Accuracy by model and domain, measured now, from the saved folders."""
-    from model_diffs.evaluation import knowledge
+    from model_diffs.data.questions import load_questions
+    from model_diffs.evaluation import scoring
     from model_diffs.models import loading
 
-    questions = knowledge.load_questions(study.root / "data/miniature/questions.jsonl")
+    questions = load_questions(study.root / "data/miniature/questions.jsonl")
     folders = {
         "base": "models/miniature-base",
         "filtered": "models/miniature-filtered",
@@ -55,7 +56,7 @@ def scores(study: Study) -> dict[str, dict[str, float]]:
         import torch
 
         model = loading.load_model(path, torch.device("cpu"), torch.float32)
-        answers = knowledge.score(model, loading.load_tokenizer(path), questions)
+        answers = scoring.score(model, loading.load_tokenizer(path), questions)
         found[name] = {
             domain: sum(a.correct for a in answers if a.domain == domain)
             / sum(a.domain == domain for a in answers)

@@ -17,8 +17,9 @@ from sklearn.preprocessing import StandardScaler
 
 from model_diffs.activations import collecting
 from model_diffs.core.errors import BadInput
+from model_diffs.data.questions import load_questions
 from model_diffs.diagnostics import probes
-from model_diffs.evaluation import knowledge, logit_lens
+from model_diffs.evaluation import logit_lens, scoring
 from model_diffs.stats import cross_validation
 
 SCRIPT = "linear_probe_analysis.py"
@@ -148,16 +149,16 @@ def test_the_last_layer_is_the_model(family: str, overrides: dict, tmp_path: Pat
     tokenizer = tiny_models.tokenizer(family)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    asked = knowledge.load_questions(tiny_study.questions(tmp_path / "q.jsonl", 12))
+    asked = load_questions(tiny_study.questions(tmp_path / "q.jsonl", 12))
     found = logit_lens.answers_by_layer(model, tokenizer, asked)
     assert len(found) == tiny_models.LAYERS + 1
-    assert found[-1] == knowledge.score(model, tokenizer, asked)
+    assert found[-1] == scoring.score(model, tokenizer, asked)
     assert found[1] != found[-1]
 
 
 def test_earlier_layers_are_the_model_without_the_blocks_above(tmp_path: Path) -> None:
     model, tokenizer = tiny_models.build("llama", seed=3), tiny_models.tokenizer("llama")
-    asked = knowledge.load_questions(tiny_study.questions(tmp_path / "q.jsonl", 12))
+    asked = load_questions(tiny_study.questions(tmp_path / "q.jsonl", 12))
     scores = logit_lens.scores_by_layer(model, tokenizer, asked, batch_size=5)
     for layers in (2, 1):
         model.model.layers = model.model.layers[:layers]
@@ -218,9 +219,9 @@ def test_knowledge_by_layer_ends_in_the_models_own(study: tiny_study.Study) -> N
     assert table.columns[:5].tolist() == ["layer", "domain", "accuracy", "low", "high"]
     assert len(table) == 4 * 2
     model = loading.load_model(study.model_b, torch.device("cpu"), torch.float32)
-    asked = knowledge.load_questions(study.root / "q.jsonl")
-    answers = knowledge.score(model, loading.load_tokenizer(study.model_b), asked, 28)
-    for found in knowledge.accuracies(answers):
+    asked = load_questions(study.root / "q.jsonl")
+    answers = scoring.score(model, loading.load_tokenizer(study.model_b), asked, 28)
+    for found in scoring.accuracies(answers):
         row = table[(table["layer"] == 3) & (table["domain"] == found.domain)].iloc[0]
         assert (row["accuracy"], row["low"], row["high"]) == (found.mean, found.low, found.high)
     assert (folder_of(study) / "knowledge_by_layer.png").exists()
@@ -273,10 +274,10 @@ LIGHT = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from model_diffs.planning import load_script
+from model_diffs.core.script import execute
+from model_diffs.core.step import load_script
 for script, names in {scripts!r}:
-    sys.argv = [script, *{options!r}, *names, "--seed", "7"]
-    load_script(Path({root!r}) / script).main()
+    execute(load_script(Path({root!r}) / script), [*{options!r}, *names, "--seed", "7"])
 print(sorted({{"torch", "transformers"}} & set(sys.modules)))
 """
 

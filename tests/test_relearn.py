@@ -18,8 +18,8 @@ from model_diffs.attacks.material import Attack, Material
 from model_diffs.core import results, script
 from model_diffs.core.errors import BadInput
 from model_diffs.core.step import load_script
+from model_diffs.data.questions import Question
 from model_diffs.data.texts import Split
-from model_diffs.evaluation.knowledge import Question
 
 ROOT = Path(__file__).parent.parent
 

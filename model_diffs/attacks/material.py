@@ -14,7 +14,7 @@ from model_diffs.data import texts
 from model_diffs.data.texts import Split
 
 if TYPE_CHECKING:
-    from model_diffs.evaluation.knowledge import Question
+    from model_diffs.data.questions import Question
 
 GROUPS = ("heldout", "attack", "general", "adjacent")
 SPLITS = ("forget", "retain")
@@ -133,8 +133,8 @@ def read_material(options: Attack) -> Material:
     }
     groups = {}
     if options.questions:
-        from model_diffs.evaluation import knowledge
+        from model_diffs.data.questions import load_questions
 
-        questions = knowledge.load_questions(options.questions)
+        questions = load_questions(options.questions)
         groups = group_questions(questions, options.max_questions, options.seed)
     return Material(attacked, **measured, questions=groups)

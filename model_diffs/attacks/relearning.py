@@ -19,7 +19,7 @@ from model_diffs.attacks.material import SPLITS, Attack, Material
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data import texts
-from model_diffs.evaluation import knowledge
+from model_diffs.evaluation import scoring
 from model_diffs.models.devices import DTYPES, pick_device
 from model_diffs.models.loading import load_model, load_tokenizer
 from model_diffs.stats import intervals
@@ -92,7 +92,7 @@ def _measure(victim: _Victim, material: Material, options: Attack, tokens: int) 
     size, seed = 4 * options.batch_size, options.seed
     with victim.autocast:
         model = victim.network.model
-        given = knowledge.score(model, victim.tokenizer, asked, size) if asked else []
+        given = scoring.score(model, victim.tokenizer, asked, size) if asked else []
         measured = {split: _document_nll(victim, split, size, seed) for split in SPLITS}
     right = iter(float(answer.correct) for answer in given)
     correct = {

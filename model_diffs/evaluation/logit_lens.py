@@ -2,7 +2,7 @@
 
 The state of a layer goes through the final norm and the head as if the blocks above it were not
 there (nostalgebraist 2020, "interpreting GPT: the logit lens"). Sentences are scored as in
-`knowledge`; all layers come from one pass.
+`scoring`; all layers come from one pass.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_diffs.core.progress import progress
-from model_diffs.data import texts
-from model_diffs.evaluation import knowledge
-from model_diffs.evaluation.knowledge import Answer, Question
+from model_diffs.data.questions import Question
+from model_diffs.evaluation import scoring
+from model_diffs.evaluation.scoring import Answer
 from model_diffs.models import loading
 from model_diffs.models.anatomy import locate
 
@@ -64,7 +63,6 @@ class Lens:
         return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
 
 
-@torch.inference_mode()
 def scores_by_layer(
     model: nn.Module, tokenizer: Any, questions: Sequence[Question], batch_size: int = 64
 ) -> NDArray[np.float64]:
@@ -74,22 +72,15 @@ def scores_by_layer(
     that is longer than the model takes.
     """
     lens = Lens(model)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    sequences, index = knowledge.encode_sentences(tokenizer, questions, positions)
-    device = next(model.parameters()).device
-    scores = np.empty((lens.last + 1, len(sequences)))
-    batches = texts.length_batches([len(ids) for ids in sequences], batch_size)
-    for rows in progress(batches, "questions by layer", unit="batch"):
-        batch = loading.pad_batch([sequences[i] for i in rows], tokenizer.pad_token_id, device)
 
-        def receive(
-            state: int, hidden: Tensor, rows: list[int] = rows, batch: loading.Batch = batch
-        ) -> None:
-            logits = lens.logits(state, hidden)
-            scores[state, rows] = knowledge.sentence_log_probabilities(logits, batch).numpy()
+    def read(batch: loading.Batch, receive: scoring.Receive) -> None:
+        loading.stream_states(
+            lens.anatomy, batch, lambda state, hidden: receive(state, lens.logits(state, hidden))
+        )
 
-        loading.stream_states(lens.anatomy, batch, receive)
-    return scores[:, index]
+    return scoring.sentence_scores(
+        model, tokenizer, questions, read, readings=lens.last + 1, batch_size=batch_size
+    )
 
 
 def answers_by_layer(
@@ -97,7 +88,7 @@ def answers_by_layer(
 ) -> list[list[Answer]]:
     """The answers read from each state; those of the last are the model's own."""
     scores = scores_by_layer(model, tokenizer, questions, batch_size)
-    return [knowledge.answers(questions, layer) for layer in scores]
+    return [scoring.answers(questions, layer) for layer in scores]
 
 
 def question_rows(answers: Sequence[Sequence[Answer]]) -> list[QuestionRow]:
@@ -114,6 +105,6 @@ def rows(answers: Sequence[Sequence[Answer]], seed: int) -> list[Row]:
     table = []
     for layer, given in enumerate(answers):
         for domain in dict.fromkeys(answer.domain for answer in given):
-            found = knowledge.accuracy(given, domain, seed=seed)
+            found = scoring.accuracy(given, domain, seed=seed)
             table.append(Row(layer, domain, found.mean, found.low, found.high, found.questions))
     return table

@@ -127,7 +127,7 @@ def _check_lengths(
 
 def check_questions(path: str, forget_path: str, retain_path: str) -> Iterator[Finding]:
     """The questions are readable, and no text states one word for word."""
-    from model_diffs.evaluation.knowledge import load_questions
+    from model_diffs.data.questions import load_questions
 
     try:
         questions = load_questions(path)

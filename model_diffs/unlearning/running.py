@@ -13,8 +13,9 @@ import torch
 
 from model_diffs.core import arguments
 from model_diffs.core.results import Run
+from model_diffs.data.questions import Question, load_questions
 from model_diffs.data.texts import Split
-from model_diffs.evaluation import knowledge
+from model_diffs.evaluation import scoring
 from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.models.devices import dtype_name
 from model_diffs.models.loading import load_model, load_tokenizer
@@ -41,7 +42,7 @@ class _Job(NamedTuple):
     base: Checkpoint
     forget: Split
     retain: Split
-    questions: list[knowledge.Question] | None
+    questions: list[Question] | None
     shards: Any
     """accelerate's settings of a sharded run, or None."""
     weights_dtype: torch.dtype
@@ -85,7 +86,7 @@ def unlearn(options: argparse.Namespace, run: Run) -> None:
 def _prepare(options: argparse.Namespace, run: Run) -> _Job:
     method = get_method(options.method)
     forget, retain = from_options.read(options)
-    questions = knowledge.load_questions(options.questions) if options.questions else None
+    questions = load_questions(options.questions) if options.questions else None
     base = Checkpoint.open(options.model)
     shards = from_options.sharding_plan(options)
     accelerator, weights_dtype = from_options.engine(options)
@@ -184,13 +185,13 @@ def _circumstances(job: _Job, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(
-    trainer: Trainer, tokenizer: Any, questions: list[knowledge.Question] | None
+    trainer: Trainer, tokenizer: Any, questions: list[Question] | None
 ) -> dict[str, float | None]:
     found = trainer.evaluate().facts()
     # Sharded weights come together only where all processes make the pass.
     if questions and (trainer.accelerator.is_main_process or is_sharded(trainer.network)):
         given = trainer.network(_score, tokenizer, questions)
-        for one in knowledge.accuracies(given):
+        for one in scoring.accuracies(given):
             name = one.domain if one.fold is None else f"{one.domain}_{one.fold}"
             found |= {
                 f"{name}_accuracy": one.mean,
@@ -201,10 +202,8 @@ def _measure(
     return found
 
 
-def _score(
-    network: Network, tokenizer: Any, questions: list[knowledge.Question]
-) -> list[knowledge.Answer]:
-    return knowledge.score(network.model, tokenizer, questions)
+def _score(network: Network, tokenizer: Any, questions: list[Question]) -> list[scoring.Answer]:
+    return scoring.score(network.model, tokenizer, questions)
 
 
 def _norms(trainer: Trainer, when: str) -> dict[str, list[float]] | None:

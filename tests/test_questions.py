@@ -9,8 +9,8 @@ import tiny_models
 import torch
 
 from model_diffs.core.errors import BadInput
-from model_diffs.evaluation import knowledge
-from model_diffs.evaluation.knowledge import Question
+from model_diffs.data.questions import Question, load_questions
+from model_diffs.evaluation import scoring
 from model_diffs.models import loading
 
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def one_by_one(model, tokenizer, sentence: str) -> float:
 def test_scores_equal_a_loop_over_single_sentences(setup):
     model, tokenizer = setup
     questions = make_questions()
-    answers = knowledge.score(model, tokenizer, questions, batch_size=5)
+    answers = scoring.score(model, tokenizer, questions, batch_size=5)
     assert [a.id for a in answers] == [q.id for q in questions]
     for question, answer in zip(questions, answers, strict=True):
         scores = [one_by_one(model, tokenizer, s) for s in question.sentences()]
@@ -75,9 +75,9 @@ def test_scores_equal_a_loop_over_single_sentences(setup):
 def test_batch_size_and_order_do_not_matter(setup):
     model, tokenizer = setup
     questions = make_questions()
-    whole = knowledge.score(model, tokenizer, questions, batch_size=64)
-    single = knowledge.score(model, tokenizer, questions, batch_size=1)
-    backwards = knowledge.score(model, tokenizer, questions[::-1], batch_size=7)[::-1]
+    whole = scoring.score(model, tokenizer, questions, batch_size=64)
+    single = scoring.score(model, tokenizer, questions, batch_size=1)
+    backwards = scoring.score(model, tokenizer, questions[::-1], batch_size=7)[::-1]
     for one, two, three in zip(whole, single, backwards, strict=True):
         assert one.margin == pytest.approx(two.margin, abs=1e-4)
         assert one.margin == pytest.approx(three.margin, abs=1e-4)
@@ -89,40 +89,40 @@ def test_what_stands_in_the_padding_has_no_effect():
     other = loading.Batch(batch.input_ids.clone(), batch.attention_mask)
     other.input_ids[1, 2:] = 3
     logits = torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(0))
-    expected = knowledge.sentence_log_probabilities(logits, batch)
+    expected = scoring.sentence_log_probabilities(logits, batch)
     logits[1, 1:] = 1e4 * torch.randn(3, 12)
-    assert torch.equal(expected, knowledge.sentence_log_probabilities(logits, other))
+    assert torch.equal(expected, scoring.sentence_log_probabilities(logits, other))
 
 
 def test_a_worked_example():
     """Two equally likely tokens, then one of four."""
     logits = torch.tensor([[[0.0, 0.0, -math.inf, -math.inf], [1.0, 1.0, 1.0, 1.0], [0.0] * 4]])
     batch = loading.Batch(torch.tensor([[3, 1, 2]]), torch.ones(1, 3, dtype=torch.long))
-    score = knowledge.sentence_log_probabilities(logits, batch)
+    score = scoring.sentence_log_probabilities(logits, batch)
     assert score.item() == pytest.approx(math.log(1 / 2 * 1 / 4))
 
 
 def test_each_different_sentence_is_encoded_once():
     questions = make_questions(4)
     twice = [*questions, *(q._replace(id=q.id + "again") for q in questions)]
-    sequences, index = knowledge.encode_sentences(tiny_models.tokenizer(), twice, None)
+    sequences, index = scoring.encode_sentences(tiny_models.tokenizer(), twice, None)
     assert len(sequences) == 16
     assert (index[:4] == index[4:]).all()
 
 
 def test_a_tie_is_not_knowledge_and_a_broken_score_is_no_answer():
     questions = make_questions(2)
-    tie, ahead = knowledge.answers(questions, np.array([[-1.0, -1, -2, -3], [-9.0, -1, -2, -2]]))
+    tie, ahead = scoring.answers(questions, np.array([[-1.0, -1, -2, -3], [-9.0, -1, -2, -2]]))
     assert (tie.correct, tie.chosen, tie.margin) == (False, 0, 0.0)
     assert (ahead.correct, ahead.chosen, ahead.margin) == (True, 1, 1.0)
     with pytest.raises(BadInput, match="q1"):
-        knowledge.answers(questions, np.array([[-1.0, -2, -3, -4], [-1.0, np.nan, -3, -4]]))
+        scoring.answers(questions, np.array([[-1.0, -2, -3, -4], [-1.0, np.nan, -3, -4]]))
 
 
 def test_scoring_leaves_the_model_in_its_mode(setup):
     model, tokenizer = setup
     model.train()
-    knowledge.score(model, tokenizer, make_questions(2))
+    scoring.score(model, tokenizer, make_questions(2))
     assert model.training
     model.eval()
 
@@ -131,7 +131,7 @@ def test_a_question_longer_than_the_model_is_refused(setup):
     model, tokenizer = setup
     long = make_questions(1)[0]._replace(prompt="word " * 300)
     with pytest.raises(BadInput, match="shorten it"):
-        knowledge.score(model, tokenizer, [long])
+        scoring.score(model, tokenizer, [long])
 
 
 def test_a_space_joins_prompt_and_choice_unless_there_is_one():
@@ -148,8 +148,8 @@ def test_accuracy_counts_by_domain_and_fold_and_lies_in_its_interval():
     questions = make_questions(12)
     right = np.where(np.arange(4) == np.array([[q.answer] for q in questions]), 0.0, -5.0)
     right[1::4] *= -1  # every hazard question of fold attack is answered wrongly
-    answers = knowledge.answers(questions, right)
-    found = {(a.domain, a.fold): a for a in knowledge.accuracies(answers)}
+    answers = scoring.answers(questions, right)
+    found = {(a.domain, a.fold): a for a in scoring.accuracies(answers)}
     assert {key: a.mean for key, a in found.items()} == {
         ("general", None): 1.0,
         ("hazard", None): 0.5,
@@ -159,9 +159,9 @@ def test_accuracy_counts_by_domain_and_fold_and_lies_in_its_interval():
     assert [found["hazard", fold].questions for fold in (None, "attack", "heldout")] == [6, 3, 3]
     hazard = found["hazard", None]
     assert hazard.low < hazard.mean < hazard.high
-    assert knowledge.accuracy(answers, "hazard") == hazard
+    assert scoring.accuracy(answers, "hazard") == hazard
     with pytest.raises(ValueError, match="no question"):
-        knowledge.accuracy(answers, "weather")
+        scoring.accuracy(answers, "weather")
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────
@@ -174,7 +174,7 @@ def write(path, *rows) -> None:
 def test_what_is_written_is_read(tmp_path):
     questions = make_questions()
     write(tmp_path / "q.jsonl", *(q._asdict() for q in questions), "", "")
-    assert knowledge.load_questions(tmp_path / "q.jsonl") == questions
+    assert load_questions(tmp_path / "q.jsonl") == questions
 
 
 @pytest.mark.parametrize(
@@ -196,19 +196,19 @@ def test_a_wrong_field_is_named_with_its_line(tmp_path, change, named):
     good, bad = (q._asdict() for q in make_questions(2))
     write(tmp_path / "q.jsonl", good, {**bad, **change})
     with pytest.raises(BadInput, match=f"line 2: field '{named}'"):
-        knowledge.load_questions(tmp_path / "q.jsonl")
+        load_questions(tmp_path / "q.jsonl")
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "{", "[1]"])
 def test_a_file_that_holds_no_questions_is_refused(tmp_path, content):
     (tmp_path / "q.jsonl").write_text(content)
     with pytest.raises(BadInput, match=r"q\.jsonl"):
-        knowledge.load_questions(tmp_path / "q.jsonl")
+        load_questions(tmp_path / "q.jsonl")
 
 
 def test_a_file_that_is_missing_or_not_text_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no such file"):
-        knowledge.load_questions(tmp_path / "none.jsonl")
+        load_questions(tmp_path / "none.jsonl")
     (tmp_path / "q.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(BadInput, match="UTF-8"):
-        knowledge.load_questions(tmp_path / "q.jsonl")
+        load_questions(tmp_path / "q.jsonl")

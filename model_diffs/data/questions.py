@@ -1,0 +1,89 @@
+"""Four-choice questions: JSONL files, read and checked. Standard library only."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from model_diffs.core.errors import BadInput
+
+CHOICES = 4
+_STRINGS = ("id", "domain", "entity", "relation", "prompt")
+
+
+class Question(NamedTuple):
+    """One line of a questions file."""
+
+    id: str
+    domain: str
+    """Such as `general`, `hazard`, `adjacent`."""
+    entity: str
+    relation: str
+    fold: str | None
+    """`attack` or `heldout` where the facts of a domain are split in two, else None."""
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+    """Index of the correct choice."""
+
+    def sentences(self) -> tuple[str, ...]:
+        """The prompt completed by each choice, with a space between them."""
+        gap = "" if self.prompt[-1].isspace() else " "
+        return tuple(self.prompt + gap + choice for choice in self.choices)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _problem(fields: dict[str, Any]) -> str:
+    """What is wrong with the fields of a question; empty where nothing is."""
+    for name in _STRINGS:
+        if not _is_text(fields.get(name)):
+            return f"field {name!r} must be a text that is not empty"
+    if not isinstance(fields.get("fold"), str | None):
+        return "field 'fold' must be a text or null"
+    # bool is an int in Python, but `true` is not an index.
+    if type(fields.get("answer")) is not int or not 0 <= fields["answer"] < CHOICES:
+        return f"field 'answer' must be an index from 0 to {CHOICES - 1}"
+    choices = fields.get("choices")
+    if not isinstance(choices, list) or len(choices) != CHOICES or not all(map(_is_text, choices)):
+        return f"field 'choices' must be a list of {CHOICES} texts that are not empty"
+    return "" if len(set(choices)) == CHOICES else "field 'choices' has a repeated choice"
+
+
+def load_questions(path: str | Path) -> list[Question]:
+    """Read a JSONL file of questions; empty lines are dropped.
+
+    Raises BadInput, naming line and field, for a missing, empty or malformed file and for a
+    repeated id.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise BadInput(f"{path}: no such file of questions; check --questions") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
+    questions: dict[str, Question] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{place}: not JSON ({error.msg}); one object per line") from error
+        if not isinstance(fields, dict):
+            raise BadInput(f"{place}: not a JSON object; one object per line is expected")
+        problem = _problem(fields)
+        if not problem and fields["id"] in questions:
+            problem = f"field 'id' {fields['id']!r} is used before"
+        if problem:
+            raise BadInput(f"{place}: {problem}")
+        named = {name: fields[name] for name in (*_STRINGS, "answer")}
+        questions[fields["id"]] = Question(
+            **named, fold=fields.get("fold") or None, choices=tuple(fields["choices"])
+        )
+    if not questions:
+        raise BadInput(f"{path}: no question in it; one JSON object per line is expected")
+    return list(questions.values())

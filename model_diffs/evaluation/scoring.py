@@ -1,0 +1,186 @@
+"""Four-choice questions scored by the log-probability of completed sentences.
+
+A question's prompt is completed by each of its choices; the choice with the likeliest sentence is
+the model's answer. There is no sampling and no parsing of output.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model_diffs.core.errors import BadInput
+from model_diffs.core.progress import progress
+from model_diffs.data import texts
+from model_diffs.data.questions import Question
+from model_diffs.models import loading
+from model_diffs.stats import intervals
+
+Receive = Callable[[int, Tensor], None]
+"""Takes the number of a reading and its logits `[sentences, positions, vocabulary]`."""
+
+
+class Answer(NamedTuple):
+    """A model's answer to one question."""
+
+    id: str
+    domain: str
+    fold: str | None
+    chosen: int
+    """Index of the likeliest choice, the first of them in a tie."""
+    correct: bool
+    """Whether the correct choice is likelier than every other: a tie is not correct."""
+    margin: float
+    """log-probability of the correct sentence less that of the likeliest wrong one, in nats."""
+
+
+class Accuracy(NamedTuple):
+    """Share of correct answers with its 95 % bootstrap interval over questions."""
+
+    domain: str
+    fold: str | None
+    questions: int
+    mean: float
+    low: float
+    high: float
+
+
+# ── scores ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sentence_log_probabilities(logits: Tensor, batch: loading.Batch) -> Tensor:
+    """Log-probability of each sentence given its first token: `[sentences]`, fp64, on the CPU.
+
+    `logits`: `[sentences, positions, vocabulary]` of a batch padded on the right. Each token is
+    predicted from the position before it; padding does not count.
+    """
+    predicted, token = logits[:, :-1].float(), batch.input_ids[:, 1:]
+    chosen = predicted.gather(-1, token[..., None]).squeeze(-1)
+    log_probability = (chosen - predicted.logsumexp(-1)).cpu().double()
+    counted = batch.attention_mask[:, 1:].cpu().bool()
+    return log_probability.masked_fill(~counted, 0.0).sum(-1)
+
+
+def encode_sentences(
+    tokenizer: Any, questions: Sequence[Question], positions: int | None
+) -> tuple[list[list[int]], NDArray[np.int64]]:
+    """Token ids of every distinct completed sentence, and the sentence of each choice.
+
+    Returns the sequences and an index `[questions, choices]` into them. `positions`: the longest
+    sequence that the model takes, None for no limit. Raises BadInput for a longer sentence, which
+    would be scored without its choice if it were cut, and for one of a single token.
+    """
+    sentences = [question.sentences() for question in questions]
+    place: dict[str, int] = {}
+    index = np.array([[place.setdefault(s, len(place)) for s in four] for four in sentences])
+    sequences = texts.encode(tokenizer, list(place), max_length=2**30)
+    for sentence, ids in zip(place, sequences, strict=True):
+        if positions is not None and len(ids) > positions:
+            raise BadInput(
+                f"the question {sentence[:60]!r} has {len(ids)} tokens, the model takes "
+                f"{positions}: shorten it"
+            )
+        if len(ids) < 2:
+            raise BadInput(f"the question {sentence[:60]!r} has a single token: nothing to score")
+    return sequences, index
+
+
+@torch.inference_mode()
+def sentence_scores(
+    model: nn.Module,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    read: Callable[[loading.Batch, Receive], None],
+    readings: int,
+    batch_size: int,
+) -> NDArray[np.float64]:
+    """Log-probabilities of all completed sentences: `[readings, questions, choices]`.
+
+    `read` takes a batch padded on the right and passes on the logits of each reading of it: one
+    for a model's own output, one per hidden state for a logit lens. `batch_size` counts sentences
+    and affects speed and memory only.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    sequences, index = encode_sentences(tokenizer, questions, positions)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    device = next(model.parameters()).device
+    scores = np.empty((readings, len(sequences)))
+    batches = texts.length_batches([len(ids) for ids in sequences], batch_size)
+    for rows in progress(batches, "questions", unit="batch"):
+        batch = loading.pad_batch([sequences[i] for i in rows], pad_id, device)
+
+        def receive(
+            reading: int, logits: Tensor, rows: list[int] = rows, batch: loading.Batch = batch
+        ) -> None:
+            scores[reading, rows] = sentence_log_probabilities(logits, batch).numpy()
+
+        read(batch, receive)
+    return scores[:, index]
+
+
+def answers(questions: Sequence[Question], scores: NDArray[np.float64]) -> list[Answer]:
+    """Compare the scores of the choices, `[questions, choices]`.
+
+    Raises BadInput for a score that is not finite.
+    """
+    result = []
+    for question, row in zip(questions, scores, strict=True):
+        if not np.isfinite(row).all():
+            raise BadInput(
+                f"question {question.id}: a log-probability is not finite; check the weights, or "
+                "use a wider --dtype"
+            )
+        margin = float(row[question.answer] - np.delete(row, question.answer).max())
+        domain, fold = question.domain, question.fold
+        result.append(Answer(question.id, domain, fold, int(row.argmax()), margin > 0, margin))
+    return result
+
+
+def score(
+    model: nn.Module, tokenizer: Any, questions: Sequence[Question], batch_size: int = 64
+) -> list[Answer]:
+    """A model's answers to the questions, in their order.
+
+    Sentences are tokenised with the tokenizer's defaults. The model is in evaluation mode
+    meanwhile.
+    """
+
+    def read(batch: loading.Batch, receive: Receive) -> None:
+        receive(0, model(**batch._asdict(), use_cache=False).logits)
+
+    training = model.training
+    model.eval()
+    try:
+        (scores,) = sentence_scores(model, tokenizer, questions, read, 1, batch_size)
+    finally:
+        model.train(training)
+    return answers(questions, scores)
+
+
+# ── accuracy ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def accuracy(
+    given: Sequence[Answer], domain: str, fold: str | None = None, seed: int = 42
+) -> Accuracy:
+    """Share of correct answers of a domain, all folds unless one is named.
+
+    Raises ValueError where there is no such question.
+    """
+    chosen = [a.correct for a in given if a.domain == domain and fold in (None, a.fold)]
+    if not chosen:
+        raise ValueError(f"no question of domain {domain!r} and fold {fold!r}")
+    interval = intervals.mean_interval(np.array(chosen, dtype=np.float64), seed)
+    return Accuracy(domain, fold, len(chosen), *(float(value) for value in interval))
+
+
+def accuracies(given: Sequence[Answer], seed: int = 42) -> list[Accuracy]:
+    """Accuracy of each domain, and of each fold of domains that have folds."""
+    result = []
+    for domain in dict.fromkeys(a.domain for a in given):
+        folds = dict.fromkeys(a.fold for a in given if a.domain == domain and a.fold is not None)
+        result += [accuracy(given, domain, fold, seed) for fold in (None, *folds)]
+    return result
