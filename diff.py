@@ -2,7 +2,7 @@
 
 Both models' activations are encoded with a dictionary of the base's (ITDA, train_itda.py); latents
 are ordered by the change of their mean coefficient, with errors and tests over documents. How well
-the dictionary fits each model is said beside, for what it does not fit no latent can show.
+the dictionary fits each model is reported too: what it does not fit is in no latent's difference.
 
     uv run diff.py --itda artifacts/runs/miniature-base --model-a models/miniature-base \\
         --model-b models/miniature-filtered unlearned_models/miniature-base__npo \\
@@ -13,19 +13,48 @@ Writes <outroot>/<A>__to__<B>/itda_diffing/ with latents.csv, summary.json, itda
 examples.html: the texts in which the latents that changed most are most active.
 """
 
-import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from model_diffs.core import arguments, results
-from model_diffs.core.results import PlannedRun
-from model_diffs.dictionaries import itda_options
+from model_diffs.core.errors import BadInput
+from model_diffs.core.options import Comparison, Compute, Figures, natural, option, parse, positive
+from model_diffs.core.results import PlannedRun, Run, open_run
+from model_diffs.core.script import execute, run_script
+from model_diffs.core.step import Figure, Step, Table, comparison_runs, names_of, title_of
+from model_diffs.dictionaries.options import DatasetTexts
 
 if TYPE_CHECKING:
-    from model_diffs.dictionaries.diffing import Comparison, ModelDiffing
+    from model_diffs.dictionaries import diffing
     from model_diffs.dictionaries.itda_reading import Reading
 
-FOLDER = "itda_diffing"
+STEP = Step(
+    number=15,
+    folder="itda_diffing",
+    question="Which of the base's own activations does a changed model use more, or less?",
+    needs=("forget", "retain", "dictionary"),
+    optional=True,
+    tables=(Table("latents"),),
+    figures=(Figure("itda_diffing", "Change of each latent, and fit of the dictionary"),),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(DatasetTexts, Comparison, Compute, Figures):
+    """Diffing."""
+
+    model_a: str = option("", "base: org/name[@revision] or a folder", recorded=False)
+    model_b: tuple[str, ...] = option((), "changed models", recorded=False)
+    itda: str = option("", "folder of a dictionary of the base")
+    layer: int | None = option(None, "check that the dictionary is of this layer", check=natural)
+    top: int = option(20, "latents shown in each direction", check=positive)
+    contexts: int = option(5, "texts shown for each latent", check=positive)
+    side_by_side: Literal["auto", "yes", "no"] = option(
+        "auto", "keep all models in memory together, or one after the other"
+    )
+    compare_dictionaries: tuple[str, ...] = option(
+        (), "print the Jaccard index of two dictionaries' atoms and stop", recorded=False
+    )
 
 
 def __getattr__(name: str) -> object:
@@ -37,61 +66,30 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def add_diffing(parser: argparse.ArgumentParser) -> None:
-    """The dictionary, and what is shown."""
-    group = parser.add_argument_group("diffing")
-    group.add_argument("--itda", default=None, help="folder of a dictionary of the base")
-    group.add_argument(
-        "--layer", type=arguments.natural, default=None, help="to be sure of the dictionary's"
-    )
-    group.add_argument(
-        "--top", type=arguments.positive_int, default=20, help="latents shown in each direction"
-    )
-    group.add_argument(
-        "--contexts", type=arguments.positive_int, default=5, help="texts shown for each"
-    )
-    group.add_argument(
-        "--side-by-side",
-        choices=["auto", "yes", "no"],
-        default="auto",
-        help="all models in memory together, or one after the other",
-    )
-    group.add_argument(
-        "--compare-dictionaries",
-        nargs=2,
-        metavar="ITDA",
-        default=None,
-        help="print the Jaccard index of two dictionaries' atoms, and do nothing else",
-    )
+def compare_dictionaries(first: str, second: str) -> None:
+    """Print how many atoms two dictionaries have in common."""
+    from model_diffs.dictionaries.itda import ITDA, jaccard
+
+    a, b = ITDA.from_pretrained(first), ITDA.from_pretrained(second)
+    print(f"Jaccard index {jaccard(a, b):.4f} ({a.size} and {b.size} atoms)")
+    if a.metadata.get("dataset_sha256") != b.metadata.get("dataset_sha256"):
+        print("They were trained on different texts, so the index says nothing.")
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_comparison(parser, required=False)
-    add_diffing(parser)
-    itda_options.add_texts(parser)
-    arguments.add_compute(parser)
-    arguments.add_figures(parser)
-    options = parser.parse_args(argv)
-    if not options.compare_dictionaries:
-        for name in ("itda", "model_a", "model_b"):
-            if not getattr(options, name):
-                parser.error(f"--{name.replace('_', '-')} is missing")
-    return options
-
-
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+def planned_runs(options: Options) -> list[PlannedRun]:
     """One folder per comparison."""
-    return [] if options.compare_dictionaries else arguments.comparison_runs(options, FOLDER)
+    for name in ("itda", "model_a", "model_b"):
+        if not getattr(options, name):
+            raise BadInput(f"--{name.replace('_', '-')} is missing (--help lists the options)")
+    return comparison_runs(options, STEP.folder)
 
 
 def write(
-    run: results.Run,
-    found: "Comparison",
-    diffing: "ModelDiffing",
+    run: Run,
+    found: "diffing.Comparison",
+    opened: "diffing.ModelDiffing",
     reading: "Reading",
-    options: argparse.Namespace,
+    options: Options,
 ) -> None:
     """Table, summary, figure and examples of one comparison."""
     from model_diffs.core.figures import model_colour
@@ -100,18 +98,18 @@ def write(
     from model_diffs.models.checkpoints import Checkpoint
 
     planned = run.planned
-    title, (name_a, name_b) = arguments.title_of(planned), arguments.names_of(planned)
+    title, (name_a, name_b) = title_of(planned), names_of(planned)
     atoms = diffing_report.atoms_of(options.itda)
-    run.table("latents", diffing_report.latent_rows(found, diffing.itda, atoms))
+    run.table("latents", diffing_report.latent_rows(found, opened.itda, atoms))
     shares = diffing_contexts.shares(found, reading, options.top)
     run.document("summary", diffing_report.summary(found, shares, name_b))
     colour = model_colour(planned.model_b)
-    heading = f"Model diffing, layer {diffing.itda.layer}: {title}"
-    run.figure(FOLDER, diffing_report.figure(found, heading, (name_a, name_b), colour))
-    names = diffing_examples.Names(f"{title}, layer {diffing.itda.layer}", name_a, name_b)
+    heading = f"Model diffing, layer {opened.itda.layer}: {title}"
+    run.figure(STEP.folder, diffing_report.figure(found, heading, (name_a, name_b), colour))
+    names = diffing_examples.Names(f"{title}, layer {opened.itda.layer}", name_a, name_b)
     said = diffing_report.notes(found, shares, name_b)
     shown = diffing_examples.Shown(options.top, options.contexts)
-    page = diffing_examples.page(found, reading, diffing.tokenizer, atoms, names, shown, said)
+    page = diffing_examples.page(found, reading, opened.tokenizer, atoms, names, shown, said)
     (run.path / "examples.html").write_text(page, encoding="utf-8")
     checkpoints = [Checkpoint.open(m) for m in (planned.model_a, planned.model_b)]
     for checkpoint in checkpoints:
@@ -120,34 +118,21 @@ def write(
     run.reads(*(file for split in reading.splits for file in text_datasets.files_of(split)))
     run.record(
         models={c.model: c.identity() for c in checkpoints},
-        dictionary=diffing.itda.metadata,
-        device=str(diffing.device),
+        dictionary=opened.itda.metadata,
+        device=str(opened.device),
         **reading.facts(),
     )
     for note in said:
         print(f"{planned.folder}: {note}")
 
 
-def compare_dictionaries(first: str, second: str) -> None:
-    """Print how alike two dictionaries' choices of atoms are."""
-    from model_diffs.dictionaries.itda import ITDA, jaccard
-
-    a, b = ITDA.from_pretrained(first), ITDA.from_pretrained(second)
-    print(f"Jaccard index {jaccard(a, b):.4f} ({a.size} and {b.size} atoms)")
-    if a.metadata.get("dataset_sha256") != b.metadata.get("dataset_sha256"):
-        print("The dictionaries read different texts: their atoms cannot be the same ones.")
-
-
-def compare(options: argparse.Namespace) -> None:
+def main(options: Options, todo: list[PlannedRun]) -> None:
     """Compare what is not complete; the base is encoded once for all changed models."""
-    todo = results.pending(planned_runs(options), options.force)
-    if not todo:
-        return
     from model_diffs.dictionaries.diffing import ModelDiffing
     from model_diffs.dictionaries.itda import ITDA
 
     layer = options.layer
-    diffing = ModelDiffing(
+    opened = ModelDiffing(
         options.itda,
         options.model_a,
         ITDA.from_pretrained(options.itda).layer if layer is None else layer,
@@ -161,22 +146,24 @@ def compare(options: argparse.Namespace) -> None:
         seed=options.seed,
         scratch=options.outroot,
     )
-    reading = diffing.read(options.dataset, options.max_samples)
+    reading = opened.read(options.dataset, options.max_samples)
     changed = [planned.model_b for planned in todo]
-    found = diffing.compare(options.model_a, changed, reading, options.max_steps)
+    found = opened.compare(options.model_a, changed, reading, options.max_steps)
     for planned, one in zip(todo, found, strict=True):
-        with results.open_run(planned) as run:
-            write(run, one, diffing, reading, options)
+        with open_run(planned) as run:
+            write(run, one, opened, reading, options)
 
 
-def main() -> None:
-    """The command line."""
-    options = parse_arguments()
-    if options.compare_dictionaries:
-        compare_dictionaries(*options.compare_dictionaries)
+def start() -> None:
+    """Compare two dictionaries where that is asked for; otherwise run the step."""
+    compared = parse(Options, None, __doc__).compare_dictionaries
+    if not compared:
+        execute(sys.modules[__name__])
+    elif len(compared) == 2:
+        compare_dictionaries(*compared)
     else:
-        compare(options)
+        raise BadInput("--compare-dictionaries takes two folders")
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_script(start)

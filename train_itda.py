@@ -14,117 +14,74 @@ Writes <outdir>/, or with several layers <outdir>/layer_<L>/, with atoms.safeten
 atoms.csv, training.csv, training.png and summary.json.
 """
 
-import argparse
-from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_diffs.core import arguments, naming, results
-from model_diffs.core.results import PlannedRun
-from model_diffs.dictionaries import itda_options
+from model_diffs.core import naming
+from model_diffs.core.options import Compute, Figures, option, recorded
+from model_diffs.core.results import PlannedRun, Run, open_run
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Figure, Step, Table, title_of
+from model_diffs.dictionaries.options import Training
 
 if TYPE_CHECKING:
     from model_diffs.dictionaries.itda_reading import Reading
-    from model_diffs.dictionaries.itda_training import Settings, Trained
+    from model_diffs.dictionaries.itda_training import Trained
+
+STEP = Step(
+    number=15,
+    folder="artifacts/runs",
+    question="Which few of the base's activations make up all the others?",
+    scope="other",
+    needs=("forget", "retain", "dictionary"),
+    optional=True,
+    tables=(Table("atoms"), Table("training")),
+    figures=(Figure("training", "Size and fit of the dictionary as it is trained"),),
+)
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """What becomes an atom."""
-    group = parser.add_argument_group("dictionary")
-    group.add_argument(
-        "--layer", type=arguments.natural, action="append", required=True, help="may be repeated"
+@dataclass(frozen=True, kw_only=True)
+class Options(Training, Compute, Figures):
+    """Model and results."""
+
+    model: str = option(help="org/name[@revision] or a folder", recorded=False)
+    outdir: str | None = option(
+        None, "folder of the dictionary; default: artifacts/runs/<model>__itda", recorded=False
     )
-    group.add_argument("--k", type=arguments.positive_int, default=40, help="steps of the pursuit")
-    group.add_argument("--max-atoms", type=arguments.positive_int, default=4096)
-    group.add_argument(
-        "--fvu-threshold",
-        type=arguments.fraction,
-        default=0.1,
-        help="a token with a larger share of ‖x‖² unexplained becomes an atom",
-    )
-    group.add_argument(
-        "--loss-threshold",
-        type=arguments.positive_float,
-        default=None,
-        help="the published criterion instead: squared distance of unit vectors, divided by d",
-    )
+    force: bool = option(False, "run again what is complete", recorded=False)
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """The texts."""
-    group = itda_options.add_texts(parser)
-    group.add_argument("--keep-bos", action="store_true", help="count BOS positions as tokens")
-    group.add_argument("--skip-first", type=arguments.natural, default=0, help="positions left out")
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    parser.add_argument("--model", required=True, help="org/name[@revision] or a folder")
-    add_training(parser)
-    add_reading(parser)
-    arguments.add_compute(parser)
-    group = parser.add_argument_group("run")
-    group.add_argument(
-        "--outdir", default=None, help="artifacts/runs/<model>__itda where not given"
-    )
-    group.add_argument("--seed", type=int, default=42, help="of the choice of samples")
-    group.add_argument("--format", default="png", choices=["png", "pdf", "svg"], help="of figures")
-    group.add_argument("--force", action="store_true", help="run again what is complete")
-    return parser.parse_args(argv)
-
-
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+def planned_runs(options: Options) -> list[PlannedRun]:
     """One folder per layer."""
     label = naming.model_label(options.model)
-    place = Path(options.outdir or f"artifacts/runs/{label}__itda")
+    place = Path(options.outdir or f"{STEP.folder}/{label}__itda")
     layers = sorted(set(options.layer))
     return [
         PlannedRun(
-            place / f"layer_{layer}" if len(layers) > 1 else place,
-            f"{label}, layer {layer}",
-            {**arguments.recorded(options), "layer": layer, "model": options.model},
-            options.model,
+            folder=place / f"layer_{layer}" if len(layers) > 1 else place,
+            label=f"{label}, layer {layer}",
+            arguments={**recorded(options), "layer": layer, "model": options.model},
+            model_a=options.model,
         )
         for layer in layers
     ]
 
 
-def settings_of(options: argparse.Namespace) -> "Settings":
-    """The numbers of the training."""
-    from model_diffs.dictionaries.itda_training import Settings
-
-    return Settings(
-        k=options.k,
-        max_atoms=options.max_atoms,
-        fvu_threshold=options.fvu_threshold,
-        loss_threshold=options.loss_threshold,
-        batch_size=options.batch_size,
-        max_steps=options.max_steps,
-        seed=options.seed,
-    )
-
-
-def write(
-    run: results.Run,
-    one: "Trained",
-    reading: "Reading",
-    tokenizer: Any,
-    options: argparse.Namespace,
-) -> None:
+def write(run: Run, one: "Trained", reading: "Reading", tokenizer: Any, options: Options) -> None:
     """A dictionary's folder."""
     from model_diffs.data import text_datasets
     from model_diffs.dictionaries import itda_training_report as report
     from model_diffs.models.checkpoints import Checkpoint
 
     checkpoint = Checkpoint.open(options.model)
-    metadata = report.metadata(one, reading, tokenizer, options)
+    metadata = report.metadata(one, reading, tokenizer, options.model, options)
     report.dictionary(one, metadata).save(run.path)
     run.table("atoms", report.atom_rows(one, reading, tokenizer))
     run.table("training", one.steps)
     run.document("summary", report.summary(one))
-    run.figure("training", report.figure(one, run.planned.label))
+    run.figure("training", report.figure(one, title_of(run.planned)))
     run.reads(*checkpoint.files)
     run.reads(*(file for split in reading.splits for file in text_datasets.files_of(split)))
     run.record(
@@ -135,35 +92,35 @@ def write(
     print(f"{run.planned.folder}: {report.line(one)}")
 
 
-def train(options: argparse.Namespace) -> None:
+def main(options: Options, todo: list[PlannedRun]) -> None:
     """Train the dictionaries that are not complete, in one pass."""
-    todo = results.pending(planned_runs(options), options.force)
-    if not todo:
-        return
     from model_diffs.activations import passes
     from model_diffs.dictionaries import itda_reading, itda_training
+    from model_diffs.models import devices
     from model_diffs.models import loading as models
 
     tokenizer = models.load_tokenizer(options.model, options.trust_remote_code)
-    how = itda_reading.ReadingOptions(
-        options.seq_len, options.keep_bos, options.skip_first, options.max_samples, options.seed
+    reading = itda_reading.read(
+        options.dataset,
+        tokenizer,
+        options.seq_len,
+        keep_bos=options.keep_bos,
+        skip_first=options.skip_first,
+        max_samples=options.max_samples,
+        seed=options.seed,
     )
-    reading = itda_reading.read(options.dataset, tokenizer, how)
-    loading = argparse.Namespace(**vars(options), device_map=None)
-    reader = passes.Reader(options.model, models.load_for(loading, options.model))
+    device = devices.pick_device(options.device)
+    dtype = devices.pick_dtype(options.dtype, device)
+    model = models.load_model(options.model, device, dtype, options.trust_remote_code)
+    reader = passes.Reader(options.model, model)
     layers = [int(planned.arguments["layer"]) for planned in todo]
     with ExitStack() as folders:
-        opened = [folders.enter_context(results.open_run(planned)) for planned in todo]
+        opened = [folders.enter_context(open_run(planned)) for planned in todo]
         pad = tokenizer.pad_token_id
-        trained = itda_training.train(reader, reading, pad, layers, settings_of(options))
+        trained = itda_training.train(reader, reading, pad, layers, options)
         for run, one in zip(opened, trained, strict=True):
             write(run, one, reading, tokenizer, options)
 
 
-def main() -> None:
-    """The command line."""
-    train(parse_arguments())
-
-
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)

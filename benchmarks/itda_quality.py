@@ -22,7 +22,8 @@ from model_diffs.activations import passes
 from model_diffs.core.figures import OTHERS, Line, Panel, layer_figure
 from model_diffs.data import text_datasets
 from model_diffs.dictionaries import itda_reading, itda_training, pursuit
-from model_diffs.dictionaries.itda_reading import Reading, ReadingOptions
+from model_diffs.dictionaries.itda_reading import Reading
+from model_diffs.dictionaries.options import Training
 from model_diffs.models import loading
 from model_diffs.stats.intervals import ratio_interval
 
@@ -146,7 +147,7 @@ def main() -> None:
         for name, lines in zip(("train", "test"), long, strict=True):
             file = Path(scratch) / f"{name}.txt"
             file.write_text("\n".join(lines))
-            readings.append(itda_reading.read([str(file)], tokenizer, ReadingOptions(LENGTH)))
+            readings.append(itda_reading.read([str(file)], tokenizer, LENGTH))
         model = loading.load_model(str(folder), torch.device("cpu"), torch.float32)
         measure(passes.Reader(str(folder), model), *readings, options)
 
@@ -154,7 +155,7 @@ def main() -> None:
 def fill(reader: passes.Reader, train: Reading, size: int) -> Tensor:
     """Atoms `[size, d]` of the dictionary with the highest threshold that fills it."""
     for threshold in THRESHOLDS:
-        settings = itda_training.Settings(10, size, threshold, None, 16, 0, 0)
+        settings = Training(layer=(LAYER,), k=10, max_atoms=size, fvu_threshold=threshold)
         start = time.perf_counter()
         (found,) = itda_training.train(reader, train, 0, [LAYER], settings)
         if len(found.atoms) == size:

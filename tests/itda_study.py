@@ -12,6 +12,7 @@ import tiny_study
 from safetensors.torch import load_file, save_file
 
 import train_itda
+from model_diffs.core.script import execute
 from model_diffs.dictionaries.diffing import Comparison, ModelDiffing
 
 LAYER = 1
@@ -20,15 +21,9 @@ LAYER = 1
 def make(root: Path) -> tiny_study.Study:
     """Everything under `root`, the dictionary in `itda`."""
     made = tiny_study.make(root)
-    train_itda.train(
-        train_itda.parse_arguments(
-            [
-                *("--model", made.model_a, "--layer", str(LAYER), "--k", "6", "--device", "cpu"),
-                *("--fvu-threshold", "0.1", "--outdir", str(made.root / "itda"), "--dataset"),
-                *(str(made.root / f"{name}.txt") for name in ("forget", "retain")),
-            ]
-        )
-    )
+    words = ["--model", made.model_a, "--layer", str(LAYER), "--k", "6", "--device", "cpu"]
+    words += ["--fvu-threshold", "0.1", "--outdir", str(made.root / "itda")]
+    execute(train_itda, [*words, "--dataset", *files(made)])
     return made
 
 

@@ -1,6 +1,7 @@
 """ITDA dictionaries: what is read, which activations become atoms, and their files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,18 +15,19 @@ from torch import Tensor
 
 import train_itda
 from model_diffs.activations import passes
-from model_diffs.core import arguments, results
+from model_diffs.core import results
 from model_diffs.core.errors import BadInput
+from model_diffs.core.options import parse
+from model_diffs.core.script import execute, run_script
 from model_diffs.dictionaries import itda, itda_reading, itda_training
 from model_diffs.dictionaries.itda import ITDA
-from model_diffs.dictionaries.itda_reading import Reading, ReadingOptions
-from model_diffs.dictionaries.itda_training import Settings, Trained
+from model_diffs.dictionaries.itda_reading import Reading
+from model_diffs.dictionaries.itda_training import Trained
+from model_diffs.dictionaries.options import Training
 from model_diffs.models import loading
 
 CPU = torch.device("cpu")
-SETTINGS = Settings(
-    k=4, max_atoms=500, fvu_threshold=0.2, loss_threshold=None, batch_size=8, max_steps=0, seed=0
-)
+SETTINGS = Training(layer=(1,), k=4, max_atoms=500, fvu_threshold=0.2, batch_size=8)
 
 
 class Place(NamedTuple):
@@ -43,13 +45,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tiny_models.save("llama", root / "model")
     (root / "texts.txt").write_text("\n".join(tiny_study.texts("forget", 40)))
     tokenizer = loading.load_tokenizer(str(folder))
-    reading = itda_reading.read([str(root / "texts.txt")], tokenizer, ReadingOptions(24))
+    reading = itda_reading.read([str(root / "texts.txt")], tokenizer, 24)
     reader = passes.Reader(str(folder), loading.load_model(str(folder), CPU, torch.float32))
     return Place(folder, reader, tokenizer, reading)
 
 
 def train(place: Place, layers: list[int], **changed: Any) -> list[Trained]:
-    settings = SETTINGS._replace(**changed)
+    settings = replace(SETTINGS, **changed)
     return itda_training.train(
         place.reader, place.reading, place.tokenizer.pad_token_id, layers, settings
     )
@@ -118,7 +120,7 @@ def test_padding_and_bos_never_become_atoms(place: Place) -> None:
 # ── which activations become atoms ────────────────────────────────────────────────────────────────
 
 
-def reference_atoms(place: Place, layer: int, settings: Settings) -> list[tuple[int, int]]:
+def reference_atoms(place: Place, layer: int, settings: Training) -> list[tuple[int, int]]:
     """The same training for one token at a time, in fp64, without any of the shortcuts."""
     states = [state.astype(np.float64) for state in outputs(place, layer)]
     atoms: list[np.ndarray] = []
@@ -166,7 +168,7 @@ def test_the_atoms_are_those_of_a_loop_over_single_tokens(
     place: Place, changed: dict[str, Any]
 ) -> None:
     found = train(place, [1], **changed)[0]
-    reference = reference_atoms(place, 1, SETTINGS._replace(**changed))
+    reference = reference_atoms(place, 1, replace(SETTINGS, **changed))
     assert list(map(tuple, found.atom_indices.tolist())) == reference
     assert len(reference) > 20
     assert torch.allclose(found.atoms.norm(dim=1), torch.ones(len(reference)), atol=1e-6)
@@ -179,7 +181,7 @@ def test_repeated_activations_enter_once(place: Place, tmp_path: Path) -> None:
     counts = []
     for name in ("once", "thrice"):
         path = str(tmp_path / f"{name}.txt")
-        reading = itda_reading.read([path], place.tokenizer, ReadingOptions(24))
+        reading = itda_reading.read([path], place.tokenizer, 24)
         repeated = place._replace(reading=reading)
         # Batches of the same distinct texts.
         size = {"once": 2, "thrice": 6}[name]
@@ -225,7 +227,11 @@ def test_a_finer_threshold_gives_more_atoms_and_a_better_fit(place: Place) -> No
 # ── the script ────────────────────────────────────────────────────────────────────────────────────
 
 
-def arguments_of(place: Place, outdir: Path, *more: str) -> list[str]:
+def plan(words: list[str]) -> list[results.PlannedRun]:
+    return train_itda.planned_runs(parse(train_itda.Options, words, None))
+
+
+def words_of(place: Place, outdir: Path, *more: str) -> list[str]:
     texts = str(place.reading.splits[0].path)
     return [
         *("--model", str(place.folder), "--layer", "1", "--dataset", texts, "--k", "4"),
@@ -236,9 +242,9 @@ def arguments_of(place: Place, outdir: Path, *more: str) -> list[str]:
 def test_the_script_fills_a_folder_per_layer_and_skips_what_is_complete(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = train_itda.parse_arguments(arguments_of(place, tmp_path / "two", "--layer", "2"))
-    train_itda.train(options)
-    planned = train_itda.planned_runs(options)
+    words = words_of(place, tmp_path / "two", "--layer", "2")
+    execute(train_itda, words)
+    planned = plan(words)
     assert [one.folder.name for one in planned] == ["layer_1", "layer_2"]
     assert all(results.state(one).status == "complete" for one in planned)
     names = {"atoms.safetensors", "metadata.yaml", "atoms.csv", "training.csv", "training.png"}
@@ -250,10 +256,9 @@ def test_the_script_fills_a_folder_per_layer_and_skips_what_is_complete(
     assert list(metadata)[: len(itda.PUBLISHED_KEYS)] == list(itda.PUBLISHED_KEYS)
     assert metadata["layer"] == 2 and metadata["dataset_sha256"] == place.reading.sha256()
     capsys.readouterr()
-    train_itda.train(options)
+    execute(train_itda, words)
     assert capsys.readouterr().out.count("complete, skipped") == 2
-    alone = train_itda.parse_arguments(arguments_of(place, tmp_path / "one"))
-    train_itda.train(alone)
+    execute(train_itda, words_of(place, tmp_path / "one"))
     for name in names | {"summary.json"}:
         assert (tmp_path / "one" / name).read_bytes() == (planned[0].folder / name).read_bytes(), (
             name
@@ -264,10 +269,10 @@ def test_a_changed_text_makes_a_dictionary_stale(place: Place, tmp_path: Path) -
     texts = tmp_path / "texts.txt"
     texts.write_text("The ferry leaves at dawn.\nBread is salt.\n")
     words = ["--model", str(place.folder), "--layer", "0", "--dataset", str(texts)]
-    options = train_itda.parse_arguments([*words, "--outdir", str(tmp_path / "run")])
-    train_itda.train(options)
+    words += ["--outdir", str(tmp_path / "run")]
+    execute(train_itda, words)
     texts.write_text("The ferry leaves at dawn.\nBread is bread.\n")
-    assert results.state(train_itda.planned_runs(options)[0]).status == "stale"
+    assert results.state(plan(words)[0]).status == "stale"
 
 
 def test_where_all_tokens_are_atoms_no_share_of_them_is_called_dead(
@@ -277,7 +282,7 @@ def test_where_all_tokens_are_atoms_no_share_of_them_is_called_dead(
     texts.write_text("The ferry leaves.\n")
     words = ["--model", str(place.folder), "--layer", "1", "--outdir", str(tmp_path / "run")]
     words += ["--dataset", str(texts), "--fvu-threshold", "0.000001", "--max-atoms", "60"]
-    train_itda.train(train_itda.parse_arguments(words))
+    execute(train_itda, words)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["dead_tokens"] == 0 and summary["dead_share"] is None
 
@@ -293,17 +298,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         (["--dataset", str(empty)], "no text in it"),
         (["--fvu-threshold", "1"], "no activation has an error above the threshold"),
     ):
-        options = train_itda.parse_arguments(arguments_of(place, outdir, *more))
         with pytest.raises(BadInput, match=message):
-            train_itda.train(options)
+            execute(train_itda, words_of(place, outdir, *more))
         assert not list(outdir.rglob("*"))
 
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(itda_training.LayerTrainer, "update", full)
-    options = train_itda.parse_arguments(arguments_of(place, outdir))
+    words = words_of(place, outdir)
     with pytest.raises(BadInput, match="--batch-size 16: try --batch-size 8"):
-        train_itda.train(options)
+        execute(train_itda, words)
     with pytest.raises(SystemExit):
-        arguments.run_script(lambda: train_itda.train(options))
+        run_script(lambda: execute(train_itda, words))

@@ -1,6 +1,7 @@
 """diff.py and ModelDiffing: what they give and write, and what they refuse."""
 
 import json
+import sys
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,8 @@ import diff
 from diff import ModelDiffing
 from model_diffs.core import results
 from model_diffs.core.errors import BadInput
+from model_diffs.core.options import parse
+from model_diffs.core.script import execute
 from model_diffs.dictionaries.itda import ITDA
 
 
@@ -44,6 +47,10 @@ def test_the_mapping_holds_what_is_promised(study: tiny_study.Study) -> None:
     assert lean["activations_M"] is None and lean["activations_MD"] is None
 
 
+def plan(words: list[str]) -> list[results.PlannedRun]:
+    return diff.planned_runs(parse(diff.Options, words, None))
+
+
 def words(study: tiny_study.Study, *models: str) -> list[str]:
     return [
         *("--itda", str(study.root / "itda"), "--model-a", study.model_a, "--model-b", *models),
@@ -55,10 +62,9 @@ def test_the_script_fills_a_folder_per_comparison(
     study: tiny_study.Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = edited(study, "scaled", lambda t: t["gpt_neox.embed_in.weight"].mul_(1.5))
-    options = diff.parse_arguments(words(study, study.model_b, other))
-    diff.compare(options)
+    execute(diff, words(study, study.model_b, other))
     assert "fits rmu worse: FVU" in capsys.readouterr().out
-    planned = diff.planned_runs(options)
+    planned = plan(words(study, study.model_b, other))
     folder = study.root / "outputs" / "base__to__base__rmu" / "itda_diffing"
     assert planned[0].folder == folder
     assert all(results.state(one).status == "complete" for one in planned)
@@ -72,25 +78,26 @@ def test_the_script_fills_a_folder_per_comparison(
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["fits_worse"] and set(summary["fvu"]) == {"all", "forget", "retain"}
     before = {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "run.json"}
-    again = diff.parse_arguments([*words(study, study.model_b), "--force"])
-    diff.compare(again)
+    execute(diff, [*words(study, study.model_b), "--force"])
     assert before == {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "run.json"}
     # A dictionary that is trained again makes its comparisons stale.
     atoms = study.root / "itda" / "atoms.safetensors"
     content = atoms.read_bytes()
     atoms.write_bytes(content)
-    assert {results.state(one).status for one in diff.planned_runs(options)} == {"stale"}
+    assert {results.state(one).status for one in plan(words(study, study.model_b))} == {"stale"}
 
 
 def test_dictionaries_are_compared_by_their_atoms(
-    study: tiny_study.Study, capsys: pytest.CaptureFixture[str]
+    study: tiny_study.Study,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    diff.compare_dictionaries(str(study.root / "itda"), str(study.root / "itda"))
+    folder = str(study.root / "itda")
+    monkeypatch.setattr(sys, "argv", ["diff.py", "--compare-dictionaries", folder, folder])
+    diff.start()
     assert "Jaccard index 1.0000" in capsys.readouterr().out
-    options = diff.parse_arguments(["--compare-dictionaries", "a", "b"])
-    assert diff.planned_runs(options) == []
-    with pytest.raises(SystemExit):
-        diff.parse_arguments(["--itda", "a"])
+    with pytest.raises(BadInput, match="--model-a is missing"):
+        plan(["--itda", "a"])
 
 
 def test_what_does_not_fit_together_is_refused_in_a_line(

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import Study
 
-pytestmark = pytest.mark.xdist_group("study")
+pytestmark = [pytest.mark.study, pytest.mark.xdist_group("study")]
 
 
 @pytest.mark.parametrize("method", ["rmu"])

@@ -67,13 +67,16 @@ def option(
     check: Callable[[Any], None] | None = None,
     convert: Callable[[str], Any] | None = None,
     recorded: bool = True,
+    repeat: bool = False,
 ) -> Any:
     """A documented field of an options dataclass.
 
     `check` gets each converted value and raises ValueError; `convert` replaces the conversion by
     the field's type. `recorded=False`: not part of what decides a result, as where it is written.
+    `repeat`: the values of a tuple's flag given several times add up; otherwise the last one holds.
     """
     about = {"help": help, "check": check, "convert": convert, "recorded": recorded}
+    about["repeat"] = repeat
     return field(default=default, metadata=about)
 
 
@@ -97,8 +100,10 @@ class _Parser(argparse.ArgumentParser):
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, ()):  # says nothing that the text does not
+        if action.default in (None, False, (), ""):  # says nothing that the text does not
             return action.help
+        if isinstance(action.default, tuple):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return super()._get_help_string(action)
 
 
@@ -149,6 +154,7 @@ def _add(group: Any, one: Field[Any], kind: Any) -> None:
     else:
         if typing.get_origin(kind) is tuple:
             given["nargs"] = "+"
+            given["action"] = "extend" if one.metadata.get("repeat") else "store"
             kind = typing.get_args(kind)[0]
         given["type"] = _converter(one, kind)
     group.add_argument(flag(one.name), **given)

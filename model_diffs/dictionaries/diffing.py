@@ -7,7 +7,6 @@ found = diffing.run_model_diffing(
 found["sorted_indices"][:10], found["sorted_differences"][:10]
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ from model_diffs.dictionaries import diffing_pass, itda_reading
 from model_diffs.dictionaries.diffing_pass import Encoded, Plan
 from model_diffs.dictionaries.diffing_sums import Changes
 from model_diffs.dictionaries.itda import ITDA
-from model_diffs.dictionaries.itda_reading import Reading, ReadingOptions
+from model_diffs.dictionaries.itda_reading import Reading
 from model_diffs.models import devices, loading
 from model_diffs.models.checkpoints import Checkpoint, check_configs
 from model_diffs.stats.intervals import Interval, ratio_interval
@@ -108,14 +107,15 @@ class ModelDiffing:
 
     def read(self, names: Sequence[str], max_samples: int = 0) -> Reading:
         """The evaluation texts as tokens; the same positions are left out as in training."""
-        how = ReadingOptions(
+        return itda_reading.read(
+            names,
+            self.tokenizer,
             self.seq_len,
-            bool(self.itda.metadata.get("keep_bos", False)),
-            int(self.itda.metadata.get("skip_first", 0)),
-            max_samples,
-            self.seed,
+            keep_bos=bool(self.itda.metadata.get("keep_bos", False)),
+            skip_first=int(self.itda.metadata.get("skip_first", 0)),
+            max_samples=max_samples,
+            seed=self.seed,
         )
-        return itda_reading.read(names, self.tokenizer, how)
 
     def compare(
         self,
@@ -201,13 +201,8 @@ class ModelDiffing:
             )
 
     def _load(self, name: str) -> Reader:
-        options = argparse.Namespace(
-            device=str(self.device),
-            dtype=self.dtype,
-            trust_remote_code=self.trust_remote_code,
-            device_map=None,
-        )
-        return Reader(name, loading.load_for(options, name))
+        dtype = devices.pick_dtype(self.dtype, self.device)
+        return Reader(name, loading.load_model(name, self.device, dtype, self.trust_remote_code))
 
     def _all_fit(self, checkpoints: Sequence[Checkpoint]) -> bool:
         if self.side_by_side != "auto":

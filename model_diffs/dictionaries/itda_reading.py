@@ -51,24 +51,23 @@ class Reading(NamedTuple):
         }
 
 
-class ReadingOptions(NamedTuple):
-    """How texts become tokens."""
+def read(
+    names: Sequence[str],
+    tokenizer: Any,
+    seq_len: int,
+    keep_bos: bool = False,
+    skip_first: int = 0,
+    max_samples: int = 0,
+    seed: int | None = None,
+) -> Reading:
+    """Read data sets and tokenise them, cut to `seq_len` tokens per document.
 
-    seq_len: int
-    """Tokens per document; what is longer is cut."""
-    keep_bos: bool = False
-    skip_first: int = 0
-    max_samples: int = 0
-    """Per data set; 0 = all."""
-    seed: int | None = None
-    """Of the choice of samples; None: the first ones."""
-
-
-def read(names: Sequence[str], tokenizer: Any, how: ReadingOptions) -> Reading:
-    """Read data sets and tokenise them. Raises BadInput for what is missing, empty, unreadable."""
-    splits = [text_datasets.read_dataset(name, how.max_samples, how.seed) for name in names]
+    `max_samples` of each data set (0 = all) are drawn with `seed`, or are the first ones without.
+    Raises BadInput for what is missing, empty or unreadable.
+    """
+    splits = [text_datasets.read_dataset(name, max_samples, seed) for name in names]
     texts = [text for split in splits for text in split.texts]
-    tokens = passes.tokenise(tokenizer, texts, how.seq_len, how.keep_bos, how.skip_first)
+    tokens = passes.tokenise(tokenizer, texts, seq_len, keep_bos, skip_first)
     sources = np.repeat(np.arange(len(splits)), [len(split.texts) for split in splits])
     return Reading(splits, tokens, sources[tokens.documents])
 

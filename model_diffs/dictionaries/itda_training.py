@@ -20,6 +20,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.dictionaries import itda_reading, pursuit
 from model_diffs.dictionaries.itda_reading import PaddedBatch, Reading
+from model_diffs.dictionaries.options import Training
 from model_diffs.stats.intervals import ratio_interval
 
 # Cosines above this are the same direction, to the rounding of fp32.
@@ -27,20 +28,6 @@ SAME = 1 - 1e-6
 # Tokens read last, on which the finished dictionary is judged.
 JUDGED = 8192
 _BLOCK = 1024  # candidates that are compared with one another at a time
-
-
-class Settings(NamedTuple):
-    """What decides a dictionary, texts and model aside."""
-
-    k: int
-    max_atoms: int
-    fvu_threshold: float
-    loss_threshold: float | None
-    """The published criterion in place of the FVU: ‖x/‖x‖ − x̂/‖x̂‖‖² / d."""
-    batch_size: int
-    max_steps: int
-    """Batches; 0 = all."""
-    seed: int
 
 
 class Step(NamedTuple):
@@ -93,7 +80,7 @@ class _Seen(NamedTuple):
 class LayerTrainer:
     """One layer's dictionary as it grows."""
 
-    def __init__(self, layer: int, width: int, settings: Settings, device: torch.device) -> None:
+    def __init__(self, layer: int, width: int, settings: Training, device: torch.device) -> None:
         self.layer, self.settings, self.count = layer, settings, 0
         room = settings.max_atoms
         self._atoms = torch.empty(room, width, device=device)
@@ -220,7 +207,7 @@ class LayerTrainer:
 
 @torch.inference_mode()
 def train(
-    reader: Reader, reading: Reading, pad_id: int, layers: Sequence[int], settings: Settings
+    reader: Reader, reading: Reading, pad_id: int, layers: Sequence[int], settings: Training
 ) -> list[Trained]:
     """A dictionary for each of `layers`, from one pass over the model, in the texts' order.
 
@@ -250,7 +237,7 @@ def _learn(
     at: PaddedBatch,
     reading: Reading,
     layers: Sequence[int],
-    settings: Settings,
+    settings: Training,
     trainers: dict[int, LayerTrainer],
 ) -> None:
     texts = torch.from_numpy(reading.tokens.documents[at.rows])[at.documents]

@@ -1,6 +1,5 @@
 """What is written of a trained ITDA dictionary: its metadata, its atoms as text, a figure."""
 
-import argparse
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -10,6 +9,7 @@ from model_diffs.dictionaries import itda_reading
 from model_diffs.dictionaries.itda import ITDA
 from model_diffs.dictionaries.itda_reading import Reading
 from model_diffs.dictionaries.itda_training import Trained
+from model_diffs.dictionaries.options import Training
 
 # Tokens before an atom's own that tell a reader where it was found.
 CONTEXT = 12
@@ -28,11 +28,11 @@ class AtomRow(NamedTuple):
 
 
 def metadata(
-    one: Trained, reading: Reading, tokenizer: Any, options: argparse.Namespace
+    one: Trained, reading: Reading, tokenizer: Any, model: str, options: Training
 ) -> dict[str, Any]:
     """The published keys, and what else tells the dictionary's data and criterion."""
     return {
-        "lm_name": options.model,
+        "lm_name": model,
         "layer": one.layer,
         "submodule_name": None,
         "activation_dim": one.atoms.shape[1],

@@ -1,0 +1,41 @@
+"""Options of train_itda.py and diff.py. Light: both scripts import it at their top."""
+
+from dataclasses import dataclass
+
+from model_diffs.core.options import fraction, natural, option, positive
+from model_diffs.data.text_datasets import WIKITEXT
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetTexts:
+    """Texts."""
+
+    dataset: tuple[str, ...] = option(
+        (WIKITEXT,), "text files (one sample per line), folders, or org/name[:config] of the hub"
+    )
+    max_samples: int = option(0, "samples per data set; 0 = all", check=natural)
+    seq_len: int = option(128, "tokens per sample", check=positive)
+    batch_size: int = option(16, "samples per pass", check=positive)
+    max_steps: int = option(0, "batches; 0 = all", check=natural)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(DatasetTexts):
+    """Dictionary."""
+
+    layer: tuple[int, ...] = option(
+        help="number of a block, from 0; may be repeated", check=natural, repeat=True
+    )
+    k: int = option(40, "steps of the pursuit", check=positive)
+    max_atoms: int = option(4096, "size at which the dictionary is full", check=positive)
+    fvu_threshold: float = option(
+        0.1, "a token with a larger share of ‖x‖² unexplained becomes an atom", check=fraction
+    )
+    loss_threshold: float | None = option(
+        None,
+        "use the published criterion instead: squared distance of unit vectors, divided by d",
+        check=positive,
+    )
+    keep_bos: bool = option(False, "count BOS positions as tokens")
+    skip_first: int = option(0, "leave out the first N positions of a sample", check=natural)
+    seed: int = option(42, "of the choice of samples")
