@@ -12,21 +12,18 @@ Writes <outroot>/<A>__to__<B>/mlp_attn_analysis/mlp_attn_summary.csv, mlp_vs_att
 mlp_vs_attn_detailed.png. Ratio 0: only attention changed; inf: only the MLP; empty: neither.
 """
 
-import argparse
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_diffs.core import arguments, results
-from model_diffs.core.errors import BadInput
-from model_diffs.core.results import PlannedRun
+from model_diffs.core.options import ComparisonOrTable, Figures, option
+from model_diffs.core.results import PlannedRun, Run, open_run, read_table
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Figure, Step, Table, table_runs, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FOLDER = "mlp_attn_analysis"
-NEEDED = ("layer", "group", "dW_fro", "W_fro", "dW_stable_rank")
 
 
 class Summary(NamedTuple):
@@ -44,24 +41,29 @@ class Summary(NamedTuple):
     attn_stable_rank: float | None
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_comparison(parser, required=False)
-    arguments.add_figures(parser)
-    parser.add_argument("--per-matrix-csv", default=None, help="a per_matrix.csv to use by itself")
-    return parser.parse_args(argv)
+STEP = Step(
+    number=6,
+    folder="mlp_attn_analysis",
+    question="Did the intervention change what is stored (MLP) or how it is routed (attention)?",
+    reads=("param_stats",),
+    tables=(Table("mlp_attn_summary", Summary),),
+    figures=(
+        Figure("mlp_vs_attn_magnitude", "MLP beside attention", "location"),
+        Figure("mlp_vs_attn_detailed", "The same in detail", "location"),
+    ),
+)
 
 
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+@dataclass(frozen=True, kw_only=True)
+class Options(ComparisonOrTable, Figures):
+    """Table."""
+
+    per_matrix_csv: str | None = option(None, "use this per_matrix.csv by itself")
+
+
+def planned_runs(options: Options) -> list[PlannedRun]:
     """One folder per comparison, or the one of --per-matrix-csv."""
-    return arguments.plot_runs(options, FOLDER, [options.per_matrix_csv])
-
-
-def table_of(planned: PlannedRun) -> Path:
-    """The per_matrix.csv that a planned run reads."""
-    csv = planned.arguments["per_matrix_csv"]
-    return Path(csv) if csv else planned.folder.parent / "param_stats/per_matrix.csv"
+    return table_runs(options, STEP.folder, options.per_matrix_csv)
 
 
 def ratio(mlp: float | None, attn: float | None) -> float | None:
@@ -72,7 +74,7 @@ def ratio(mlp: float | None, attn: float | None) -> float | None:
 
 
 def summarise(table: "pd.DataFrame") -> list[Summary]:
-    """A line per block, in order; matrices outside blocks are left out."""
+    """One row per block, in order; matrices outside blocks are left out."""
     found = []
     for layer, rows in table[table["layer"] >= 0].groupby("layer"):
         size, relative, rank = {}, {}, {}
@@ -99,7 +101,7 @@ def summarise(table: "pd.DataFrame") -> list[Summary]:
     return found
 
 
-def draw(run: results.Run, table: "pd.DataFrame", title: str) -> None:
+def draw(run: Run, table: "pd.DataFrame", title: str) -> None:
     """Size per block and the ratio; then relative size, its ratio, stable ranks and totals."""
     from model_diffs.core.figures import ATTENTION, MLP, Line, Panel, column_line, layer_figure
 
@@ -137,20 +139,19 @@ def draw(run: results.Run, table: "pd.DataFrame", title: str) -> None:
     run.figure("mlp_vs_attn_detailed", layer_figure(f"MLP and attention: {title}", detailed))
 
 
-def main() -> None:
-    """Analyse what is not complete."""
-    options = parse_arguments()
-    for planned in results.pending(planned_runs(options), options.force):
-        source = table_of(planned)
-        matrices = results.read_table(source, "collect_param_stats.py makes it")
-        missing = [column for column in NEEDED if column not in matrices]
-        if missing:
-            raise BadInput(f"{source} has no column {missing[0]}; it should be a per_matrix.csv")
-        with results.open_run(planned) as run:
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Analyse each comparison."""
+    for planned in todo:
+        source = Path(
+            options.per_matrix_csv or planned.folder.parent / "param_stats/per_matrix.csv"
+        )
+        needed = ("layer", "group", "dW_fro", "W_fro", "dW_stable_rank")
+        matrices = read_table(source, "collect_param_stats.py makes it", needed)
+        with open_run(planned) as run:
             run.reads(source)
             table = run.table("mlp_attn_summary", summarise(matrices), Summary._fields)
-            draw(run, table.astype(float), arguments.title_of(planned))
+            draw(run, table.astype(float), title_of(planned))
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)

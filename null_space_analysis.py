@@ -13,138 +13,128 @@ Writes <outroot>/<A>__to__<B>/null_space_analysis/{null_space_results.csv,
 null_space_visualization.png, summary.json}.
 """
 
-import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from model_diffs.core import arguments, results
-from model_diffs.core.results import PlannedRun
+from model_diffs.core.options import Comparison, Figures, natural, option, positive
+from model_diffs.core.results import PlannedRun, Run
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Figure, Measure, Step, Table, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FOLDER = "null_space_analysis"
-SUMMARISED = (
-    *("effective_rank", "top10_variance_ratio", "singular_value_decay", "singular_value_ratio"),
-    *("subspace_alignment", "alignment_right", "random_alignment", "random_alignment_right"),
-    *("grassmann_distance", "grassmann_right"),
+STEP = Step(
+    number=7,
+    folder="null_space_analysis",
+    question="Is the weight change low-rank, and did the matrices' principal subspaces turn?",
+    tables=(Table("null_space_results"),),
+    figures=(Figure("null_space_visualization", "Rank and angles", "geometry"),),
+    measures=(
+        Measure(
+            "effective_rank",
+            axis="geometry",
+            table="null_space_results",
+            column="effective_rank",
+            unit="rank",
+            label="99 %-energy rank of ΔW",
+            meaning="Directions with 99 % of a matrix's ‖ΔW‖²; mean over the blocks' matrices, "
+            "weighted by ‖ΔW‖².",
+            layers="blocks",
+            weights=("dW_fro", "dW_fro"),
+            weights_from="param_stats/per_matrix",
+            may_be_empty=True,
+            undefined="no matrix of a block changed",
+            logarithmic=True,
+        ),
+        Measure(
+            "top10_share",
+            axis="geometry",
+            table="null_space_results",
+            column="top10_variance_ratio",
+            unit="share",
+            label="top ten directions",
+            meaning="Share of a matrix's ‖ΔW‖² in its ten largest directions; mean over the "
+            "blocks' matrices, weighted by ‖ΔW‖².",
+            layers="blocks",
+            weights=("dW_fro", "dW_fro"),
+            weights_from="param_stats/per_matrix",
+            may_be_empty=True,
+            undefined="no matrix of a block changed",
+        ),
+        Measure(
+            "subspace_alignment",
+            axis="geometry",
+            table="null_space_results",
+            column="subspace_alignment",
+            unit="share",
+            label="subspaces kept",
+            meaning="Mean cosine of the angles between the leading left subspaces of W before and "
+            "after, over the blocks' matrices.",
+            layers="blocks",
+            undefined="no matrix of a block was analysed",
+            unchanged=1.0,
+        ),
+    ),
 )
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_comparison(parser)
-    arguments.add_figures(parser)
-    group = parser.add_argument_group("matrices and subspaces")
-    group.add_argument(
-        "--num-samples", type=arguments.natural, default=50, help="matrices drawn; 0 = all"
+@dataclass(frozen=True, kw_only=True)
+class Options(Comparison, Figures):
+    """Matrices and subspaces."""
+
+    num_samples: int = option(50, "matrices to sample; 0 = all", check=natural)
+    k: int = option(20, "dimension of the compared subspaces", check=positive)
+    device: str = option("auto", "auto (cuda, mps, cpu), or a torch device")
+
+
+def draw(run: Run, table: "pd.DataFrame") -> None:
+    """Four panels over layers, one line per component."""
+    from model_diffs.core.figures import Panel, layer_figure
+    from model_diffs.diagnostics.weight_results import component_lines
+
+    def panel(title: str, ylabel: str, column: str, random: str = "") -> Panel:
+        xlabel = "block (−1: outside blocks)" if (table["layer"] < 0).any() else "block"
+        lines = component_lines(table, column, random)
+        return Panel(title, ylabel, lines, from_zero=True, xlabel=xlabel)
+
+    rank, dotted = "singular values for 99 % of ‖ΔW‖²", "mean cosine (dotted: random)"
+    left, right = (
+        "Output directions kept (left subspaces)",
+        "Input directions kept (right subspaces)",
     )
-    group.add_argument(
-        "--k", type=arguments.positive_int, default=20, help="dimension of the compared subspaces"
-    )
-    group.add_argument("--device", default="auto", help="auto (cuda, mps, cpu), or a torch device")
-    return parser.parse_args(argv)
-
-
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
-    """One folder per comparison."""
-    return arguments.comparison_runs(options, FOLDER)
-
-
-def summary(table: "pd.DataFrame", available: int) -> dict[str, Any]:
-    """Counts, and means over the changed matrices, in all and by component."""
-
-    def means(rows: "pd.DataFrame") -> dict[str, Any]:
-        found = rows[list(SUMMARISED)].astype(float).mean()
-        return {"matrices": len(rows), **{str(k): float(v) for k, v in found.dropna().items()}}
-
-    changed = table[table["max_singular_value"] > 0]
-    return {
-        "matrices": len(table),
-        "matrices_available": available,
-        "matrices_changed": len(changed),
-        "means_over_changed_matrices": means(changed) if len(changed) else {},
-        "by_component": {
-            component: means(changed[changed["component"] == component])
-            for component in map(str, changed["component"].unique())
-        },
-    }
-
-
-def draw(run: results.Run, table: "pd.DataFrame") -> None:
-    """Four panels over layers, a line per component; several of a kind in a layer are averaged."""
-    from model_diffs.core.figures import COMPONENT_COLOURS, Line, Panel, column_line, layer_figure
-
-    columns = ["effective_rank", "top10_variance_ratio", "subspace_alignment", "alignment_right"]
-    random = ["random_alignment", "random_alignment_right"]
-    numbers = table[["layer", "component", *columns, *random]].copy()
-    numbers[[*columns, *random]] = numbers[[*columns, *random]].astype(float)
-    means = numbers.groupby(["component", "layer"], sort=False).mean().reset_index()
-    means = means.sort_values("layer", kind="stable")
-
-    def lines(column: str, chance: str = "") -> list[Line]:
-        found = []
-        for component, colour in COMPONENT_COLOURS.items():
-            rows = means[means["component"] == component]
-            found.append(column_line(rows, column, component, colour))
-            if chance:
-                found.append(column_line(rows, chance, "", colour, ":"))
-        return [line for line in found if line.x]
-
-    xlabel = "block (−1: outside blocks)" if (table["layer"] < 0).any() else "block"
-    dotted = "mean cosine (dotted: random)"
     panels = [
-        Panel("Rank of the change", "singular values for 99 % of ‖ΔW‖²", lines(columns[0])),
-        Panel("Weight of its top 10 directions", "share of ‖ΔW‖²", lines(columns[1])),
-        Panel("Output directions kept (left subspaces)", dotted, lines(columns[2], random[0])),
-        Panel("Input directions kept (right subspaces)", dotted, lines(columns[3], random[1])),
+        panel("Rank of the change", rank, "effective_rank"),
+        panel("Weight of its top 10 directions", "share of ‖ΔW‖²", "top10_variance_ratio"),
+        panel(left, dotted, "subspace_alignment", "random_alignment"),
+        panel(right, dotted, "alignment_right", "random_alignment_right"),
     ]
-    panels = [panel._replace(xlabel=xlabel, from_zero=True) for panel in panels]
-    title = f"Spectrum and subspaces of sampled matrices: {arguments.title_of(run.planned)}"
+    title = f"Spectrum and subspaces of sampled matrices: {title_of(run.planned)}"
     run.figure("null_space_visualization", layer_figure(title, panels, legend="below"))
 
 
-def main() -> None:
-    """Measure what is not complete, the base read once for all comparisons."""
-    options = parse_arguments()
-    todo = results.pending(planned_runs(options), options.force)
-    if not todo:
-        return
-    from contextlib import ExitStack
-
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Measure the comparisons; the base is read once for all of them."""
     from model_diffs.diagnostics import subspaces
-    from model_diffs.models.checkpoints import Checkpoint
+    from model_diffs.diagnostics.weight_results import open_comparisons, summary
     from model_diffs.models.devices import pick_device
 
     device = pick_device(options.device)
-    base = Checkpoint.open(options.model_a)
-    changed = [Checkpoint.open(planned.model_b) for planned in todo]
-    available = base.matrices()
-    chosen = subspaces.sample_matrices(available, options.num_samples, options.seed)
-    if len(chosen) < options.num_samples:
-        print(f"{options.model_a}: {options.num_samples} matrices asked for, it has {len(chosen)}")
-    with ExitStack() as stack:
-        # Opened before the work: an unwritable place should not cost an hour first.
-        open_runs = [stack.enter_context(results.open_run(planned)) for planned in todo]
-        measured = subspaces.over_changes(
-            base,
-            changed,
-            chosen,
-            lambda W_A: subspaces.prepare_subspaces(W_A, options.k),
-            lambda matrix, base_of, W_B, dW: subspaces.subspace_row(
-                matrix, base_of, W_B, dW, options.seed
-            ),
-            device,
-        )
-        for run, other, rows in zip(open_runs, changed, measured, strict=True):
+    with open_comparisons(todo) as (base, changed, runs):
+        available = base.matrices()
+        chosen = subspaces.sample_matrices(available, options.num_samples, options.seed)
+        if len(chosen) < options.num_samples:
+            asked = f"{options.num_samples} matrices asked for"
+            print(f"{options.model_a}: {asked}, it has {len(chosen)}")
+        measured = subspaces.compare(base, changed, chosen, options.k, options.seed, device)
+        for run, rows in zip(runs, measured, strict=True):
             table = run.table("null_space_results", rows)
             draw(run, table)
-            run.document("summary", summary(table, len(available)))
-            run.reads(*base.files, *other.files)
-            run.record(models={"a": base.identity(), "b": other.identity()}, device=str(device))
-            run.record(matrices=len(rows), matrices_available=len(available))
+            counts = {"matrices": len(rows), "matrices_available": len(available)}
+            means = summary(table, subspaces.SUMMARISED, "max_singular_value", "component")
+            run.document("summary", {**counts, **means})
+            run.record(**counts, device=str(device))
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)

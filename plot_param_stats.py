@@ -1,124 +1,102 @@
 """Step 2. In which blocks did the weights change, how strongly, and with what rank?
 
-Draws step 1's tables, attention and MLP apart: the relative size of the change per block (layer
-locality), its stable rank, its relative spectral norm and, where step 1 ran with --empirical-rank,
-both ranks together. No matrix is read again.
+Draws step 1's tables, separately for attention and MLP: relative size of the change per block
+(layer locality), its stable rank, its relative spectral norm and, where step 1 ran with
+--empirical-rank, both ranks together. No matrix is read again.
 
     uv run plot_param_stats.py --model-a ./models/miniature-base \\
         --model-b ./models/miniature-filtered
     uv run plot_param_stats.py --per-layer-csv per_layer.csv --outdir figures --title "Base → RMU"
 
 Writes <outroot>/<A>__to__<B>/param_plots/{layer_locality,stable_rank,spectral_norm}_{attn,mlp}.png,
-and rank_comparison_{attn,mlp}.png with empirical ranks. Where nothing changed there is no rank.
+and rank_comparison_{attn,mlp}.png with empirical ranks. An unchanged block has no rank.
 """
 
-import argparse
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from model_diffs.core import arguments, results
-from model_diffs.core.errors import BadInput
-from model_diffs.core.results import PlannedRun
+from model_diffs.core.options import ComparisonOrTable, Figures, option
+from model_diffs.core.results import PlannedRun, Run, open_run, read_table
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Figure, Step, table_runs, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FOLDER = "param_plots"
-GROUP_NAMES = {"attn": "attention", "mlp": "MLP"}
-RANKS = {"mean_dW_stable_rank": "stable rank", "mean_dW_empirical_rank": "empirical rank"}
-
-
-class Quantity(NamedTuple):
-    """One figure per group: a column of per_layer.csv."""
-
-    file: str
-    column: str
-    title: str
-    ylabel: str
-
-
-QUANTITIES = (
-    Quantity(
-        "layer_locality",
-        "dW_fro_layer_rel",
-        "Size of the weight change",
-        r"$\|\Delta W\|_F \;/\; \|W\|_F$",
-    ),
-    Quantity(
-        "stable_rank",
-        "mean_dW_stable_rank",
-        "Stable rank of the weight change",
-        r"$\|\Delta W\|_F^2 \;/\; \sigma_1(\Delta W)^2$, mean of changed matrices",
-    ),
-    Quantity(
-        "spectral_norm",
-        "max_dW_spectral_rel",
-        "Strongest direction of the weight change",
-        "max σ₁(ΔW) / max σ₁(W)",
+STEP = Step(
+    number=2,
+    folder="param_plots",
+    question="In which blocks did the weights change, how strongly, and with what rank?",
+    reads=("param_stats",),
+    figures=(
+        Figure("layer_locality_mlp", "‖ΔW‖/‖W‖ by block, MLP", "magnitude"),
+        Figure("layer_locality_attn", "‖ΔW‖/‖W‖ by block, attention", "magnitude"),
+        Figure("stable_rank_mlp", "Stable rank by block, MLP", "geometry"),
+        Figure("stable_rank_attn", "Stable rank by block, attention"),
+        Figure("spectral_norm_mlp", "Largest singular value by block, MLP"),
+        Figure("spectral_norm_attn", "Largest singular value by block, attention"),
+        Figure("rank_comparison_mlp", "Stable and empirical rank by block, MLP"),
+        Figure("rank_comparison_attn", "Stable and empirical rank by block, attention"),
     ),
 )
 
-
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_comparison(parser, required=False)
-    arguments.add_figures(parser)
-    parser.add_argument("--per-layer-csv", default=None, help="a per_layer.csv to draw by itself")
-    return parser.parse_args(argv)
+SIZE, RANK, NORM = "dW_fro_layer_rel", "mean_dW_stable_rank", "max_dW_spectral_rel"
+EMPIRICAL = "mean_dW_empirical_rank"
 
 
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+@dataclass(frozen=True, kw_only=True)
+class Options(ComparisonOrTable, Figures):
+    """Table."""
+
+    per_layer_csv: str | None = option(None, "draw this per_layer.csv by itself")
+
+
+def planned_runs(options: Options) -> list[PlannedRun]:
     """One folder per comparison, or the one of --per-layer-csv."""
-    return arguments.plot_runs(options, FOLDER, [options.per_layer_csv])
+    return table_runs(options, STEP.folder, options.per_layer_csv)
 
 
-def table_of(planned: PlannedRun) -> Path:
-    """The per_layer.csv that a planned run draws."""
-    csv = planned.arguments["per_layer_csv"]
-    return Path(csv) if csv else planned.folder.parent / "param_stats/per_layer.csv"
-
-
-def draw(run: results.Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
+def draw(run: Run, table: "pd.DataFrame", title: str) -> None:
     """All figures of one comparison; a group without changed matrices has no rank to draw."""
-    from model_diffs.core.figures import ATTENTION, MLP, Line, Panel, column_line, layer_figure
+    from model_diffs.core.figures import ATTENTION, MLP, Panel, column_line, layer_figure
 
-    title = arguments.title_of(planned)
-    for group, colour in (("attn", ATTENTION), ("mlp", MLP)):
-        rows, name = table[table["group"] == group], GROUP_NAMES[group]
-
-        def one(file: str, heading: str, ylabel: str, lines: list[Line], where: str = name) -> None:
-            panel = Panel("", ylabel, [line for line in lines if line.x], from_zero=True)
-            if panel.lines:
-                run.figure(file, layer_figure(f"{heading}, {where}: {title}", [panel]))
-
-        for quantity in QUANTITIES:
-            line = column_line(rows, quantity.column, name, colour)
-            one(f"{quantity.file}_{group}", quantity.title, quantity.ylabel, [line])
-        if "mean_dW_empirical_rank" in rows:
-            lines = [
-                column_line(rows, column, label, colour, style)
-                for (column, label), style in zip(RANKS.items(), ("-", "--"), strict=True)
+    rank = r"$\|\Delta W\|_F^2 \;/\; \sigma_1(\Delta W)^2$, mean of changed matrices"
+    figures = {
+        "layer_locality": ("Size of the weight change", r"$\|\Delta W\|_F \;/\; \|W\|_F$"),
+        "stable_rank": ("Stable rank of the weight change", rank),
+        "spectral_norm": ("Strongest direction of the weight change", "max σ₁(ΔW) / max σ₁(W)"),
+        "rank_comparison": ("Both ranks of the weight change", "rank, mean of changed matrices"),
+    }
+    for group, name, colour in (("attn", "attention", ATTENTION), ("mlp", "MLP", MLP)):
+        rows = table[table["group"] == group]
+        lines = {
+            "layer_locality": [column_line(rows, SIZE, name, colour)],
+            "stable_rank": [column_line(rows, RANK, name, colour)],
+            "spectral_norm": [column_line(rows, NORM, name, colour)],
+        }
+        if EMPIRICAL in rows:
+            lines["rank_comparison"] = [
+                column_line(rows, RANK, "stable rank", colour),
+                column_line(rows, EMPIRICAL, "empirical rank", colour, "--"),
             ]
-            heading, ylabel = "Both ranks of the weight change", "rank, mean of changed matrices"
-            one(f"rank_comparison_{group}", heading, ylabel, lines)
+        for file, found in lines.items():
+            heading, ylabel = figures[file]
+            panel = Panel("", ylabel, [line for line in found if line.x], from_zero=True)
+            if panel.lines:
+                run.figure(f"{file}_{group}", layer_figure(f"{heading}, {name}: {title}", [panel]))
 
 
-def main() -> None:
-    """Draw what is not complete."""
-    options = parse_arguments()
-    for planned in results.pending(planned_runs(options), options.force):
-        source = table_of(planned)
-        table = results.read_table(source, "collect_param_stats.py makes it")
-        needed = ["layer", "group", *(quantity.column for quantity in QUANTITIES)]
-        missing = [column for column in needed if column not in table]
-        if missing:
-            raise BadInput(f"{source} has no column {missing[0]}; it should be a per_layer.csv")
-        with results.open_run(planned) as run:
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Draw each comparison."""
+    for planned in todo:
+        source = Path(options.per_layer_csv or planned.folder.parent / "param_stats/per_layer.csv")
+        needed = ("layer", "group", SIZE, RANK, NORM)
+        table = read_table(source, "collect_param_stats.py makes it", needed)
+        with open_run(planned) as run:
             run.reads(source)
-            draw(run, table, planned)
+            draw(run, table, title_of(planned))
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)

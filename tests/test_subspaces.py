@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,13 +13,13 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
+from model_diffs.core import script, step
 from model_diffs.core.errors import BadInput
 from model_diffs.diagnostics import mlp_nullspace, subspaces
 from model_diffs.diagnostics.mlp_nullspace import AlignmentRow
 from model_diffs.diagnostics.subspaces import SubspaceRow
 from model_diffs.models.architectures import Matrix
 from model_diffs.models.checkpoints import Checkpoint
-from model_diffs.pipeline import planning
 
 ROOT = Path(__file__).parent.parent
 SHAPES = [(24, 24), (40, 24), (24, 40)]
@@ -241,12 +240,11 @@ def test_an_unchanged_matrix_has_no_shares_and_a_layer_weighs_by_energy() -> Non
 # ── scripts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-    planning.load_script(ROOT / script).main()
+def run(name: str, *words: object) -> None:
+    script.execute(step.load_script(ROOT / name), [*map(str, words)])
 
 
-def test_scripts_write_what_they_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scripts_write_what_they_promise(tmp_path: Path) -> None:
     """Model B differs from A in one MLP matrix, stored [in, out]; a third one not at all."""
     a = tiny_models.save("gpt2", tmp_path / "a")
     b = tiny_models.save("gpt2", tmp_path / "b")
@@ -261,7 +259,7 @@ def test_scripts_write_what_they_promise(tmp_path: Path, monkeypatch: pytest.Mon
 
     out = tmp_path / "outputs"
     models = ("--model-a", a, "--model-b", b, same, "--outroot", out)
-    run(monkeypatch, "null_space_analysis.py", *models, "--num-samples", 0, "--k", 5)
+    run("null_space_analysis.py", *models, "--num-samples", 0, "--k", 5)
     table = pd.read_csv(out / "a__to__b/null_space_analysis/null_space_results.csv")
     changed = table[table["max_singular_value"] > 0]
     assert changed["name"].tolist() == [name]
@@ -271,7 +269,7 @@ def test_scripts_write_what_they_promise(tmp_path: Path, monkeypatch: pytest.Mon
     assert still["effective_rank"].isna().all()
     assert (still["subspace_alignment"] == 1).all() and (still["alignment_right"] == 1).all()
 
-    run(monkeypatch, "mlp_nullspace_alignment.py", *models)
+    run("mlp_nullspace_alignment.py", *models)
     folder = out / "a__to__b/mlp_nullspace"
     table = pd.read_csv(folder / "mlp_nullspace_metrics.csv")
     row = table[table["name"] == name].iloc[0]
@@ -280,21 +278,19 @@ def test_scripts_write_what_they_promise(tmp_path: Path, monkeypatch: pytest.Mon
     assert table["nullspace_energy"].notna().sum() == 1
     layers = pd.read_csv(folder / "layer_nullspace_summary.csv")
     assert layers["count_changed"].tolist() == [0, 1, 0]
-    for step in ("null_space_analysis", "mlp_nullspace"):
+    for results in ("null_space_analysis", "mlp_nullspace"):
         for comparison in ("a__to__b", "a__to__same"):
-            here = out / comparison / step
+            here = out / comparison / results
             assert len(list(here.glob("*.png"))) == 1
             assert json.loads((here / "summary.json").read_text())
             assert json.loads((here / "run.json").read_text())["models"]
 
 
-def test_models_of_other_shapes_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_of_other_shapes_are_refused(tmp_path: Path) -> None:
     a = tiny_models.save("llama", tmp_path / "a")
     b = tiny_models.save("llama", tmp_path / "b", intermediate_size=48)
     out = tmp_path / "out"
-    for script in ("null_space_analysis.py", "mlp_nullspace_alignment.py"):
+    for name in ("null_space_analysis.py", "mlp_nullspace_alignment.py"):
         with pytest.raises(BadInput, match="intermediate_size"):
-            run(monkeypatch, script, "--model-a", a, "--model-b", b, "--outroot", out)
+            run(name, "--model-a", a, "--model-b", b, "--outroot", out)
         assert not [path for path in out.rglob("*") if path.is_file()], "nothing is written"

@@ -178,8 +178,10 @@ def pending(planned_runs: Iterable[PlannedRun], force: bool = False) -> list[Pla
     return todo
 
 
-def read_table(path: Path, hint: str) -> "pd.DataFrame":
-    """A CSV as a DataFrame. Raises BadInput, with `hint`, where it is missing or has no row."""
+def read_table(path: Path, hint: str, columns: Iterable[str] = ()) -> "pd.DataFrame":
+    """A CSV as a DataFrame. Raises BadInput, with `hint`, where it is missing, or has no row or not
+    these columns.
+    """
     import pandas as pd
 
     try:
@@ -190,6 +192,9 @@ def read_table(path: Path, hint: str) -> "pd.DataFrame":
         raise BadInput(f"{path}: not a table; {hint}") from error
     if table.empty:
         raise BadInput(f"{path}: no row in it; {hint}")
+    for column in columns:
+        if column not in table:
+            raise BadInput(f"{path} has no column {column}; {hint}")
     return table
 
 

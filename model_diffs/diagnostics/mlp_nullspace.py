@@ -10,12 +10,20 @@ from torch import Tensor
 from model_diffs.diagnostics.subspaces import (
     Decomposition,
     decompose,
+    mlp_matrices,
     numerical_rank,
     row_parts,
     tall,
 )
 from model_diffs.models.architectures import Matrix
+from model_diffs.models.checkpoints import Checkpoint, lockstep
 from model_diffs.stats import spectra
+
+SUMMARISED = (
+    *("nullspace_energy", "random_nullspace_energy"),
+    *("input_nullspace_energy", "random_input_nullspace_energy"),
+    *("rank_increase", "relative_update_size"),
+)
 
 
 class Energies(NamedTuple):
@@ -127,6 +135,23 @@ def alignment_row(
         input_nullspace_energy=_rest(right),
         random_input_nullspace_energy=(n - r) / n,
     )
+
+
+def compare(
+    base: Checkpoint, changed: Sequence[Checkpoint], threshold: float, device: torch.device
+) -> list[list[AlignmentRow]]:
+    """Rows of mlp_nullspace_metrics.csv for each changed model; the base is read once.
+
+    Raises BadInput, naming the tensor, where checkpoints cannot be subtracted or hold NaN or Inf.
+    """
+    rows: list[list[AlignmentRow]] = [[] for _ in changed]
+    for matrix, stored, others in lockstep(base, changed, mlp_matrices(base)):
+        W_A = stored.to(device, torch.float32)
+        prepared = prepare_space(W_A, threshold)
+        for out, (_, stored_b) in zip(rows, others, strict=True):
+            W_B = stored_b.to(device, torch.float32)
+            out.append(alignment_row(matrix, prepared, W_B, W_B - W_A, threshold))
+    return rows
 
 
 def _rest(share: float | None) -> float | None:

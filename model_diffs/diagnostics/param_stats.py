@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model_diffs.core.progress import progress
 from model_diffs.models.architectures import GROUPS, Matrix
-from model_diffs.models.checkpoints import Checkpoint, chunks, match
+from model_diffs.models.checkpoints import Checkpoint, chunks, lockstep
 from model_diffs.models.devices import gather_over_processes, share
 from model_diffs.stats import spectra
 
@@ -157,23 +156,28 @@ def compare(base: Checkpoint, changed: Sequence[Checkpoint], settings: Settings)
     Raises BadInput, naming the tensor, where the checkpoints cannot be subtracted or hold NaN, Inf
     or quantised weights.
     """
-    names = [match(base, other) for other in changed]
-    check_vectors(base)
-    for other in changed:
-        check_vectors(other)
-    rows: list[list[Row]] = [[] for _ in changed]
-    bar = progress(share(base.matrices()), "weights", unit="matrix")
-    for matrix in bar:
-        bar.set_postfix_str(matrix.name)
-        stored = base.matrix(matrix)
+    for checkpoint in (base, *changed):
+        check_vectors(checkpoint)
+    rows = []
+    for matrix, stored, others in lockstep(base, changed, share(base.matrices())):
         W = spectrum(stored.float(), f"{matrix.name} of {base.model}", settings)
-        for other, name_in_other, out in zip(changed, names, rows, strict=True):
-            entries = difference(stored, other.matrix(matrix, name_in_other[matrix.tensor]))
-            label = f"the change of {matrix.name} to {other.model}"
-            dW = spectrum(entries.dW, label, settings)
-            out.append(matrix_row(matrix, W, dW, entries))
-            del entries  # before the next difference is made
-    return [gather_over_processes(own) for own in rows]
+        rows.append([changed_row(matrix, W, stored, *other, settings) for other in others])
+    rows = gather_over_processes(rows)
+    return [[row[i] for row in rows] for i in range(len(changed))]
+
+
+def changed_row(
+    matrix: Matrix,
+    W: Spectrum,
+    stored_a: Tensor,
+    other: Checkpoint,
+    stored_b: Tensor,
+    settings: Settings,
+) -> Row:
+    """One line of per_matrix.csv, from the stored matrices."""
+    entries = difference(stored_a, stored_b)
+    label = f"the change of {matrix.name} to {other.model}"
+    return matrix_row(matrix, W, spectrum(entries.dW, label, settings), entries)
 
 
 def check_vectors(checkpoint: Checkpoint) -> int:

@@ -6,26 +6,27 @@ that of the larger side through one product.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model_diffs.core.progress import progress
 from model_diffs.models.architectures import Matrix
-from model_diffs.models.checkpoints import Checkpoint, match
+from model_diffs.models.checkpoints import Checkpoint, lockstep
 from model_diffs.stats import spectra
 
 MLP_COMPONENTS = ("mlp_in", "mlp_gate", "mlp_out")
-# Attention in warm colours, MLP in green and blue, the rest in greys, darker on the way in.
 RANDOM_PAIRS = 16
 SHARE = 0.99
 _CHUNK = 1 << 22  # entries converted to fp64 at a time: 32 MiB
 
-Prepared = TypeVar("Prepared")
-Row = TypeVar("Row")
+SUMMARISED = (
+    *("effective_rank", "top10_variance_ratio", "singular_value_decay", "singular_value_ratio"),
+    *("subspace_alignment", "alignment_right", "random_alignment", "random_alignment_right"),
+    *("grassmann_distance", "grassmann_right"),
+)
 
 # ── which matrices ────────────────────────────────────────────────────────────────────────────────
 
@@ -60,33 +61,6 @@ def sample_matrices(matrices: Sequence[Matrix], count: int, seed: int) -> list[M
 def mlp_matrices(checkpoint: Checkpoint) -> list[Matrix]:
     """The in, gate and out matrices of every MLP, each expert's included, routers not."""
     return [m for m in checkpoint.matrices() if m.component in MLP_COMPONENTS]
-
-
-def over_changes(
-    base: Checkpoint,
-    changed: Sequence[Checkpoint],
-    matrices: Sequence[Matrix],
-    prepare: Callable[[Tensor], Prepared],
-    measure: Callable[[Matrix, Prepared, Tensor, Tensor], Row],
-    device: torch.device,
-) -> list[list[Row]]:
-    """One row per changed model and matrix; the base's matrix is read and prepared once.
-
-    `prepare(W_A)` once per matrix, `measure(matrix, prepared, W_B, dW)` per changed model, all
-    matrices [out, in] fp32 on `device`, dW formed in fp32. Raises BadInput, naming the tensor,
-    where checkpoints cannot be subtracted or hold NaN or Inf.
-    """
-    names = [match(base, other) for other in changed]
-    rows: list[list[Row]] = [[] for _ in changed]
-    bar = progress(matrices, "weights", unit="matrix")
-    for matrix in bar:
-        bar.set_postfix_str(matrix.name)
-        W_A = base.matrix(matrix).to(device, torch.float32)
-        prepared = prepare(W_A)
-        for other, name_in_other, out in zip(changed, names, rows, strict=True):
-            W_B = other.matrix(matrix, name_in_other[matrix.tensor]).to(device, torch.float32)
-            out.append(measure(matrix, prepared, W_B, W_B - W_A))
-    return rows
 
 
 # ── one matrix ────────────────────────────────────────────────────────────────────────────────────
@@ -277,3 +251,25 @@ def subspace_row(
         shape0=matrix.shape[0],
         shape1=matrix.shape[1],
     )
+
+
+def compare(
+    base: Checkpoint,
+    changed: Sequence[Checkpoint],
+    matrices: Sequence[Matrix],
+    k: int,
+    seed: int,
+    device: torch.device,
+) -> list[list[SubspaceRow]]:
+    """Rows of null_space_results.csv for each changed model; the base is read once.
+
+    Raises BadInput, naming the tensor, where checkpoints cannot be subtracted or hold NaN or Inf.
+    """
+    rows: list[list[SubspaceRow]] = [[] for _ in changed]
+    for matrix, stored, others in lockstep(base, changed, matrices):
+        W_A = stored.to(device, torch.float32)
+        prepared = prepare_subspaces(W_A, k)
+        for out, (_, stored_b) in zip(rows, others, strict=True):
+            W_B = stored_b.to(device, torch.float32)
+            out.append(subspace_row(matrix, prepared, W_B, W_B - W_A, seed))
+    return rows

@@ -14,12 +14,13 @@ import json
 import pickle
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_diffs.core.errors import BadInput
+from model_diffs.core.progress import progress
 from model_diffs.models import architectures
 from model_diffs.models.architectures import Matrix
 from model_diffs.models.files import CONFIG, read_config, resolve, weight_files, weight_map
@@ -259,6 +260,24 @@ def match(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
             "compare models of one architecture"
         )
     return names
+
+
+def lockstep(
+    base: Checkpoint, changed: Sequence[Checkpoint], matrices: Sequence[Matrix]
+) -> "Iterator[tuple[Matrix, torch.Tensor, Iterator[tuple[Checkpoint, torch.Tensor]]]]":
+    """Each matrix [out, in] as the base stores it, and as each changed model does, one at a time.
+
+    Raises BadInput, naming the tensor, where checkpoints cannot be subtracted or hold NaN or Inf.
+    """
+    names = [match(base, other) for other in changed]
+    bar = progress(matrices, "weights", unit="matrix")
+    for matrix in bar:
+        bar.set_postfix_str(matrix.name)
+        others = (
+            (other, other.matrix(matrix, name_in_other[matrix.tensor]))
+            for other, name_in_other in zip(changed, names, strict=True)
+        )
+        yield matrix, base.matrix(matrix), others
 
 
 def check_configs(a: Checkpoint, b: Checkpoint) -> None:

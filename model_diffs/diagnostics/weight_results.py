@@ -1,0 +1,67 @@
+"""What the steps that compare weights share: opening, summaries by component, lines of figures."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from model_diffs.core.results import PlannedRun, Run, open_run
+from model_diffs.models.checkpoints import Checkpoint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from model_diffs.core.figures import Line
+
+
+@contextmanager
+def open_comparisons(
+    todo: Sequence[PlannedRun],
+) -> Iterator[tuple[Checkpoint, list[Checkpoint], list[Run]]]:
+    """The base, the changed models and the open result folders of comparisons with one base.
+
+    All folders are opened before the work, so that an unwritable one fails at once.
+    """
+    base = Checkpoint.open(todo[0].model_a)
+    changed = [Checkpoint.open(planned.model_b) for planned in todo]
+    with ExitStack() as stack:
+        runs = [stack.enter_context(open_run(planned)) for planned in todo]
+        for run, other in zip(runs, changed, strict=True):
+            run.reads(*base.files, *other.files)
+            run.record(models={one.model: one.identity() for one in (base, other)})
+        yield base, changed, runs
+
+
+def summary(table: "pd.DataFrame", columns: Sequence[str], size: str, by: str) -> dict[str, Any]:
+    """Counts, and means of `columns` over changed matrices (`size` above 0), also by `by`."""
+
+    def means(rows: "pd.DataFrame") -> dict[str, Any]:
+        found = rows[[*columns]].astype(float).mean().dropna()
+        return {"matrices": len(rows), **{str(k): float(v) for k, v in found.items()}}
+
+    changed = table[table[size] > 0]
+    return {
+        "matrices": len(table),
+        "matrices_changed": len(changed),
+        "means_over_changed_matrices": means(changed) if len(changed) else {},
+        f"by_{by}": {str(kind): means(rows) for kind, rows in changed.groupby(by, sort=False)},
+    }
+
+
+def component_lines(table: "pd.DataFrame", column: str, chance: str = "") -> "list[Line]":
+    """One line per component over layers, and its value by chance dotted.
+
+    Several matrices of a component in one layer are averaged.
+    """
+    from model_diffs.core.figures import COMPONENT_COLOURS, column_line
+
+    columns = [column, chance] if chance else [column]
+    keys = [table["component"], table["layer"]]
+    means = table[columns].astype(float).groupby(keys, sort=False).mean().reset_index()
+    means = means.sort_values("layer", kind="stable")
+    found = []
+    for component, colour in COMPONENT_COLOURS.items():
+        rows = means[means["component"] == component]
+        found.append(column_line(rows, column, component, colour))
+        if chance:
+            found.append(column_line(rows, chance, "", colour, ":"))
+    return [line for line in found if line.x]
