@@ -3,10 +3,8 @@
 import fcntl
 import json
 import os
-import random
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -15,10 +13,11 @@ from conftest import Study
 
 from model_diffs.core import naming
 
-# One worker runs the study and all that looks at it.
-pytestmark = pytest.mark.xdist_group("study")
+# One worker runs the study and all that reads it.
+pytestmark = [pytest.mark.study, pytest.mark.xdist_group("study")]
 READ_WEIGHTS = {"1", "7", "10", "11"}
 READ_TEXTS = {"4", "8", "9", "11", "12", "13"}
+READ_RESULTS = {"5", "16"}
 
 
 def rows(output: str) -> pd.DataFrame:
@@ -65,7 +64,7 @@ def scores(study: Study) -> dict[str, dict[str, float]]:
     return found
 
 
-def test_the_models_know_and_forget_what_they_should(study: Study) -> None:
+def test_models_know_and_forget_what_they_should(study: Study) -> None:
     found = scores(study)
     base, filtered = found["base"], found["filtered"]
     assert base["hazard"] >= 0.95 and base["general"] >= 0.95 and base["adjacent"] >= 0.90
@@ -75,7 +74,7 @@ def test_the_models_know_and_forget_what_they_should(study: Study) -> None:
         assert found[method]["general"] >= 0.92 * base["general"], method
 
 
-def test_the_cards_say_what_the_models_score(study: Study) -> None:
+def test_model_cards_state_the_measured_scores(study: Study) -> None:
     found = scores(study)
     for name, folder in (
         ("base", "models/miniature-base"),
@@ -89,7 +88,7 @@ def test_the_cards_say_what_the_models_score(study: Study) -> None:
             assert f"{accuracy:.2f}" in line or f"{accuracy:.3f}" in line, (name, line)
 
 
-def test_every_result_is_there_and_says_where_it_comes_from(study: Study) -> None:
+def test_every_result_exists_and_records_its_inputs(study: Study) -> None:
     assert set(rows(study.output).result) == {"done"}
     for changed in ("miniature-filtered", "miniature-base__npo", "miniature-base__rmu"):
         folder = study.outputs / f"miniature-base__to__{changed}"
@@ -114,7 +113,7 @@ def test_every_result_is_there_and_says_where_it_comes_from(study: Study) -> Non
     assert not list(study.root.rglob("*.partial"))
 
 
-def test_the_last_line_says_where_the_page_is(study: Study) -> None:
+def test_last_line_names_the_page(study: Study) -> None:
     last = study.output.strip().splitlines()[-1].split()
     assert last == ["Page:", "outputs/report/report.html"]
     page = (study.root / last[1]).read_text(encoding="utf-8")
@@ -122,7 +121,7 @@ def test_the_last_line_says_where_the_page_is(study: Study) -> None:
     assert "Page:" not in study.pipeline("--steps", "1").stdout
 
 
-def test_filtering_reaches_wider_than_unlearning(study: Study) -> None:
+def test_filtering_changes_weights_more_than_unlearning(study: Study) -> None:
     """The contrast that the study exists to show, in weights and in activations."""
     size = {}
     for name in ("miniature-filtered", "miniature-base__npo", "miniature-base__rmu"):
@@ -134,7 +133,7 @@ def test_filtering_reaches_wider_than_unlearning(study: Study) -> None:
     assert size["miniature-filtered"] > 2 * size["miniature-base__rmu"]
 
 
-def test_knowledge_returns_to_the_unlearned_and_not_to_the_filtered(study: Study) -> None:
+def test_relearning_restores_unlearned_models_and_not_the_filtered_one(study: Study) -> None:
     """The attacker showed other facts than those that are asked."""
     for name in ("miniature-base__npo", "miniature-base__rmu"):
         table = pd.read_csv(study.outputs / name / "relearning/relearning.csv")
@@ -146,7 +145,7 @@ def test_knowledge_returns_to_the_unlearned_and_not_to_the_filtered(study: Study
     assert (study.outputs / "relearning.png").stat().st_size > 0
 
 
-def test_a_second_run_skips_everything_in_one_python_process(study: Study, tmp_path: Path) -> None:
+def test_a_second_run_skips_everything_in_one_process(study: Study, tmp_path: Path) -> None:
     counted = tmp_path / "calls"
     wrapper = tmp_path / "uv"
     real = subprocess.run(["which", "uv"], capture_output=True, text=True, check=True)
@@ -159,10 +158,11 @@ def test_a_second_run_skips_everything_in_one_python_process(study: Study, tmp_p
     assert len(counted.read_text().splitlines()) == 1
 
 
-def test_a_changed_flag_makes_exactly_the_affected_steps_stale(study: Study) -> None:
+def test_a_changed_option_makes_exactly_the_affected_steps_stale(study: Study) -> None:
     found = rows(study.pipeline("--dry-run", MAX_SAMPLES="20").stdout)
     assert set(found[found.result == "pending"].step) == READ_TEXTS
-    assert set(found.result) == {"pending", "skipped"}
+    assert set(found[found.result == "follows"].step) == READ_RESULTS
+    assert set(found.result) == {"pending", "follows", "skipped"}
 
 
 def test_a_retrained_model_makes_exactly_its_comparisons_stale(study: Study) -> None:
@@ -180,20 +180,41 @@ def test_a_retrained_model_makes_exactly_its_comparisons_stale(study: Study) -> 
     }
 
 
+KILLER = """
+import os, runpy, signal, sys
+from model_diffs.core import results
+
+point, number = os.environ["KILL_AT"].split(":")
+original, calls = getattr(results.Run, point), []
+
+def kill(*arguments, **named):
+    calls.append(1)
+    if len(calls) == int(number):
+        os.killpg(0, signal.SIGKILL)
+    return original(*arguments, **named)
+
+setattr(results.Run, point, kill)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("step", ["1", "4"])
-def test_killed_at_a_random_moment_and_rerun_gives_the_same_bytes(
-    study: Study, tmp_path: Path, step: str
+@pytest.mark.parametrize("point", ["table:1", "_commit:1", "table:5", "_commit:2"])
+def test_rerun_after_a_kill_gives_the_same_bytes(
+    study: Study, tmp_path: Path, step: str, point: str
 ) -> None:
-    outroot = tmp_path / "outputs"
-    command = ["./pipeline.sh", "--steps", step]
-    environment = study.environment(OUTROOT=str(outroot))
+    """The whole process group dies before a table, or when a folder is about to be committed."""
+    outroot, killer = tmp_path / "outputs", tmp_path / "killer.py"
+    killer.write_text(KILLER)
+    environment = study.environment(
+        OUTROOT=str(outroot), LAUNCHER=f"python {killer}", KILL_AT=point, PYTHONPATH=str(study.root)
+    )
     process = subprocess.Popen(
-        command, cwd=study.root, env=environment, start_new_session=True,
+        ["./pipeline.sh", "--steps", step], cwd=study.root, env=environment, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    time.sleep(random.uniform(1.0, 7.0))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     for record in outroot.rglob("run.json"):
         outputs = json.loads(record.read_text())["outputs"]
         assert all((record.parent / name).exists() for name in outputs)
@@ -204,7 +225,7 @@ def test_killed_at_a_random_moment_and_rerun_gives_the_same_bytes(
     assert not list(outroot.rglob("*.partial"))
 
 
-def test_two_pipelines_do_not_share_an_outroot(study: Study) -> None:
+def test_a_second_pipeline_on_one_outroot_is_refused(study: Study) -> None:
     with (study.outputs / ".lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         found = study.pipeline()
@@ -212,7 +233,7 @@ def test_two_pipelines_do_not_share_an_outroot(study: Study) -> None:
     assert study.pipeline("--dry-run").returncode == 0
 
 
-def test_a_failure_stops_or_is_passed_over_and_shows(study: Study, tmp_path: Path) -> None:
+def test_a_failure_stops_or_is_passed_over_and_is_shown(study: Study, tmp_path: Path) -> None:
     environment = {
         "OUTROOT": str(tmp_path / "outputs"),
         "COMPARE": "./models/missing",
@@ -232,7 +253,8 @@ def test_a_failure_stops_or_is_passed_over_and_shows(study: Study, tmp_path: Pat
         (("nosuchstudy",), "no such study"),
         (("--steps", "1-"), "--steps"),
         (("--steps", "99"), "no such step"),
-        (("--frobnicate",), "unknown option"),
+        (("--frobnicate",), "--frobnicate"),
+        (("miniature", "deep-ignorance"), "one study at a time"),
     ],
 )
 def test_wrong_words_are_answered_in_one_line(
@@ -243,11 +265,23 @@ def test_wrong_words_are_answered_in_one_line(
     assert len(found.stderr.splitlines()) == 1
 
 
-def test_the_help_names_every_step_that_is_there(study: Study) -> None:
+def test_nothing_from_the_environment_is_evaluated(study: Study) -> None:
+    env = study.root / ".env"
+    env.write_text("UNLEARN_SEEDS='x[$(touch executed)]'\nQUESTIONS=\"`touch executed`\"\n")
+    try:
+        found = study.pipeline("--dry-run")
+    finally:
+        env.unlink()
+    assert found.returncode == 2 and "UNLEARN_SEEDS" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+    assert not (study.root / "executed").exists()
+
+
+def test_help_names_every_step(study: Study) -> None:
     found = study.pipeline("--help")
     assert found.returncode == 0
     for number in sorted({row.step for row in rows(study.output).itertuples()}):
-        assert f"  {number} " in found.stdout
+        assert f" {number}  " in found.stdout
 
 
 def test_seeds_give_a_model_each(study: Study) -> None:
@@ -255,3 +289,8 @@ def test_seeds_give_a_model_each(study: Study) -> None:
     for seed in (42, 1337):
         assert f"miniature-base__rmu__seed{seed}" in found
     assert naming.model_label("./unlearned_models/miniature-base__rmu__seed42") in found
+
+
+def test_steps_can_be_named(study: Study) -> None:
+    found = rows(study.pipeline("--dry-run", "--steps", "param_stats,report").stdout)
+    assert set(found.step) == {"1", "16"}

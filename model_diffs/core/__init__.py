@@ -1,0 +1,12 @@
+"""What every script needs; no other room is imported here.
+
+- `step`: the declaration of a step, its scripts, the folders that it fills
+- `options`: dataclasses that are configuration and command line at once
+- `script`: start and end of a script
+- `results`: result folders: complete or stale, written whole, what they record
+- `tables`: tables under an outroot, checked as they are read
+- `naming`: folder names of models and comparisons
+- `folders`, `provenance`: hidden siblings that are renamed into place; versions, memory, commit
+- `methods`: names, descriptions and colours of unlearning methods
+- `errors`, `progress`, `figures`, `tracking`: bad input, bars, one look for figures, W&B
+"""
