@@ -22,7 +22,7 @@ from model_diffs.core.naming import model_label
 from model_diffs.core.options import Comparison, Figures, Pass
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
-from model_diffs.core.step import Figure, Step, Table, names_of, title_of
+from model_diffs.core.step import Figure, Measure, Step, Table, names_of, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +36,22 @@ STEP = Step(
     needs=("forget", "retain"),
     tables=(Table("covariance_metrics"),),
     figures=(Figure("covariance_analysis", "Spectra of hidden states", "function"),),
+    measures=tuple(
+        Measure(
+            f"covariance_{split}",
+            axis="function",
+            table="covariance_metrics",
+            column=f"{split}_wasserstein_normalised",
+            label=f"spectrum moved, {split}",
+            meaning=f"Change in shape of the spectrum of {split}-set hidden states: Wasserstein "
+            "distance of spectra scaled to mean 1; mean over the outputs of all blocks.",
+            layers="states",
+            may_be_empty=True,
+            undefined="a spectrum is zero and has no shape",
+            unchanged=0.0,
+        )
+        for split in ("forget", "retain")
+    ),
 )
 
 

@@ -23,7 +23,7 @@ from model_diffs.core.naming import model_label
 from model_diffs.core.options import Comparison, Figures, Pass
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
-from model_diffs.core.step import Figure, Step, Table, names_of, title_of
+from model_diffs.core.step import Claims, Figure, Measure, Step, Table, names_of, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +44,35 @@ STEP = Step(
     figures=(
         Figure(
             "activation_separation_analysis", "Separation of forget and retain texts", "function"
+        ),
+    ),
+    measures=(
+        Measure(
+            "separation_change",
+            axis="function",
+            table="separation_changes",
+            column="cosine_distance_change",
+            unit="change",
+            label="separation, change",
+            meaning="Change of the cosine distance between forget-set and retain-set centroids; "
+            "mean over the outputs of all blocks.",
+            layers="states",
+            may_be_empty=True,
+            undefined="a centroid is zero and has no direction",
+            paired_by="resample",
+            kept="separation_resamples",
+            unchanged=0.0,
+            above="separates forget and retain texts more than filtering does",
+            below="separates forget and retain texts less than filtering does",
+            same="does not differ significantly from the filtered model in the separation of "
+            "forget and retain texts",
+            against_base=Claims(
+                above="moves forget and retain texts apart",
+                below="moves forget and retain texts closer together",
+                same="does not significantly change the separation of forget and retain texts",
+                reference=0.0,
+                shown="cosine distance {}",
+            ),
         ),
     ),
 )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from model_diffs.core.options import Comparison, Pass
 from model_diffs.core.results import PlannedRun, open_run
 from model_diffs.core.script import run_step
-from model_diffs.core.step import Step, Table
+from model_diffs.core.step import Measure, Step, Table
 
 STEP = Step(
     number=4,
@@ -28,6 +28,27 @@ STEP = Step(
     needs=("forget", "retain"),
     processes=True,
     tables=(Table("activation_stats"), Table("per_text")),
+    measures=tuple(
+        Measure(
+            f"dh_{split}",
+            axis="function",
+            table="activation_stats",
+            column="mean_dh_rel",
+            where={"split": split},
+            label=f"‖Δh‖/‖h‖, {split}",
+            meaning=f"Change of {split}-set hidden states relative to their norm; mean over the "
+            "outputs of all blocks.",
+            layers="states",
+            paired_by="text",
+            kept="per_text",
+            unchanged=0.0,
+            above=f"moves {split}-set hidden states farther than filtering does",
+            below=f"moves {split}-set hidden states less far than filtering does",
+            same="does not differ significantly from the filtered model in how far "
+            f"{split}-set hidden states move",
+        )
+        for split in ("forget", "retain")
+    ),
 )
 
 

@@ -24,7 +24,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Figures, Models, Pass, option, positive
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
-from model_diffs.core.step import Figure, Step, Table, title_of
+from model_diffs.core.step import Claims, Figure, Layers, Measure, Step, Table, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +33,32 @@ if TYPE_CHECKING:
     from model_diffs.data.questions import Question
     from model_diffs.stats.cross_validation import Design
 
+THIRDS: "tuple[Layers, ...]" = ("early", "middle", "late")
+# Of each measure of knowledge: key, domain, hidden states, label, meaning, and its words.
+KNOWLEDGE: "tuple[tuple[str, str, Layers, str, str, str, str], ...]" = (
+    *(
+        (
+            f"{domain}_accuracy",
+            domain,
+            "last",
+            f"{domain} accuracy",
+            f"Share of {domain} questions answered correctly at the output; chance is 0.25.",
+            f"answers {domain} questions correctly",
+            f"accuracy on {domain} questions",
+        )
+        for domain in ("hazard", "adjacent", "general")
+    ),
+    (
+        "hazard_inside",
+        "hazard",
+        "inside",
+        "hazard accuracy inside",
+        "Logit-lens accuracy on hazard questions; mean over the outputs of all blocks but the "
+        "last.",
+        "answers hazard questions correctly, read at inner layers,",
+        "logit-lens accuracy on hazard questions",
+    ),
+)
 STEP = Step(
     number=13,
     folder="linear_probes",
@@ -48,6 +74,65 @@ STEP = Step(
     figures=(
         Figure("linear_probe_analysis", "Probes by depth", "localisation"),
         Figure("knowledge_by_layer", "Knowledge by depth", "knowledge"),
+    ),
+    measures=(
+        *(
+            Measure(
+                f"probe_{third}",
+                axis="localisation",
+                table="probe_results",
+                column="auc",
+                unit="change",
+                label=f"probe AUC, {third}, change",
+                meaning="Change of the AUC of a linear probe for forget against retain texts; mean "
+                f"over the outputs of the {third} third of the blocks.",
+                layers=third,
+                less_base=True,
+                paired_by="resample",
+                kept="auc_resamples",
+                options=("folds", "C", "no_standardize"),
+                unchanged=0.0,
+                above=f"has a higher probe AUC in the {third} blocks than the filtered model",
+                below=f"has a lower probe AUC in the {third} blocks than the filtered model",
+                same="does not differ significantly from the filtered model in probe AUC in the "
+                f"{third} blocks",
+                against_base=Claims(
+                    above=f"makes forget texts easier to tell in the {third} blocks",
+                    below=f"makes forget texts harder to tell in the {third} blocks",
+                    same=f"does not significantly change probe AUC in the {third} blocks",
+                    reference=0.0,
+                    shown="AUC {}",
+                ),
+            )
+            for third in THIRDS
+        ),
+        *(
+            Measure(
+                key,
+                axis="knowledge",
+                table="knowledge_by_layer",
+                column="accuracy",
+                where={"domain": domain},
+                unit="accuracy",
+                label=label,
+                meaning=meaning,
+                layers=layers,
+                undefined=f"no {domain} question was asked",
+                paired_by="question",
+                kept="per_question",
+                kept_column="correct",
+                of_base=True,
+                above=f"{what} more often than the filtered model",
+                below=f"{what} less often than the filtered model",
+                same=f"does not differ significantly from the filtered model in {name}",
+                against_base=Claims(
+                    above=f"{what} more often than the base",
+                    below=f"{what} less often than the base",
+                    same=f"does not differ significantly from the base in {name}",
+                ),
+            )
+            for key, domain, layers, label, meaning, what, name in KNOWLEDGE
+        ),
     ),
 )
 STATES = "hidden state (0 = embedding output)"

@@ -32,7 +32,7 @@ from model_diffs.core.options import (
 )
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
-from model_diffs.core.step import Figure, Step, Table, names_of, title_of
+from model_diffs.core.step import Claims, Figure, Measure, Step, Table, names_of, title_of
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,51 @@ STEP = Step(
     needs=("forget", "retain"),
     tables=(Table("lipschitzness_summary"), Table("per_text")),
     figures=(Figure("lipschitzness_analysis", "Sensitivity by text kind", "stability"),),
+    measures=tuple(
+        Measure(
+            f"{key}_{split}",
+            axis="stability",
+            table="per_text",
+            column=column,
+            where={"model": "{changed}", "data": split},
+            over={"model": "{base}"},
+            label=f"{label}, {split}",
+            meaning=f"{meaning} on {split} texts, changed model over base.",
+            weights=(),
+            paired_by="text",
+            options=("epsilon", "num_perturbations", "max_iters", "tol", "seed"),
+            unchanged=1.0,
+            logarithmic=True,
+            above=f"has a higher {what} on {split} texts than the filtered model",
+            below=f"has a lower {what} on {split} texts than the filtered model",
+            same="does not differ significantly from the filtered model in the "
+            f"{what} on {split} texts",
+            against_base=Claims(
+                above=f"increases the {what} on {split} texts",
+                below=f"decreases the {what} on {split} texts",
+                same=f"does not significantly change the {what} on {split} texts",
+                reference=1.0,
+                shown="{} times the base's",
+            ),
+        )
+        for key, column, label, what, meaning in (
+            (
+                "lipschitz",
+                "lipschitz",
+                "noise response",
+                "response to noise",
+                "Mean response to random noise on the embeddings",
+            ),
+            (
+                "jacobian",
+                "jacobian_norm",
+                "Jacobian norm",
+                "Jacobian norm",
+                "Mean norm of the Jacobian with respect to the embeddings",
+            ),
+        )
+        for split in ("forget", "retain")
+    ),
 )
 
 

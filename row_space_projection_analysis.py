@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from model_diffs.core.options import Comparison, Compute, Figures, Texts, option, positive
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
-from model_diffs.core.step import Figure, Step, Table, title_of
+from model_diffs.core.step import Claims, Figure, Measure, Step, Table, title_of
+from model_diffs.diagnostics.selectivity import forget_over_retain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,46 @@ STEP = Step(
     processes=True,
     tables=(Table("projection_metrics"), Table("per_text")),
     figures=(Figure("row_space_projection", "Inputs against ΔW", "precision"),),
+    measures=tuple(
+        Measure(
+            key,
+            axis="precision",
+            table="projection_metrics",
+            column=column,
+            label=label,
+            meaning=f"{meaning}, forget over retain texts; mean over the changed MLP matrices.",
+            compute=forget_over_retain,
+            computed=f"mean of `{column}` over the changed MLP matrices",
+            logarithmic=True,
+            above=f"{verb} forget inputs, relative to retain inputs, more than filtering does",
+            below=f"{verb} forget inputs, relative to retain inputs, less than filtering does",
+            same="does not differ significantly from the filtered model in how selectively it "
+            f"{verb} forget inputs",
+            against_base=Claims(
+                above=f"{verb} forget inputs more than retain inputs",
+                below=f"{verb} retain inputs more than forget inputs",
+                same=f"{verb} forget and retain inputs without significant difference",
+                reference=1.0,
+                shown="forget over retain {}",
+            ),
+        )
+        for key, column, label, meaning, verb in (
+            (
+                "row_space_selectivity",
+                "selectivity_ratio",
+                "row space, forget/retain",
+                "Share of the inputs' energy in the row space of ΔW",
+                "reads",
+            ),
+            (
+                "effect_selectivity",
+                "effect_selectivity",
+                "effect, forget/retain",
+                "Size of ΔW x relative to W x",
+                "acts on",
+            ),
+        )
+    ),
 )
 SUMMARISED = (
     *("forget_proj_ratio", "retain_proj_ratio", "random_proj_ratio", "selectivity_ratio"),

@@ -1,0 +1,175 @@
+"""Tables that steps left under an outroot, checked as they are read.
+
+A number is in a table, or it is absent with a reason: a folder without its record, a missing
+column, an empty or a repeated cell never become a number. pandas is imported lazily.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from model_diffs.core import results
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_RUN = "not run"
+
+
+class Absent(Exception):
+    """A number that cannot be had, and why, worded to follow 'step 8, rmu:'."""
+
+    def __init__(self, reason: str, defect: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.defect = defect
+        """A result is damaged or outdated, rather than undefined or not run."""
+
+
+class Source(NamedTuple):
+    """Where a number can be looked up."""
+
+    path: str
+    """Of the table, relative to the outroot, with forward slashes."""
+    column: str
+    """Of the value; its interval is in `<column>_low` and `_high`."""
+    rows: str
+    """Which rows and how they are reduced: `layer=3, split=forget` or `mean over layer 1-4`."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.column}" + (f", {self.rows}" if self.rows else "")
+
+
+class Tables:
+    """Tables and records under one outroot; each file is read once."""
+
+    def __init__(self, outroot: Path) -> None:
+        self.outroot = outroot
+        self._tables: dict[str, pd.DataFrame] = {}
+        self._records: dict[str, dict[str, Any]] = {}
+
+    def record(self, folder: str) -> Mapping[str, Any]:
+        """The run.json of a result folder. Raises Absent: without one it is no result."""
+        if folder not in self._records:
+            path = self.outroot / folder / results.RECORD
+            found = results.read_record(path.parent)
+            if found is None and not path.exists():
+                raise Absent(NOT_RUN)
+            if not isinstance(found, dict):
+                raise Absent(f"failed, {folder}/{results.RECORD} cannot be read", defect=True)
+            self._records[folder] = found
+        return self._records[folder]
+
+    def arguments(self, folder: str) -> Mapping[str, Any]:
+        """The options that a result was made with."""
+        found = self.record(folder).get("arguments")
+        return found if isinstance(found, Mapping) else {}
+
+    def columns(self, path: str) -> list[str]:
+        """Names of the columns of a CSV, `path` relative to the outroot. Raises Absent."""
+        return [*self._read(path).columns]
+
+    def table(
+        self,
+        path: str,
+        numbers: Iterable[str],
+        names: Iterable[str] = (),
+        key: Sequence[str] = (),
+        empty: Sequence[str] = (),
+    ) -> "pd.DataFrame":
+        """The columns `names` (text) and `numbers` (finite) of a CSV.
+
+        Columns in `empty` may have empty cells (NaN here); no two rows share `key`. Raises Absent.
+        """
+        names, numbers = list(dict.fromkeys(names)), list(dict.fromkeys(numbers))
+        found = self._read(path)
+        lacking = [c for c in (*numbers, *names) if c not in found.columns]
+        if lacking:
+            raise Absent(f"failed, {path} has no column {lacking[0]}", defect=True)
+        found = found[[*names, *numbers]].copy()
+        if found.empty:
+            raise Absent(f"failed, {path} has no row", defect=True)
+        for column in numbers:
+            found[column] = self._numbers(path, found[column], column in empty)
+        if found[names].isna().any(axis=None):
+            raise Absent(f"failed, {path} has an empty cell in {', '.join(names)}", defect=True)
+        if key and found.duplicated([*key]).any():
+            raise Absent(f"failed, {path} has two rows of one {', '.join(key)}", defect=True)
+        return found
+
+    def _read(self, path: str) -> "pd.DataFrame":
+        import pandas as pd
+
+        self.record(path.rsplit("/", 1)[0])
+        if path not in self._tables:
+            try:
+                self._tables[path] = pd.read_csv(self.outroot / path)
+            except FileNotFoundError:
+                raise Absent(
+                    f"{path} is not there: run the step with --force for conclusions from it",
+                    defect=True,
+                ) from None
+            except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
+                raise Absent(f"failed, {path} is not a table", defect=True) from None
+        return self._tables[path]
+
+    def _numbers(self, path: str, cells: "pd.Series", may_be_empty: bool) -> "pd.Series":
+        import numpy as np
+        import pandas as pd
+
+        numbers = pd.to_numeric(cells, errors="coerce").astype(float)
+        # Words and infinities are no numbers; NaN is an empty cell.
+        wrong = (numbers.isna() & cells.notna()) | np.isinf(numbers)
+        if not may_be_empty:
+            wrong |= numbers.isna()
+        if wrong.any():
+            row = int(np.flatnonzero(wrong.to_numpy())[0]) + 2
+            raise Absent(
+                f"failed, {path}, line {row}: no number in column {cells.name}", defect=True
+            )
+        return numbers
+
+
+class Place(NamedTuple):
+    """What a measure is read from: the result folder of one comparison or model."""
+
+    tables: Tables
+    folder: str
+    """Of the step's results, relative to the outroot."""
+    base: str
+    """Label of the base model."""
+    changed: str
+    """Label of the changed model."""
+    seed: int
+    """Of the resamples."""
+
+    def path(self, table: str) -> str:
+        """Of a table of the step, relative to the outroot."""
+        return f"{self.folder}/{table}.csv"
+
+
+def identity(*parts: Any) -> str:
+    """A digest of what was sampled: numbers are paired only where it is equal."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def texts_read(record: Mapping[str, Any], splits: Iterable[str]) -> list[list[str]]:
+    """Split, SHA-256 and counted tokens of the texts that a result was measured on."""
+    try:
+        texts, tokens = record["texts"], record.get("tokens")
+        known = [split for split in splits if split in texts] or sorted(texts)
+        return [[s, str(texts[s]["sha256"]), str(tokens and tokens.get(s))] for s in known]
+    except (KeyError, TypeError, AttributeError):
+        raise Absent("failed, its run.json does not say on which texts", defect=True) from None
+
+
+def questions_read(record: Mapping[str, Any]) -> list[int]:
+    """Bytes of the file of questions: equal ids alone could be those of other questions."""
+    arguments, inputs = record.get("arguments"), record.get("inputs")
+    if not isinstance(arguments, Mapping) or not isinstance(inputs, list):
+        return []
+    name = Path(str(arguments.get("questions"))).name
+    return [one["size"] for one in inputs if Path(str(one["path"])).name == name]
