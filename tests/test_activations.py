@@ -1,6 +1,5 @@
 """Activation statistics against a loop over single texts and tokens, in fp64."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_diffs.activations import store
 from model_diffs.core.errors import BadInput
+from model_diffs.core.options import Pass
 from model_diffs.diagnostics.activation_norms import norm_rows, text_rows
 from model_diffs.models import loading
 
@@ -36,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
     }
 
 
-def options(tmp_path: Path, **changed: object) -> argparse.Namespace:
+def options(tmp_path: Path, **changed: object) -> Pass:
     (tmp_path / "forget.txt").write_text("\n".join(FORGET) + "\n\n")
     (tmp_path / "retain.txt").write_text("\n".join(RETAIN))
     values = {
@@ -46,16 +46,10 @@ def options(tmp_path: Path, **changed: object) -> argparse.Namespace:
         "max_samples": 0,
         "max_length": 40,
         "batch_size": 2,
-        "keep_bos": False,
-        "skip_first": 0,
         "device": "cpu",
         "dtype": "fp32",
-        "side_by_side": "auto",
-        "cache_fp16": False,
-        "trust_remote_code": False,
-        "device_map": None,
     }
-    return argparse.Namespace(**{**values, **changed})
+    return Pass(**{**values, **changed})
 
 
 def states_of(folder: str, text: str, max_length: int) -> tuple[list[int], np.ndarray]:

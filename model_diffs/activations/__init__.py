@@ -1,0 +1,8 @@
+"""Hidden states: one pass over the texts for all statistics, saved for the steps that need them.
+
+tokens      texts as token ids, which positions count, padded batches
+sums        streaming sums over hidden states
+passes      models over the batches: side by side, or one by one against a disk cache
+collecting  makes missing statistics in one pass
+store       statistics on disk, found by the content they were computed from
+"""

@@ -1,119 +1,91 @@
-"""Make the activation statistics that are missing: one pass per model and split for all of them."""
+"""Make missing activation statistics: one pass per model and split for all of them."""
 
-import argparse
 import hashlib
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from safetensors.numpy import save_file
 
 from model_diffs.activations import passes
 from model_diffs.activations.passes import Reader, SplitPass
-from model_diffs.activations.store import TENSORS, Job, ModelStatistics
+from model_diffs.activations.store import FOLDER, TENSORS, ModelStatistics, Saved
 from model_diffs.activations.sums import DifferenceSums, ModelSums
+from model_diffs.activations.tokens import tokenise
 from model_diffs.core import results
-from model_diffs.data.texts import Split
+from model_diffs.core.options import Pass
 from model_diffs.models import devices, loading
 from model_diffs.models.checkpoints import Checkpoint, check_configs
 
-# A first position this many times larger than the others is a sink that drowns what is measured.
+# A first position with a norm this many times larger than the others' is an attention sink.
 SINK = 10.0
-# Side by side only where the models take less than this share of the free memory.
-SHARE = 0.5
 
 
 @torch.inference_mode()
-def collect(jobs: Sequence[Job], options: argparse.Namespace) -> None:
-    """Make and save the statistics of `jobs`.
+def collect(missing: Sequence[Saved], options: Pass) -> None:
+    """Compute and save the statistics of `missing`.
 
     Raises BadInput for models that cannot be read or compared, and for states that are not finite.
     """
-    names = _order(jobs)
+    # Bases first: the changed models are read against them.
+    names = [one.model_a for one in missing if one.model_b]
+    names += [one.model_b for one in missing if one.model_b]
+    names = list(dict.fromkeys(names + [one.model_a for one in missing]))
     checkpoints = {name: Checkpoint.open(name) for name in names}
-    for job in jobs:
-        if job.model_b:
-            check_configs(checkpoints[job.model_a], checkpoints[job.model_b])
+    for one in missing:
+        if one.model_b:
+            check_configs(checkpoints[one.model_a], checkpoints[one.model_b])
     device = devices.pick_device(options.device)
     dtype = devices.pick_dtype(options.dtype, device)
-    tokenizer = _common_tokenizer(names, options.trust_remote_code)
-    splits = {job.split.name: job.split for job in jobs}
-    todo = [_make_pass(split, jobs, tokenizer, options, device) for split in splits.values()]
+    todo = _passes(missing, names, options, device)
 
     def load(name: str) -> Reader:
-        return Reader(name, loading.load_for(options, name))
+        return Reader(name, loading.load_for(options, name, options.device_map))
 
-    def finished(one: SplitPass, read: Sequence[str]) -> None:
-        for job in jobs:
-            if job.split.name == one.split.name and (job.model_b or job.model_a) in read:
-                _save(job, one, checkpoints, devices.dtype_name(dtype))
+    def finished(split_pass: SplitPass, read: Sequence[str]) -> None:
+        for one in missing:
+            if one.split.name == split_pass.split.name and (one.model_b or one.model_a) in read:
+                _save(one, split_pass, checkpoints, devices.dtype_name(dtype))
 
     # A model that has to be spread leaves no room for a second one.
     together = "no" if options.device_map and len(names) > 1 else options.side_by_side
-    if _side_by_side(list(checkpoints.values()), together, device, dtype):
+    moments = sum(_moment_bytes(one) for one in checkpoints.values())
+    if loading.fit_together([*checkpoints.values()], together, device, dtype, moments):
         passes.run_side_by_side([load(name) for name in names], todo, finished)
     else:
-        cache = passes.StateCache(options.outroot, options.cache_fp16)
-        passes.run_one_by_one(load, names, todo, finished, cache)
+        cache = Path(options.outroot) / FOLDER
+        passes.run_one_by_one(load, names, todo, finished, cache, options.cache_fp16)
     devices.wait_for_processes()
 
 
-def _order(jobs: Sequence[Job]) -> list[str]:
-    """The models to read: bases first, since the changed ones are read against them."""
-    bases = [job.model_a for job in jobs if job.model_b]
-    changed = [job.model_b for job in jobs if job.model_b]
-    alone = [job.model_a for job in jobs if not job.model_b]
-    return list(dict.fromkeys([*bases, *changed, *alone]))
-
-
-def _common_tokenizer(names: Sequence[str], trust_remote_code: bool) -> Any:
-    """The tokenizer of the first model, after checking that the others read the same tokens."""
-    first = loading.load_tokenizer(names[0], trust_remote_code)
-    for name in names[1:]:
-        other = loading.load_tokenizer(name, trust_remote_code)
-        loading.check_same_tokenizer(names[0], first, name, other)
-    return first
-
-
-def _make_pass(
-    split: Split,
-    jobs: Sequence[Job],
-    tokenizer: Any,
-    options: argparse.Namespace,
-    device: torch.device,
-) -> SplitPass:
-    tokens = passes.tokenise(
-        tokenizer, split.texts, options.max_length, options.keep_bos, options.skip_first
-    )
-    one = SplitPass(split, tokens, options.batch_size, tokenizer.pad_token_id, device)
-    documents = len(tokens.ids)
-    for job in jobs:
-        if job.split.name != split.name:
-            continue
-        if job.model_b:
-            one.changes[job.model_a, job.model_b] = DifferenceSums(documents)
+def _passes(
+    missing: Sequence[Saved], names: Sequence[str], options: Pass, device: torch.device
+) -> list[SplitPass]:
+    """A pass per split with the sums that are to be filled."""
+    tokenizer = loading.common_tokenizer(names, options.trust_remote_code)
+    todo: dict[str, SplitPass] = {}
+    for one in missing:
+        if one.split.name not in todo:
+            tokens = tokenise(
+                tokenizer,
+                one.split.texts,
+                options.max_length,
+                options.keep_bos,
+                options.skip_first,
+            )
+            pad = tokenizer.pad_token_id
+            todo[one.split.name] = SplitPass(one.split, tokens, options.batch_size, pad, device)
+        split_pass = todo[one.split.name]
+        documents = len(split_pass.tokens.ids)
+        if one.model_b:
+            split_pass.changes[one.model_a, one.model_b] = DifferenceSums(documents)
         else:
-            one.own[job.model_a] = ModelSums(job.model_a, documents)
-    return one
-
-
-def _side_by_side(
-    checkpoints: Sequence[Checkpoint], wanted: str, device: torch.device, dtype: torch.dtype
-) -> bool:
-    """Whether all models fit the device at once, with room left for the pass itself."""
-    if wanted != "auto":
-        return wanted == "yes"
-    weights = sum(int(np.prod(c.shape(name))) for c in checkpoints for name in c.names)
-    needed = weights * dtype.itemsize + sum(_moment_bytes(c) for c in checkpoints)
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    return len(checkpoints) == 1 or needed < SHARE * free
+            split_pass.own[one.model_a] = ModelSums(one.model_a, documents)
+    return [*todo.values()]
 
 
 def _moment_bytes(checkpoint: Checkpoint) -> int:
@@ -124,40 +96,45 @@ def _moment_bytes(checkpoint: Checkpoint) -> int:
     return states * width * width * 8
 
 
-def _save(job: Job, one: SplitPass, checkpoints: dict[str, Checkpoint], dtype: str) -> None:
-    pair = (job.model_a, job.model_b)
-    # Let go here: for a wide model the sums are gigabytes.
+def _save(
+    one: Saved, split_pass: SplitPass, checkpoints: dict[str, Checkpoint], dtype: str
+) -> None:
+    # Removed from the pass: for a wide model the sums are gigabytes.
     sums: ModelSums | DifferenceSums = (
-        one.changes[pair] if job.model_b else one.own.pop(job.model_a)
+        split_pass.changes.pop((one.model_a, one.model_b))
+        if one.model_b
+        else split_pass.own.pop(one.model_a)
     )
-    found = sums.statistics(one.tokens.documents, one.tokens.counts)
-    involved = [checkpoints[name] for name in (job.model_a, job.model_b) if name]
-    with results.open_run(job.planned) as run:
+    tokens = split_pass.tokens
+    found = sums.statistics(tokens.documents, tokens.counts)
+    if results.is_main_process() and not one.complete():
+        shutil.rmtree(one.planned.folder, ignore_errors=True)  # damaged, if there
+    with results.open_run(one.planned) as run:
         arrays = {f.name: np.ascontiguousarray(getattr(found, f.name)) for f in fields(found)}
         save_file(arrays, run.path / TENSORS)
-        run.reads(one.split.path, *(file for c in involved for file in c.files))
+        names = [name for name in (one.model_a, one.model_b) if name]
         run.record(
-            models={c.model: c.identity() for c in involved},
+            models={name: checkpoints[name].identity() for name in names},
             texts={one.split.name: one.split.identity()},
-            device=str(one.device),
+            device=str(split_pass.device),
             dtype=dtype,
-            tokens=int(one.tokens.counts.sum()),
-            tokens_sha256=hashlib.sha256(repr(one.tokens.ids).encode()).hexdigest(),
-            left_out=one.tokens.left_out,
+            tokens=int(tokens.counts.sum()),
+            tokens_sha256=hashlib.sha256(repr(tokens.ids).encode()).hexdigest(),
+            left_out=tokens.left_out,
         )
         if isinstance(found, ModelStatistics):
-            run.record(first_position_ratio=_warn_of_sink(job, found.first_position_ratio))
+            run.record(first_position_ratio=_warn_of_sink(one, found.first_position_ratio))
 
 
-def _warn_of_sink(job: Job, ratios: np.ndarray) -> float | None:
-    """Largest ratio over the states, said aloud where it would drown the rest."""
+def _warn_of_sink(one: Saved, ratios: np.ndarray) -> float | None:
+    """The largest ratio over the states; a warning where it is that of an attention sink."""
     if np.isnan(ratios).all():
         return None
     largest = float(np.nanmax(ratios))
     if largest > SINK:
         print(
-            f"warning: {job.planned.label}: the first position's norm is {largest:.0f} times the "
-            f"others' at state {int(np.nanargmax(ratios))} (an attention sink); "
+            f"warning: {one.planned.label}: the norm of the first position is {largest:.0f} times "
+            f"the others' at state {int(np.nanargmax(ratios))} (an attention sink); "
             "--skip-first 1 leaves it out",
             file=sys.stderr,
         )

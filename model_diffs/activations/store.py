@@ -1,10 +1,14 @@
-"""Saved activation statistics: where they lie, when they are fresh, what they hold.
+"""Saved activation statistics: where they are, and what they hold.
 
-NumPy only: a step that finds everything saved loads neither torch nor transformers. What is missing
-is made by `activations.collect`, in one pass.
+An entry is found by the content it was computed from: `<outroot>/activation_cache/<key>/`, where
+the key is a hash of the models' fingerprints, the texts and the options that change the numbers. So
+a model folder that was moved or renamed finds its statistics again, and two models of the same name
+have two entries. NumPy only: a step that finds everything saved loads neither torch nor
+transformers. Missing entries are made by `activations.collecting`, in one pass.
 """
 
-import argparse
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,11 +19,15 @@ from numpy.typing import NDArray
 
 from model_diffs.core import naming, results
 from model_diffs.core.errors import BadInput
+from model_diffs.core.options import Pass
 from model_diffs.core.results import PlannedRun
 from model_diffs.data.texts import Split, read_splits
+from model_diffs.models import files
 
 FOLDER = "activation_cache"
 TENSORS = "statistics.safetensors"
+OPTIONS = ("max_length", "batch_size", "keep_bos", "skip_first", "device", "dtype")
+"""Options that change the numbers and are therefore part of the key."""
 
 Array = NDArray[Any]
 
@@ -68,45 +76,10 @@ class DifferenceStatistics:
 
 
 class Saved(NamedTuple):
-    """Statistics on disk; tensors are read when asked for."""
+    """Statistics of a model on a split (model_b empty), or of the change from A to B.
 
-    folder: Path
-    kind: type
-
-    def read(self, *names: str) -> Any:
-        """The statistics, or only the named fields of them (the others are empty arrays)."""
-        from safetensors import safe_open
-
-        wanted = names or tuple(f.name for f in fields(self.kind))
-        with safe_open(self.folder / TENSORS, framework="numpy") as handle:
-            loaded = {name: handle.get_tensor(name) for name in wanted}
-        empty = {f.name: np.empty(0) for f in fields(self.kind)}
-        return self.kind(**{**empty, **loaded})
-
-    def states(self, name: str) -> Iterator[Array]:
-        """One state of a `[S, …]` tensor after the other: all at once can be gigabytes."""
-        from safetensors import safe_open
-
-        with safe_open(self.folder / TENSORS, framework="numpy") as handle:
-            tensor = handle.get_slice(name)
-            for state in range(tensor.get_shape()[0]):
-                yield tensor[state]
-
-    def record(self) -> dict[str, Any]:
-        """The run.json beside them."""
-        found = results.read_record(self.folder)
-        if found is None:
-            raise FileNotFoundError(self.folder / results.RECORD)
-        return found
-
-    def input_files(self) -> list[Path]:
-        """The model files and texts that they come from, where still there."""
-        paths = [self.folder.parent / entry["path"] for entry in self.record()["inputs"]]
-        return [path for path in paths if path.exists()]
-
-
-class Job(NamedTuple):
-    """Statistics to be made: of a model (model_b empty), or of the change from A to B."""
+    Tensors are read from disk when asked for.
+    """
 
     planned: PlannedRun
     split: Split
@@ -114,8 +87,43 @@ class Job(NamedTuple):
     model_b: str
 
     @property
-    def saved(self) -> Saved:
-        return Saved(self.planned.folder, DifferenceStatistics if self.model_b else ModelStatistics)
+    def kind(self) -> type:
+        """ModelStatistics or DifferenceStatistics."""
+        return DifferenceStatistics if self.model_b else ModelStatistics
+
+    @property
+    def path(self) -> Path:
+        """File of the tensors."""
+        return self.planned.folder / TENSORS
+
+    def complete(self) -> bool:
+        """Whether the entry is there and can be read."""
+        return self.path.is_file() and results.read_record(self.planned.folder) is not None
+
+    def read(self, *names: str) -> Any:
+        """The statistics, or only the named fields of them (the others are empty arrays)."""
+        from safetensors import safe_open
+
+        every = [f.name for f in fields(self.kind)]
+        with safe_open(self.path, framework="numpy") as handle:
+            loaded = {name: handle.get_tensor(name) for name in names or every}
+        return self.kind(**{**dict.fromkeys(every, np.empty(0)), **loaded})
+
+    def states(self, name: str) -> Iterator[Array]:
+        """One state of a `[S, …]` tensor after another: all at once can be gigabytes."""
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="numpy") as handle:
+            tensor = handle.get_slice(name)
+            for state in range(tensor.get_shape()[0]):
+                yield tensor[state]
+
+    def record(self) -> dict[str, Any]:
+        """The run.json beside them."""
+        found = results.read_record(self.planned.folder)
+        if found is None:
+            raise FileNotFoundError(self.planned.folder / results.RECORD)
+        return found
 
 
 @dataclass
@@ -127,50 +135,49 @@ class Statistics:
     differences: Mapping[tuple[str, str], Saved]
 
 
-# What changes the numbers, and so decides whether saved statistics still serve.
-OPTIONS = ("max_samples", "max_length", "batch_size", "keep_bos", "skip_first", "device", "dtype")
-
-
-def _job(options: argparse.Namespace, split: Split, model_a: str, model_b: str) -> Job:
-    label = naming.comparison_label(model_a, model_b) if model_b else naming.model_label(model_a)
-    arguments: dict[str, Any] = {name: getattr(options, name) for name in OPTIONS}
-    arguments |= {"texts": split.sha256, "model_a": model_a}
+def entry(options: Pass, split: Split, model_a: str, model_b: str = "") -> Saved:
+    """The entry of a model, or of the change from A to B, whether it is there or not."""
+    models = [model for model in (model_a, model_b) if model]
+    decisive = {name: getattr(options, name) for name in OPTIONS}
+    decisive |= {"texts": split.sha256, "models": [files.fingerprint(one) for one in models]}
     if model_b:
-        arguments |= {"model_b": model_b, "cache_fp16": options.cache_fp16}
-    folder = Path(options.outroot) / FOLDER / label / split.name
-    planned = PlannedRun(folder, f"{label} {split.name}", arguments, model_a, model_b)
-    return Job(planned, split, model_a, model_b)
+        decisive["cache_fp16"] = options.cache_fp16
+    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
+    label = "__to__".join(naming.model_label(one) for one in models)
+    folder = Path(options.outroot) / FOLDER / key
+    planned = PlannedRun(folder, f"{label} {split.name}", decisive, model_a, model_b)
+    return Saved(planned, split, model_a, model_b)
 
 
 def statistics(
-    options: argparse.Namespace,
+    options: Pass,
     models: Iterable[str] = (),
     differences: Iterable[tuple[str, str]] = (),
     fresh: bool = False,
 ) -> Statistics:
-    """Statistics of `models` and of the changes A → B, read where saved, else made in one pass.
+    """Statistics of `models` and of the changes A → B: read where saved, else made in one pass.
 
-    `options` are those of `arguments.add_texts` and `add_compute`; with `fresh` all are made anew.
-    Raises BadInput for splits that cannot be read or share lines, and what loading a model raises.
+    With `fresh` all are made anew. Raises BadInput for splits that cannot be read or share lines,
+    and what loading a model raises.
     """
     splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
-    jobs = [_job(options, split, model, "") for model in dict.fromkeys(models) for split in splits]
-    pairs = dict.fromkeys(differences)
-    jobs += [_job(options, split, a, b) for a, b in pairs for split in splits]
-    missing = [job for job in jobs if fresh or results.state(job.planned).status != "complete"]
+    wanted = [(model, "") for model in dict.fromkeys(models)] + [*dict.fromkeys(differences)]
+    found = [entry(options, split, a, b) for a, b in wanted for split in splits]
+    # Two names of the same content share an entry.
+    missing = {one.planned.folder: one for one in found if fresh or not one.complete()}
     if missing:
         from model_diffs.activations import collecting
 
-        collecting.collect(missing, options)
+        collecting.collect([*missing.values()], options)
     return Statistics(
         splits,
-        {(job.split.name, job.model_a): job.saved for job in jobs if not job.model_b},
-        {(job.split.name, job.model_b): job.saved for job in jobs if job.model_b},
+        {(one.split.name, one.model_a): one for one in found if not one.model_b},
+        {(one.split.name, one.model_b): one for one in found if one.model_b},
     )
 
 
 def check_same_tokens(found: Statistics, model_a: str, model_b: str) -> None:
-    """Raise BadInput where two models read other tokens in the same texts.
+    """Raise BadInput where two models read different tokens in the same texts.
 
     Statistics saved by separate runs were not checked against each other when they were made.
     """
@@ -184,20 +191,22 @@ def check_same_tokens(found: Statistics, model_a: str, model_b: str) -> None:
 
 
 def describe(run: results.Run, found: Statistics) -> None:
-    """Tell a step's run.json which models and texts its numbers come from, and what was left out.
+    """Record in a step's run.json which models and texts its numbers come from.
 
-    The step depends on the models and texts, not on the saved statistics: removing those to save
-    space makes nothing stale.
+    The step depends on the models and texts, not on the saved statistics: deleting those to save
+    space makes nothing stale. Models are named as they are given now, not as when they were read.
     """
-    models = (run.planned.model_a, run.planned.model_b)
-    used = {key: saved for key, saved in found.models.items() if key[1] in models}
-    records = {split: saved.record() for (split, _), saved in used.items()}
+    models = [model for model in (run.planned.model_a, run.planned.model_b) if model]
+    records = {s.name: [found.models[s.name, m].record() for m in models] for s in found.splits}
+    first = {split: of_models[0] for split, of_models in records.items()}
+    identities = [*(i for r in records[found.splits[0].name] for i in r["models"].values())]
     run.record(
-        models={m: i for saved in used.values() for m, i in saved.record()["models"].items()},
+        models={m: {**i, "model": m} for m, i in zip(models, identities, strict=True)},
         texts={split.name: split.identity() for split in found.splits},
-        tokens={split: record["tokens"] for split, record in records.items()},
-        left_out={split: record["left_out"] for split, record in records.items()},
-        **{name: next(iter(records.values()))[name] for name in ("device", "dtype")},
+        tokens={split: record["tokens"] for split, record in first.items()},
+        left_out={split: record["left_out"] for split, record in first.items()},
+        **{name: next(iter(first.values()))[name] for name in ("device", "dtype")},
     )
-    for saved in used.values():
-        run.reads(*saved.input_files())
+    run.reads(*(split.path for split in found.splits))
+    for model in models:
+        run.reads(*files.content_files(model))

@@ -59,6 +59,19 @@ def working_folder(folder: Path) -> Path:
 
 
 @contextmanager
+def scratch_folder(name: Path) -> Iterator[Path]:
+    """A hidden folder beside `name` for temporary files, removed when the block ends.
+
+    Those that killed runs left behind are removed, too.
+    """
+    folder = working_folder(name)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A hidden sibling of `path` to write, renamed to `path` when the block ends without error."""
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")

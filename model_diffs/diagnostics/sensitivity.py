@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from model_diffs.activations.passes import Reader, Tokens
-from model_diffs.activations.sums import place_of
+from model_diffs.activations.tokens import padded_batches
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
@@ -87,13 +87,10 @@ def measure(
     batches = _batches(sizes, settings.batch_size, reader.anatomy)[rank::processes]
     columns = len(METRICS) + 3
     values = torch.zeros(len(sizes), columns, dtype=torch.float64)
-    for rows in progress(batches, f"{label} {split}", unit="batch"):
-        ids = [tokens.ids[row] for row in rows]
-        batch = loading.pad_batch(ids, pad_id, device)
-        place = place_of(batch, [tokens.starts[row] for row in rows], rows)
-        seeds = [_seed(settings.seed, split, int(tokens.documents[row])) for row in rows]
-        found = _measure_batch(reader, batch, place.counted, seeds, settings)
-        values[rows] = found
+    bar = progress(batches, f"{label} {split}", unit="batch")
+    for at in padded_batches(tokens, bar, pad_id, device):
+        seeds = [_seed(settings.seed, split, int(tokens.documents[row])) for row in at.rows]
+        values[at.rows] = _measure_batch(reader, at.batch, at.counted, seeds, settings)
     values = devices.sum_over_processes(values)
     _check(values[:, [0, 2, 3]], tokens, label, split)
     counts = tokens.counts

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model_diffs.activations import passes
-from model_diffs.activations.sums import place_of
+from model_diffs.activations.tokens import Tokens, padded_batches
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
 from model_diffs.dictionaries.sae import Sae
@@ -32,25 +31,22 @@ class Trained(NamedTuple):
     """Share of features that are active at no token."""
 
 
-def mlp_outputs(
-    model: nn.Module, tokens: passes.Tokens, pad_id: int, texts_per_pass: int
-) -> list[Tensor]:
+def mlp_outputs(model: nn.Module, tokens: Tokens, pad_id: int, texts_per_pass: int) -> list[Tensor]:
     """What each block's MLP gives at the counted tokens, `[tokens, hidden]` fp32 per block."""
     anatomy = locate(model)
     layers = range(len(anatomy.blocks))
     device = next(model.parameters()).device
     parts: list[list[Tensor]] = [[] for _ in layers]
-    batches = length_batches([len(ids) for ids in tokens.ids], texts_per_pass)
-    for rows in progress(batches, "MLP outputs", unit="batch"):
-        batch = loading.pad_batch([tokens.ids[row] for row in rows], pad_id, device)
-        counted = place_of(batch, [tokens.starts[row] for row in rows], rows).counted
+    batches = length_batches(tokens.lengths, texts_per_pass)
+    bar = progress(batches, "MLP outputs", unit="batch")
+    for at in padded_batches(tokens, bar, pad_id, device):
 
-        def receive(layer: int, x: Tensor, counted: Tensor = counted) -> Tensor:
+        def receive(layer: int, x: Tensor, counted: Tensor = at.counted) -> Tensor:
             parts[layer].append(counted_rows(x, counted).float())
             return x
 
         with torch.no_grad(), watch(anatomy, "mlp_out", layers, receive):
-            loading.stream_states(anatomy, batch, lambda *_: None)
+            loading.stream_states(anatomy, at.batch, lambda *_: None)
     return [torch.cat(part) for part in parts]
 
 

@@ -36,6 +36,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def free_memory(device: torch.device) -> int:
+    """Free bytes of a CUDA device, of the machine for any other."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`fp32`, `fp16` or `bf16`, as the options spell it."""
     return next(name for name, value in DTYPES.items() if value == dtype)

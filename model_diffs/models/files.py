@@ -151,6 +151,13 @@ def fingerprint(model: str) -> str:
     return digest.hexdigest()
 
 
+def content_files(model: str) -> list[Path]:
+    """What a result of a model depends on: config.json, the index where there is one, weights."""
+    folder = resolve(model)
+    index, weights = weight_files(folder)
+    return [folder / CONFIG, *([index] if index else []), *weights]
+
+
 def safetensors_header(file: Path) -> bytes:
     """The JSON header of a safetensors file. BadInput where the file is truncated."""
     with file.open("rb") as stream:

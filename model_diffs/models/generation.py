@@ -109,7 +109,7 @@ def generate(speaker: Speaker, prompts: Sequence[str], sampling: Sampling) -> li
 
 def load(options: Any, model: str) -> Speaker:
     """A model with its tokenizer, as a script's compute options say."""
-    loaded = loading.load_for(options, model)
+    loaded = loading.load_for(options, model, getattr(options, "device_map", None))
     tokenizer = loading.load_tokenizer(model, options.trust_remote_code)
     return Speaker(naming.model_label(model), loaded, tokenizer)
 

@@ -1,9 +1,10 @@
 """Models and tokenizers: loaded, placed, fed, and read layer by layer."""
 
-import argparse
+import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from model_diffs.core.errors import BadInput
+from model_diffs.core.options import Compute
 from model_diffs.models import checkpoints
 from model_diffs.models.anatomy import Anatomy
-from model_diffs.models.devices import pick_device, pick_dtype
+from model_diffs.models.devices import free_memory, pick_device, pick_dtype
 
 transformers_logging.disable_progress_bar()
+Loaded = TypeVar("Loaded")
 
 
 # ── loading ───────────────────────────────────────────────────────────────────────────────────────
@@ -54,15 +57,41 @@ def load_model(
     return (loaded if device_map else loaded.to(device)).eval()
 
 
-def load_for(options: argparse.Namespace, model: str) -> nn.Module:
-    """`load_model` with a script's `--device --dtype --device-map --trust-remote-code`."""
+def load_for(options: Compute, model: str, device_map: str | None = None) -> nn.Module:
+    """`load_model` with a script's `--device --dtype --trust-remote-code`."""
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
-    return load_model(model, device, dtype, options.trust_remote_code, options.device_map)
+    return load_model(model, device, dtype, options.trust_remote_code, device_map)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def fit_together(
+    stored: Sequence[checkpoints.Checkpoint],
+    wanted: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    extra: int = 0,
+) -> bool:
+    """Whether models run side by side: as `wanted` (`yes`, `no`) says, or with `auto` if all their
+    weights and `extra` bytes take less than half of the free memory."""
+    if wanted != "auto" or len(stored) == 1:
+        return wanted != "no"
+    weights = sum(math.prod(one.shape(name)) for one in stored for name in one.names)
+    return weights * dtype.itemsize + extra < free_memory(device) / 2
+
+
+def one_by_one(
+    load: Callable[[str], Loaded], names: Sequence[str], use: Callable[[Loaded], None]
+) -> None:
+    """`use` each model in turn; its memory is released before the next one is loaded."""
+    for name in names:
+        use(load(name))
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
@@ -79,6 +108,15 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def common_tokenizer(models: Sequence[str], trust_remote_code: bool = False) -> Any:
+    """The first model's tokenizer. Raises BadInput where another model reads other tokens."""
+    first = load_tokenizer(models[0], trust_remote_code)
+    for model in models[1:]:
+        other = load_tokenizer(model, trust_remote_code)
+        check_same_tokenizer(models[0], first, model, other)
+    return first
 
 
 def check_same_tokenizer(model_a: str, tokenizer_a: Any, model_b: str, tokenizer_b: Any) -> None:
