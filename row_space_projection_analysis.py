@@ -17,7 +17,7 @@ row_space_projection.png, summary.json}.
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from model_diffs.core.options import Comparison, Compute, Figures, Texts, option, positive
 from model_diffs.core.results import PlannedRun, Run, open_run
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from model_diffs.activations.passes import SplitPass
-    from model_diffs.diagnostics.projections import Totals
-    from model_diffs.diagnostics.row_space import Change
+    from model_diffs.diagnostics.row_space import Changes, Totals
     from model_diffs.models.checkpoints import Checkpoint
 
 STEP = Step(
@@ -82,10 +81,6 @@ STEP = Step(
         )
     ),
 )
-SUMMARISED = (
-    *("forget_proj_ratio", "retain_proj_ratio", "random_proj_ratio", "selectivity_ratio"),
-    *("forget_effect", "retain_effect", "effect_selectivity"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,68 +93,50 @@ class Options(Comparison, Texts, Compute, Figures):
 
 
 class Measured(NamedTuple):
-    """What the pass over the base gave."""
+    """Results of the pass over the base."""
 
-    change: "Change"
+    changes: "Changes"
     passes: "list[SplitPass]"
     totals: "Mapping[str, Totals]"
+    """By split."""
     dtype: str
 
 
 def measure(options: Options, base: "Checkpoint", changed: "list[Checkpoint]") -> Measured:
     """Decompose all changes and run the base over both splits once."""
-    from model_diffs.activations import passes
+    from model_diffs.activations.passes import SplitPass
+    from model_diffs.activations.tokens import tokenise
     from model_diffs.data.texts import read_splits
     from model_diffs.diagnostics import row_space
     from model_diffs.models import devices, loading
+    from model_diffs.models.anatomy import locate
 
     splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
     device = devices.pick_device(options.device)
     dtype = devices.pick_dtype(options.dtype, device)
     tokenizer = loading.load_tokenizer(base.model, options.trust_remote_code)
-    todo = []
+    passes = []
     for split in splits:
-        tokens = passes.tokenise(
+        tokens = tokenise(
             tokenizer, split.texts, options.max_length, options.keep_bos, options.skip_first
         )
-        pad = tokenizer.pad_token_id
-        todo.append(passes.SplitPass(split, tokens, options.batch_size, pad, device))
-    change = row_space.read_changes(base, changed, options.top_k, device, dtype)
-    reader = passes.Reader(
-        base.model, loading.load_model(base.model, device, dtype, options.trust_remote_code)
-    )
-    row_space.settle(change.targets, device)
-    totals = row_space.watch(reader.anatomy, change.targets, todo)
-    return Measured(change, todo, totals, devices.dtype_name(dtype))
-
-
-def summary(table: "pd.DataFrame", change: "Change", model_b: str) -> dict[str, Any]:
-    """Counts, and means over the changed matrices, in all and by type."""
-
-    def means(rows: "pd.DataFrame") -> dict[str, Any]:
-        found = rows[list(SUMMARISED)].astype(float).mean().dropna()
-        return {"matrices": len(rows), **{str(k): float(v) for k, v in found.items()}}
-
-    kinds = [str(kind) for kind in table["weight_type"].unique()]
-    return {
-        "matrices_changed": len(table),
-        "matrices_unchanged": change.unchanged[model_b],
-        "expert_output_matrices_left_out": change.expert_outputs_left_out,
-        "means_over_changed_matrices": means(table) if len(table) else {},
-        "by_weight_type": {kind: means(table[table["weight_type"] == kind]) for kind in kinds},
+        pad_id = tokenizer.pad_token_id
+        passes.append(SplitPass(split, tokens, options.batch_size, pad_id, device))
+    changes = row_space.read_changes(base, changed, options.top_k, device, dtype)
+    anatomy = locate(loading.load_for(options, base.model))
+    row_space.move_to_device(changes.targets, device)
+    totals = {
+        one.split.name: row_space.watch(
+            anatomy, changes.targets, one.batches("MLP inputs"), len(one.tokens.ids)
+        )
+        for one in passes
     }
+    return Measured(changes, passes, totals, devices.dtype_name(dtype))
 
 
 def draw(run: Run, table: "pd.DataFrame") -> None:
-    """Per type of matrix the projection on both splits; below, the effect of dW beside W's."""
-    from model_diffs.core.figures import (
-        STYLES,
-        Line,
-        Panel,
-        column_line,
-        layer_figure,
-        model_colour,
-    )
+    """Per type of matrix the projections on both splits; below, the effects of dW."""
+    from model_diffs.core.figures import STYLES, Panel, column_line, layer_figure, model_colour
     from model_diffs.diagnostics.subspaces import MLP_COMPONENTS
 
     colour = model_colour(run.planned.model_b)
@@ -167,55 +144,44 @@ def draw(run: Run, table: "pd.DataFrame") -> None:
     # Experts of a layer are averaged, their intervals too.
     numbers = table.drop(columns="name").set_index(keys).astype(float)
     means = numbers.groupby(keys, sort=False).mean().reset_index()
-
-    def lines(rows: "pd.DataFrame", quantity: str) -> list[Line]:
-        found = [
-            column_line(rows, f"{split}_{quantity}", f"{split} texts", colour, style)
-            for split, style in STYLES.items()
-        ]
-        return [line for line in found if line.x]
-
     projections, effects = [], []
     for kind in MLP_COMPONENTS:
         rows = means[means["weight_type"] == kind]
         if rows.empty:
             continue
-        random = column_line(rows, "random_proj_ratio", "random input", "#999999", ":")
-        inside = [*lines(rows, "proj_ratio"), random]
+        inside, effect = (
+            [
+                column_line(rows, f"{split}_{quantity}", f"{split} texts", colour, style)
+                for split, style in STYLES.items()
+                if rows[f"{split}_{quantity}"].notna().any()
+            ]
+            for quantity in ("proj_ratio", "effect")
+        )
+        inside.append(column_line(rows, "random_proj_ratio", "random input", "#999999", ":"))
         title = f"{kind}: inputs where ΔW reads"
         projections.append(Panel(title, "mean ‖P x‖ / ‖x‖", inside, from_zero=True))
-        effect = lines(rows, "effect")
-        effects.append(
-            Panel(f"{kind}: what ΔW does to them", "mean ‖ΔW x‖ / ‖W x‖", effect, from_zero=True)
-        )
+        title = f"{kind}: what ΔW does to them"
+        effects.append(Panel(title, "mean ‖ΔW x‖ / ‖W x‖", effect, from_zero=True))
     title = f"Inputs of the base against the change's row space: {title_of(run.planned)}"
     figure = layer_figure(title, [*projections, *effects], len(projections), legend="below")
     run.figure("row_space_projection", figure)
 
 
-def write(
-    run: Run,
-    base: "Checkpoint",
-    changed: "Checkpoint",
-    found: Measured,
-    options: Options,
-) -> None:
-    """Table, figure and summary of one comparison."""
-    from model_diffs.diagnostics.projections import Row, TextRow, rows_of, text_rows
+def write(run: Run, base: "Checkpoint", changed: "Checkpoint", found: Measured, seed: int) -> None:
+    """Tables, figure and summary of one comparison."""
+    from model_diffs.diagnostics import projections
 
-    model_b = changed.model
-    rows = rows_of(
-        found.change.targets, model_b, found.totals["forget"], found.totals["retain"], options.seed
-    )
-    table = run.table("projection_metrics", rows, columns=Row._fields)
+    model_b, targets = changed.model, found.changes.targets
+    rows = projections.metric_rows(targets, model_b, found.totals, seed)
+    table = run.table("projection_metrics", rows, projections.COLUMNS)
     documents = {one.split.name: one.tokens.documents for one in found.passes}
-    texts = text_rows(found.change.targets, model_b, found.totals, documents)
-    run.table("per_text", texts, columns=TextRow._fields)
+    texts = projections.text_rows(targets, model_b, found.totals, documents)
+    run.table("per_text", texts, projections.TextRow._fields)
     if rows:
         draw(run, table)
     else:
-        print(f"{run.planned.label}: no MLP matrix differs, there is nothing to draw")
-    run.document("summary", summary(table, found.change, model_b))
+        print(f"{run.planned.label}: no MLP matrix differs; there is nothing to draw")
+    run.document("summary", projections.summary(table, found.changes, model_b))
     run.reads(*base.files, *changed.files, *(one.split.path for one in found.passes))
     run.record(
         models={"a": base.identity(), "b": changed.identity()},
@@ -238,7 +204,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
         open_runs = [stack.enter_context(open_run(planned)) for planned in todo]
         found = measure(options, base, changed)
         for run, other in zip(open_runs, changed, strict=True):
-            write(run, base, other, found, options)
+            write(run, base, other, found, options.seed)
 
 
 if __name__ == "__main__":

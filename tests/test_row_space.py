@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from model_diffs.core.script import execute
+from model_diffs.core.step import load_script
 from model_diffs.diagnostics import row_space
 from model_diffs.models import loading as models
 from model_diffs.models.anatomy import locate
 from model_diffs.models.checkpoints import Checkpoint
-from model_diffs.pipeline import planning
 
 ROOT = Path(__file__).parent.parent
 FORGET = ["The river at Ava is wide.", "No.", "Seven weavers kept a long ledger of their looms."]
@@ -36,11 +37,10 @@ def run(
     texts = ["--forget-text", tmp_path / "forget.txt", "--retain-text", tmp_path / "retain.txt"]
     where = ["--outroot", tmp_path / "outputs", "--device", "cpu"]
     rest = [*texts, *where, "--batch-size", 2, *more]
-    monkeypatch.setattr(sys, "argv", ["row_space_projection_analysis.py", *map(str, rest)])
-    script: Any = planning.load_script(ROOT / "row_space_projection_analysis.py")
+    script: Any = load_script(ROOT / "row_space_projection_analysis.py")
     if not figure:
         script.draw = lambda *_: None
-    script.main()
+    execute(script, [str(word) for word in rest])
     return tmp_path / "outputs"
 
 
@@ -70,7 +70,7 @@ def edit(folder: Path, name: str, dW: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("family", DENSE)
-def test_the_table_equals_a_loop_over_tokens(
+def test_table_equals_loop_over_tokens(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = tiny_models.save(family, tmp_path / "a", seed=0)
@@ -112,7 +112,7 @@ def test_the_table_equals_a_loop_over_tokens(
             assert row[f"{column}_low"] <= row[column] <= row[f"{column}_high"]
 
 
-def test_experts_see_the_input_of_their_block(
+def test_inputs_of_experts_are_those_of_their_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = tiny_models.save("mixtral", tmp_path / "a", seed=0)
@@ -139,7 +139,7 @@ def test_experts_see_the_input_of_their_block(
         assert row["forget_effect"] == pytest.approx(float(effect), rel=1e-5)
 
 
-def test_a_change_that_reads_forget_inputs_projects_them_and_no_others(
+def test_change_aimed_at_forget_inputs_projects_only_these(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """dW's row space is spanned by the inputs of one matrix on one forget text."""
@@ -159,7 +159,7 @@ def test_a_change_that_reads_forget_inputs_projects_them_and_no_others(
     assert row["effect_selectivity"] > 1
 
 
-def test_unrelated_inputs_project_as_random_ones_do() -> None:
+def test_random_inputs_have_the_random_projection_ratio() -> None:
     torch.manual_seed(0)
     d, k = 200, 12
     reads = row_space.reads_of(torch.randn(50, k) @ torch.randn(k, d), 20, torch.float32)
@@ -170,7 +170,7 @@ def test_unrelated_inputs_project_as_random_ones_do() -> None:
 
 
 @pytest.mark.parametrize("shape", [(30, 20), (20, 30), (25, 25)])
-def test_r_stands_for_dw(shape: tuple[int, int]) -> None:
+def test_R_gives_the_norm_of_dW_x(shape: tuple[int, int]) -> None:
     dW = torch.randn(shape)
     reads = row_space.reads_of(dW, 7, torch.float32)
     assert reads is not None
@@ -190,7 +190,7 @@ def test_zero_inputs_do_not_count() -> None:
     assert not values[0].any()
 
 
-def test_one_pass_of_the_base_serves_all_comparisons(
+def test_base_is_passed_once_for_all_comparisons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = tiny_models.save("gpt_neox", tmp_path / "a", seed=0)

@@ -1,35 +1,34 @@
 """Do the inputs that an MLP matrix sees lie where its change reads?
 
-For dW = Σ σᵢ uᵢ vᵢᵀ the projector onto its k leading right singular vectors is P, and with R = UᵀdW
-(one row per singular value that counts) ‖dW x‖ = ‖R x‖ exactly, since U's columns span what dW
-writes. R has at most min(out, in) rows, so ‖dW x‖ costs less than the matrix itself.
+For dW = Σ σᵢ uᵢ vᵢᵀ, P is the projector onto its k leading right singular vectors. With R = UᵀdW
+(one row per non-negligible singular value), ‖dW x‖ = ‖R x‖ exactly, since U's columns span the
+range of dW. R has at most min(out, in) rows, so ‖dW x‖ costs no more than the matrix itself.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model_diffs.activations.passes import SplitPass
-from model_diffs.activations.sums import Place
+from model_diffs.activations.tokens import TokenBatch
 from model_diffs.core.errors import BadInput
-from model_diffs.core.progress import progress
 from model_diffs.diagnostics import subspaces
 from model_diffs.models import loading
-from model_diffs.models.anatomy import Anatomy, Mlp
+from model_diffs.models.anatomy import Anatomy
 from model_diffs.models.architectures import Matrix
-from model_diffs.models.checkpoints import Checkpoint, match
+from model_diffs.models.checkpoints import Checkpoint, lockstep
 from model_diffs.models.devices import sum_over_processes
 
 INPUT_COMPONENTS = ("mlp_in", "mlp_gate")
 # Singular values below this share of the largest add less than that to ‖dW x‖.
 _NOISE = 1e-6
-SHARE = 0.5
+# Share of the free device memory that the changes may take.
+_SHARE = 0.5
 
-# ── a change ──────────────────────────────────────────────────────────────────────────────────────
+# ── changes ───────────────────────────────────────────────────────────────────────────────────────
 
 
 class Reads(NamedTuple):
@@ -49,8 +48,8 @@ class Reads(NamedTuple):
 def reads_of(dW: Tensor, top_k: int, dtype: torch.dtype) -> Reads | None:
     """Leading right singular vectors (k at most dW's numerical rank) and R; None for dW = 0.
 
-    R = UᵀdW is formed in fp64 and stored in `dtype`: U's columns are one side of the decomposition
-    of dW where dW is wide; where it is tall, R = ΣVᵀ needs no U.
+    R is formed in fp64 and stored in `dtype`. For a wide dW, U comes from its decomposition; for a
+    tall one, R = ΣVᵀ needs no U.
     """
     if not bool(dW.any()):
         return None
@@ -67,21 +66,21 @@ def reads_of(dW: Tensor, top_k: int, dtype: torch.dtype) -> Reads | None:
 
 @dataclass
 class Target:
-    """A matrix of the base's MLPs, with where each comparison's change of it reads."""
+    """An MLP matrix of the base and where each comparison's change of it reads."""
 
     matrix: Matrix
     reads: dict[str, Reads]
-    """By changed model; models that leave this matrix as it is are missing."""
+    """By changed model, without those that leave this matrix unchanged."""
     W: Tensor | None = None
     """[out, in]; only of experts, whose own module sees a part of the tokens."""
 
 
-class Change(NamedTuple):
+class Changes(NamedTuple):
     """All changes against one base."""
 
     targets: list[Target]
     unchanged: dict[str, int]
-    """Matrices without a change, by changed model."""
+    """Number of unchanged matrices by changed model."""
     expert_outputs_left_out: int
 
 
@@ -91,47 +90,41 @@ def read_changes(
     top_k: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> Change:
+) -> Changes:
     """Decompose the change of every MLP matrix, matrix by matrix.
 
-    Experts' output matrices are left out: what they see depends on the routing. Raises BadInput,
+    Experts' output matrices are left out: their inputs depend on the routing. Raises BadInput,
     naming the tensor, where checkpoints cannot be subtracted or hold NaN or Inf.
     """
-    names = [match(base, other) for other in changed]
-    experts = {m.layer for m in subspaces.mlp_matrices(base) if is_expert(m)}
-    targets, left_out = [], 0
+    matrices = subspaces.mlp_matrices(base)
+    experts = {m.layer for m in matrices if m.expert is not None or ".experts." in m.name}
+    measured = [m for m in matrices if m.layer not in experts or m.component in INPUT_COMPONENTS]
+    targets = []
     unchanged = {other.model: 0 for other in changed}
-    bar = progress(subspaces.mlp_matrices(base), "changes of MLPs", unit="matrix")
-    for matrix in bar:
-        bar.set_postfix_str(matrix.name)
-        if matrix.layer in experts and matrix.component not in INPUT_COMPONENTS:
-            left_out += 1
-            continue
-        W_A = base.matrix(matrix).float()
-        reads: dict[str, Reads] = {}
-        for other, name_in_other in zip(changed, names, strict=True):
-            W_B = other.matrix(matrix, name_in_other[matrix.tensor]).float()
-            found = reads_of((W_B - W_A).to(device), top_k, dtype)
+    for matrix, stored, others in lockstep(base, changed, measured):
+        W = stored.float()
+        reads = {}
+        for other, W_B in others:
+            found = reads_of((W_B.float() - W).to(device), top_k, dtype)
             if found is None:
                 unchanged[other.model] += 1
             else:
                 reads[other.model] = Reads(*(part.cpu() for part in found))
         if reads:
-            W = W_A.to(dtype) if matrix.layer in experts else None
-            targets.append(Target(matrix, reads, W))
-    return Change(targets, unchanged, left_out)
+            targets.append(Target(matrix, reads, W.to(dtype) if matrix.layer in experts else None))
+    return Changes(targets, unchanged, len(matrices) - len(measured))
 
 
-def settle(targets: Sequence[Target], device: torch.device) -> None:
-    """Move what a pass needs to `device` where half of its free memory holds it.
+def move_to_device(targets: Sequence[Target], device: torch.device) -> None:
+    """Move the changes to a CUDA device where half of its free memory holds them.
 
-    Elsewhere it stays in main memory and is copied over for each batch.
+    Otherwise they stay in main memory and are copied over for each batch.
     """
     if device.type != "cuda":
         return
     held = [part for t in targets for reads in t.reads.values() for part in reads]
     held += [t.W for t in targets if t.W is not None]
-    if sum(part.nbytes for part in held) > SHARE * torch.cuda.mem_get_info(device)[0]:
+    if sum(part.nbytes for part in held) > _SHARE * torch.cuda.mem_get_info(device)[0]:
         return
     for target in targets:
         for changed, reads in target.reads.items():
@@ -139,149 +132,108 @@ def settle(targets: Sequence[Target], device: torch.device) -> None:
         target.W = None if target.W is None else target.W.to(device)
 
 
-def is_expert(matrix: Matrix) -> bool:
-    """Whether a matrix belongs to one expert of several."""
-    return matrix.expert is not None or ".experts." in matrix.name
-
-
-# ── a pass ────────────────────────────────────────────────────────────────────────────────────────
+# ── inputs ────────────────────────────────────────────────────────────────────────────────────────
 
 RATIO, NORM, TOKENS, EFFECT, EFFECT_TOKENS = range(5)
-
-
-@dataclass
-class Sums:
-    """Per-document sums of every target and comparison, `[documents, 5]` fp64 on the CPU each.
-
-    ‖P x‖/‖x‖, ‖P x‖, tokens with x ≠ 0, ‖dW x‖/‖W x‖, tokens with W x ≠ 0.
-    """
-
-    documents: int
-    columns: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-
-    def add(self, name: str, changed: str, values: Tensor, place: Place) -> None:
-        """Add per-token `values` `[n, 5]` of a matrix to their documents."""
-        key = (name, changed)
-        if key not in self.columns:
-            self.columns[key] = torch.zeros(self.documents, 5, dtype=torch.float64)
-        per_document = place.membership.cpu().double() @ values.double().cpu()
-        self.columns[key][place.documents.cpu()] += per_document
-
-    def totals(self, targets: Sequence[Target]) -> dict[tuple[str, str], np.ndarray]:
-        """Summed over processes, which all come here with the same targets."""
-        return {
-            (t.matrix.name, changed): sum_over_processes(
-                self.columns[t.matrix.name, changed]
-            ).numpy()
-            for t in targets
-            for changed in t.reads
-        }
+Totals = Mapping[tuple[str, str], np.ndarray]
+"""By matrix and changed model `[documents, 5]` fp64, sums over tokens of ‖P x‖/‖x‖, ‖P x‖, the
+number with x ≠ 0, ‖dW x‖/‖W x‖, the number with W x ≠ 0."""
 
 
 def token_values(x: Tensor, Wx: Tensor, reads: Reads) -> Tensor:
-    """What `Sums` adds up, per token: x `[n, in]`, Wx `[n, out]` without bias → `[n, 5]` fp32.
+    """The summands of `Totals` per token: x `[n, in]`, Wx `[n, out]` without bias → `[n, 5]` fp32.
 
-    Where x is zero (as behind a ReLU) a direction is not defined, and the token does not count.
+    Tokens with x = 0 (behind a ReLU) have no direction and do not count.
     """
     norm = torch.linalg.vector_norm(x.float(), dim=1)
     inside = torch.linalg.vector_norm(x.float() @ reads.V_k.to(x.device).T, dim=1)
     R = reads.R.to(x.device, non_blocking=True)
     moved = torch.linalg.vector_norm((x.to(R.dtype) @ R.T).float(), dim=1)
     size = torch.linalg.vector_norm(Wx.float(), dim=1)
-    seen, written = norm > 0, size > 0
 
     def ratio(part: Tensor, whole: Tensor) -> Tensor:
         return torch.where(whole > 0, part / whole, torch.zeros_like(part))
 
-    columns = [ratio(inside, norm), inside, seen.float(), ratio(moved, size), written.float()]
-    return torch.stack(columns, 1)
-
-
-def _flat(x: Tensor, place: Place) -> Tensor:
-    """The counted tokens of `[B, positions, d]` or, as OPT has it, `[B · positions, d]`."""
-    counted = place.counted.to(x.device)
-    return x.reshape(*counted.shape, -1)[counted]
+    columns = [ratio(inside, norm), inside, norm > 0, ratio(moved, size), size > 0]
+    return torch.stack([column.float() for column in columns], 1)
 
 
 class Watcher:
-    """Forward hooks on the base's MLPs that fill sums as a pass goes on."""
+    """Forward hooks on the base's MLPs that sum up what its inputs give."""
 
-    def __init__(self, anatomy: Anatomy, targets: Sequence[Target]) -> None:
-        self.targets: dict[tuple[int, str], list[Target]] = {}
-        for target in targets:
+    def __init__(self, targets: Sequence[Target], documents: int) -> None:
+        self.targets = targets
+        self.sums = {
+            (target.matrix.name, changed): torch.zeros(documents, 5, dtype=torch.float64)
+            for target in targets
+            for changed in target.reads
+        }
+        self.at: TokenBatch | None = None
+
+    def register(self, anatomy: Anatomy, handles: list[Any]) -> None:
+        """Hook every module whose input a target needs. Raises BadInput where one is missing."""
+        wanted: dict[tuple[int, str], list[Target]] = {}
+        for target in self.targets:
             key = (target.matrix.layer, target.matrix.component)
-            self.targets.setdefault(key, []).append(target)
-        self.anatomy = anatomy
-        self.sums = Sums(0)
-        self.place: Place | None = None
-
-    def register(self, handles: list[Any]) -> None:
-        """Hook every module that a target needs; raises BadInput where one is not there."""
-        wanted = set(self.targets)
-        for mlp in self.anatomy.mlps:
-            for module, components, dense in _sources(mlp):
-                found = {c: self.targets.get((mlp.layer, c), []) for c in components}
-                if any(found.values()):
-                    handles.append(module.register_forward_hook(self._hook(found, dense)))
-                    wanted -= {(mlp.layer, c) for c in components}
+            wanted.setdefault(key, []).append(target)
+        for mlp in anatomy.mlps:
+            sources = [(m.module, tuple(m.component.split("+"))) for m in mlp.matrices]
+            if not mlp.matrices:  # a mixture of experts
+                sources = [(mlp.input_module, INPUT_COMPONENTS)]
+            for module, components in sources:
+                here = [t for c in components for t in wanted.pop((mlp.layer, c), [])]
+                if here:
+                    handles.append(module.register_forward_hook(self._hook(here)))
         if wanted:
             layer, component = min(wanted)
             raise BadInput(f"block {layer}: no live module for its {component} matrix was found")
 
-    def _hook(self, found: Mapping[str, list[Target]], dense: bool) -> Callable[..., None]:
+    def _counted(self, x: Tensor) -> Tensor:
+        """The counted tokens of `[B, positions, d]` or, in OPT, `[B · positions, d]`."""
+        assert self.at is not None
+        counted = self.at.counted.to(x.device)
+        return x.reshape(*counted.shape, -1)[counted]
+
+    def _hook(self, targets: Sequence[Target]) -> Callable[..., None]:
         def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            assert self.place is not None
-            x = _flat(args[0], self.place)
+            x = self._counted(args[0])
             if not bool(torch.isfinite(x).all()):
-                name = next(targets[0] for targets in found.values() if targets).matrix.name
                 raise BadInput(
-                    f"NaN or Inf in the inputs of {name}: try --dtype fp32, or check the weights"
+                    f"NaN or Inf in the inputs of {targets[0].matrix.name}: try --dtype fp32, or "
+                    "check the weights"
                 )
-            Wx = _flat(output, self.place) if dense else None
-            bias = getattr(module, "bias", None)
-            if Wx is not None and isinstance(bias, Tensor):
-                Wx = Wx - bias
-            for targets in found.values():
-                for target in targets:
-                    self._add(target, x, Wx)
+            for target in targets:
+                if target.W is not None:
+                    self._add(target, x, x @ target.W.to(x.device).T)
+                    continue
+                Wx = self._counted(output)
+                if isinstance(getattr(module, "bias", None), Tensor):
+                    Wx = Wx - module.bias
+                if target.matrix.rows is not None:  # one of two matrices of a fused module
+                    Wx = Wx[:, slice(*target.matrix.rows)]
+                self._add(target, x, Wx)
 
         return read
 
-    def _add(self, target: Target, x: Tensor, Wx: Tensor | None) -> None:
-        assert self.place is not None
-        if Wx is None:
-            assert target.W is not None
-            Wx = x @ target.W.to(x.device).T
-        elif target.matrix.rows is not None:  # one of two matrices that a fused module holds
-            Wx = Wx[:, slice(*target.matrix.rows)]
+    def _add(self, target: Target, x: Tensor, Wx: Tensor) -> None:
+        assert self.at is not None
+        membership = self.at.membership.cpu().double()
         for changed, reads in target.reads.items():
-            values = token_values(x, Wx, reads)
-            self.sums.add(target.matrix.name, changed, values, self.place)
-
-
-def _sources(mlp: Mlp) -> list[tuple[nn.Module, tuple[str, ...], bool]]:
-    """Modules whose input certain components see, and whether their output is W x."""
-    if mlp.experts:
-        return [(mlp.input_module, INPUT_COMPONENTS, False)]
-    return [(m.module, tuple(m.component.split("+")), True) for m in mlp.matrices]
+            values = token_values(x, Wx, reads).double().cpu()
+            self.sums[target.matrix.name, changed][self.at.rows] += membership @ values
 
 
 @torch.inference_mode()
 def watch(
-    anatomy: Anatomy, targets: Sequence[Target], passes: Sequence[SplitPass]
-) -> dict[str, dict[tuple[str, str], np.ndarray]]:
-    """One pass of the base over each split: the totals by split, then by matrix and comparison.
+    anatomy: Anatomy, targets: Sequence[Target], batches: Iterable[TokenBatch], documents: int
+) -> Totals:
+    """The totals of one split from a pass of the base over its batches.
 
     Raises BadInput for inputs that are not finite.
     """
-    watcher = Watcher(anatomy, targets)
-    found = {}
+    watcher = Watcher(targets, documents)
     with loading.hooks() as handles:
-        watcher.register(handles)
-        for one in passes:
-            watcher.sums = Sums(len(one.tokens.ids))
-            for at in one.batches("MLP inputs"):
-                watcher.place = at.place
-                loading.stream_states(anatomy, at.batch, lambda state, hidden: None)
-            found[one.split.name] = watcher.sums.totals(targets)
-    return found
+        watcher.register(anatomy, handles)
+        for watcher.at in batches:
+            loading.stream_states(anatomy, watcher.at.batch, lambda state, hidden: None)
+    return {key: sum_over_processes(sums).numpy() for key, sums in watcher.sums.items()}

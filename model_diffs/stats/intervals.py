@@ -21,6 +21,11 @@ class Interval(NamedTuple):
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
+    def cells(self, column: str) -> dict[str, float]:
+        """Cells of a table, for scalars: `column`, `column_low`, `column_high`."""
+        names = (column, f"{column}_low", f"{column}_high")
+        return {name: float(value) for name, value in zip(names, self, strict=True)}
+
 
 def document_weights(documents: int, seed: int, resamples: int = RESAMPLES) -> NDArray[np.float64]:
     """How often each document is drawn in each resample: `[resamples, documents]`, rows sum to it.
