@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from model_diffs.activations import store
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Pass
+from model_diffs.data.texts import read_split
 from model_diffs.diagnostics.activation_norms import norm_rows, text_rows
 from model_diffs.models import loading
 
@@ -111,7 +112,7 @@ def test_statistics_equal_a_loop_over_tokens(
     "changed",
     [{"batch_size": 1}, {"batch_size": 3}, {"side_by_side": "no"}, {"device_map": "auto"}],
 )
-def test_how_the_pass_is_run_does_not_matter(
+def test_statistics_do_not_depend_on_batches_or_order_of_models(
     changed: dict[str, object], folders: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:
     a, b = folders["llama"]
@@ -132,43 +133,104 @@ def test_how_the_pass_is_run_does_not_matter(
     assert not list((tmp_path / "y").rglob("*.partial")), "the disk cache is removed"
 
 
-def test_one_pass_serves_all_comparisons_and_is_reused(
-    folders: dict[str, tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    a, b = folders["gpt_neox"]
-    c = str(tiny_models.save("gpt_neox", tmp_path / "c", seed=7))
-    texts: list[int] = []
+@pytest.fixture
+def texts_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of texts of each batch that a model reads."""
+    found: list[int] = []
     whole = loading.stream_states
 
     def counting(anatomy: object, batch: loading.Batch, *rest: object) -> None:
-        texts.append(len(batch.input_ids))
+        found.append(len(batch.input_ids))
         whole(anatomy, batch, *rest)
 
     monkeypatch.setattr(loading, "stream_states", counting)
+    return found
+
+
+def test_one_pass_serves_all_comparisons_and_is_reused(
+    folders: dict[str, tuple[str, str]], tmp_path: Path, texts_read: list[int]
+) -> None:
+    a, b = folders["gpt_neox"]
+    c = str(tiny_models.save("gpt_neox", tmp_path / "c", seed=7))
     chosen = options(tmp_path)
     store.statistics(chosen, [a, b, c], [(a, b), (a, c)])
-    assert sum(texts) == 3 * (len(FORGET) + len(RETAIN)), "each model reads each text once"
-    texts.clear()
+    assert sum(texts_read) == 3 * (len(FORGET) + len(RETAIN)), "each model reads each text once"
+    texts_read.clear()
     store.statistics(chosen, [a, b, c], [(a, b), (a, c)])
-    assert not texts, "what is saved is not made again"
+    assert not texts_read, "saved statistics are not computed again"
     (tmp_path / "retain.txt").write_text("Another line.\nAnd one more.")
     store.statistics(chosen, [a], [])
-    assert sum(texts) == 2, "only the split that changed is read again"
+    assert sum(texts_read) == 2, "only the split that changed is read again"
 
 
-def test_a_model_against_itself_has_not_moved(
+def test_a_moved_and_renamed_model_finds_its_statistics(
+    folders: dict[str, tuple[str, str]], tmp_path: Path, texts_read: list[int]
+) -> None:
+    a, _ = folders["gpt_neox"]
+    old = tiny_models.save("gpt_neox", tmp_path / "old", seed=7)
+    before = store.statistics(options(tmp_path), [a, str(old)], [(a, str(old))])
+    (tmp_path / "elsewhere").mkdir()
+    new = str(old.rename(tmp_path / "elsewhere" / "new"))
+    texts_read.clear()
+    after = store.statistics(options(tmp_path), [a, new], [(a, new)])
+    assert not texts_read
+    assert after.models["forget", new].path == before.models["forget", str(old)].path
+    assert after.differences["retain", new].path == before.differences["retain", str(old)].path
+
+
+def test_models_of_one_folder_name_have_statistics_of_their_own(
+    folders: dict[str, tuple[str, str]], tmp_path: Path, texts_read: list[int]
+) -> None:
+    one, two = (
+        str(tiny_models.save("gpt_neox", tmp_path / parent / "model", seed=seed))
+        for seed, parent in enumerate("xy")
+    )
+    found = [store.statistics(options(tmp_path), [model]).models for model in (one, two)]
+    saved = found[0]["forget", one], found[1]["forget", two]
+    assert saved[0].path != saved[1].path
+    assert not np.allclose(saved[0].read("norm_l2").norm_l2, saved[1].read("norm_l2").norm_l2)
+    assert [[*entry.record()["models"]] for entry in saved] == [[one], [two]]
+    texts_read.clear()
+    for model in (one, two):
+        store.statistics(options(tmp_path), [model])
+    assert not texts_read, "both entries are kept"
+
+
+@pytest.mark.parametrize("changed", [{"max_length": 9}, {"keep_bos": True}, {"batch_size": 1}])
+def test_options_that_change_numbers_give_another_entry(
+    changed: dict[str, object], folders: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    a, _ = folders["gpt_neox"]
+    plain, other = options(tmp_path), options(tmp_path, **changed)
+    split = read_split(plain.forget_text, "forget")
+    assert store.entry(plain, split, a).path != store.entry(other, split, a).path
+
+
+def test_a_damaged_entry_is_made_again(
+    folders: dict[str, tuple[str, str]], tmp_path: Path, texts_read: list[int]
+) -> None:
+    a, _ = folders["gpt_neox"]
+    entry = store.statistics(options(tmp_path), [a]).models["forget", a]
+    for damaged in (entry.path, entry.path.parent / "run.json"):
+        damaged.unlink()
+        texts_read.clear()
+        store.statistics(options(tmp_path), [a])
+        assert sum(texts_read) == len(FORGET) and entry.complete()
+
+
+def test_a_model_against_itself_has_no_difference(
     folders: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:
     a, _ = folders["gpt_neox"]
-    copy = tmp_path / "copy"
-    tiny_models.save("gpt_neox", copy, seed=0)
-    found = store.statistics(options(tmp_path), [a], [(a, str(copy))])
-    change = found.differences["retain", str(copy)].read()
-    assert not change.dh_l1.any() and not change.dh_l2.any() and not change.dh_rel.any()
-    np.testing.assert_allclose(change.cosine / change.tokens[:, None], 1, rtol=1e-6)
+    copy = str(tiny_models.save("gpt_neox", tmp_path / "copy", seed=0))
+    for other in (copy, a):
+        found = store.statistics(options(tmp_path), [a], [(a, other)])
+        change = found.differences["retain", other].read()
+        assert not change.dh_l1.any() and not change.dh_l2.any() and not change.dh_rel.any()
+        np.testing.assert_allclose(change.cosine / change.tokens[:, None], 1, rtol=1e-6)
 
 
-def test_what_is_kept_of_each_text_gives_the_mean_of_the_table(
+def test_means_of_texts_give_the_mean_of_the_table(
     folders: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:
     a, b = folders["gpt_neox"]
@@ -182,7 +244,7 @@ def test_what_is_kept_of_each_text_gives_the_mean_of_the_table(
     assert mean == pytest.approx(np.mean([row.mean_dh_rel for row in table[1:]]), rel=1e-12)
 
 
-def test_bos_and_the_first_positions_are_left_out_and_counted(
+def test_left_out_positions_are_counted(
     folders: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:
     a, _ = folders["llama"]
@@ -196,7 +258,7 @@ def test_bos_and_the_first_positions_are_left_out_and_counted(
         assert record["tokens"] == sum(lengths) - left_out
 
 
-def test_a_text_without_a_token_that_counts_is_left_out_and_said(
+def test_texts_without_counted_tokens_are_left_out(
     folders: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:
     a, _ = folders["gpt_neox"]  # "No." has three byte tokens
@@ -217,7 +279,7 @@ def test_non_finite_states_name_model_and_state(tmp_path: Path) -> None:
         store.statistics(options(tmp_path), [str(folder)])
 
 
-def test_other_tokenizers_and_shared_lines_are_refused(
+def test_refuses_other_tokenizers_shared_lines_and_other_depths(
     folders: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:
     a, _ = folders["gpt_neox"]
@@ -237,7 +299,7 @@ def test_other_tokenizers_and_shared_lines_are_refused(
     assert not (tmp_path / "outputs").exists(), "nothing is written"
 
 
-def test_a_sink_at_the_first_position_is_said(
+def test_warns_of_an_attention_sink_at_the_first_position(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tiny_models.save("gpt2", tmp_path / "sink")

@@ -293,6 +293,26 @@ def test_complete_runs_are_skipped_and_repeated_ones_are_equal(
     assert (folder_of(study) / "run.json").exists()
 
 
+def test_a_moved_and_renamed_model_needs_no_new_pass(
+    study: tiny_study.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_pass(*_: object) -> None:
+        raise AssertionError("a forward pass, though all statistics are saved")
+
+    monkeypatch.setattr(collecting, "collect", no_pass)
+    moved = Path(study.model_b).rename(tmp_path / "renamed")
+    try:
+        study.compare(SCRIPT, b=str(moved))
+    finally:
+        moved.rename(study.model_b)
+    folder = study.root / "outputs/base__to__renamed/activation_separation"
+    for name in ("separation_changes.csv", "separation_resamples.csv"):
+        assert (folder / name).read_bytes() == (folder_of(study) / name).read_bytes()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["models"][str(moved)]["model"] == str(moved)
+    assert any(entry["path"].endswith("renamed/config.json") for entry in record["inputs"])
+
+
 def test_too_few_documents_are_refused_before_any_model_is_read(study: tiny_study.Study) -> None:
     with pytest.raises(BadInput, match=r"forget split has 4 documents.*more texts"):
         study.compare(SCRIPT, "--max-samples", "4", "--outroot", str(study.root / "few"))

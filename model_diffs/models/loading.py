@@ -1,7 +1,6 @@
 """Models and tokenizers: loaded, placed, fed, and read layer by layer."""
 
 import gc
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -13,8 +12,9 @@ from transformers.utils import logging as transformers_logging
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Compute
-from model_diffs.models import checkpoints
+from model_diffs.models import files
 from model_diffs.models.anatomy import Anatomy
+from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.models.devices import free_memory, pick_device, pick_dtype
 
 transformers_logging.disable_progress_bar()
@@ -38,7 +38,7 @@ def load_model(
     Raises BadInput where the folder or hub model is missing, corrupt, lacks weights, or asks for
     code of its own without `trust_remote_code`.
     """
-    folder = checkpoints.Checkpoint.open(model).folder  # says what is wrong with files, in one line
+    folder = Checkpoint.open(model).folder  # says what is wrong with files, in one line
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -69,7 +69,7 @@ def _first_line(error: Exception) -> str:
 
 
 def fit_together(
-    stored: Sequence[checkpoints.Checkpoint],
+    stored: Sequence[Checkpoint],
     wanted: str,
     device: torch.device,
     dtype: torch.dtype,
@@ -79,7 +79,7 @@ def fit_together(
     weights and `extra` bytes take less than half of the free memory."""
     if wanted != "auto" or len(stored) == 1:
         return wanted != "no"
-    weights = sum(math.prod(one.shape(name)) for one in stored for name in one.names)
+    weights = sum(one.weights for one in stored)
     return weights * dtype.itemsize + extra < free_memory(device) / 2
 
 
@@ -96,7 +96,7 @@ def one_by_one(
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     """The model's tokenizer, padding on the right, with a pad token (the end of text if none)."""
-    folder = checkpoints.resolve(model)
+    folder = files.resolve(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
