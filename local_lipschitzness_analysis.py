@@ -18,26 +18,20 @@ lipschitzness_analysis.png, summary.json}.
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_diffs.core import naming
-from model_diffs.core.options import (
-    Comparison,
-    Compute,
-    Figures,
-    Texts,
-    natural,
-    option,
-    positive,
-)
+from model_diffs.core.options import Comparison, Compute, Figures, Texts, natural, option, positive
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
 from model_diffs.core.step import Claims, Figure, Measure, Step, Table, names_of, title_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
+    from matplotlib.axes import Axes
 
-    from model_diffs.activations.passes import Tokens
+    from model_diffs.activations.tokens import Tokens
     from model_diffs.data.texts import Split
     from model_diffs.diagnostics.sensitivity import TextRow
 
@@ -95,6 +89,14 @@ STEP = Step(
     ),
 )
 
+PANELS = {
+    "lipschitz": ("Largest response found", "max ‖f(x+δ) − f(x)‖ / ‖δ‖"),
+    "jacobian_norm": ("Largest response possible", "‖∂f/∂x‖₂"),
+    "gradient_norm": ("Pull of the loss", "‖∂loss/∂x‖"),
+    "output_variance": ("Spread of the logits", "variance over δ"),
+}
+"""Title and ylabel by metric."""
+
 
 def at_least_two(value: int) -> None:
     """A number of perturbations that has a variance."""
@@ -128,31 +130,23 @@ class Sample(NamedTuple):
     dtype: "torch.dtype"
 
 
-def take_sample(options: Options, models_b: list[str]) -> Sample:
+def take_sample(options: Options, models: list[str]) -> Sample:
     """Read and tokenise both splits, evenly spread; every model must read the same tokens."""
     import torch
 
-    from model_diffs.activations import passes
+    from model_diffs.activations.tokens import tokenise
     from model_diffs.data.texts import read_splits
     from model_diffs.diagnostics.sensitivity import spread_sample
     from model_diffs.models import devices, loading
 
     splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
-    tokenizer = loading.load_tokenizer(options.model_a, options.trust_remote_code)
-    for model in models_b:
-        other = loading.load_tokenizer(model, options.trust_remote_code)
-        loading.check_same_tokenizer(options.model_a, tokenizer, model, other)
-    tokens = [
-        spread_sample(
-            passes.tokenise(
-                tokenizer, split.texts, options.max_length, options.keep_bos, options.skip_first
-            ),
-            options.lipschitz_samples,
-            options.seed,
+    tokenizer = loading.common_tokenizer(models, options.trust_remote_code)
+    sampled = []
+    for split in splits:
+        tokens = tokenise(
+            tokenizer, split.texts, options.max_length, options.keep_bos, options.skip_first
         )
-        for split in splits
-    ]
-    device = devices.pick_device(options.device)
+        sampled.append(spread_sample(tokens, options.lipschitz_samples, options.seed))
     dtype = torch.float32 if options.dtype == "auto" else devices.DTYPES[options.dtype]
     if options.epsilon < 16 * torch.finfo(dtype).eps:
         print(
@@ -160,60 +154,115 @@ def take_sample(options: Options, models_b: list[str]) -> Sample:
             f"{options.dtype}; use --dtype fp32 or a larger --epsilon",
             file=sys.stderr,
         )
-    return Sample(splits, tokens, tokenizer.pad_token_id, device, dtype)
+    device = devices.pick_device(options.device)
+    return Sample(splits, sampled, tokenizer.pad_token_id, device, dtype)
 
 
 def measure(model: str, options: Options, sample: Sample) -> "list[TextRow]":
-    """All rows of one model; it is in memory for as long as that takes."""
-    from model_diffs.diagnostics import sensitivity
+    """All rows of one model, which is in memory meanwhile."""
+    from model_diffs.activations.passes import Reader
+    from model_diffs.diagnostics import lipschitz, sensitivity
+    from model_diffs.models import loading
 
     settings = sensitivity.Settings(
-        options.epsilon,
-        options.num_perturbations,
-        options.tol,
-        options.max_iters,
-        options.batch_size,
-        options.seed,
+        epsilon=options.epsilon,
+        perturbations=options.num_perturbations,
+        tolerance=options.tol,
+        max_iterations=options.max_iters,
+        batch_size=options.batch_size,
+        seed=options.seed,
     )
-    reader = sensitivity.load(model, options, sample.device, sample.dtype)
-    label = naming.model_label(model)
+    loaded = loading.load_model(model, sample.device, sample.dtype, options.trust_remote_code)
+    lipschitz.make_differentiable(loaded)
+    reader, label = Reader(model, loaded), naming.model_label(model)
     rows = []
     for split, tokens in zip(sample.splits, sample.tokens, strict=True):
         rows += sensitivity.measure(reader, label, split.name, tokens, sample.pad_id, settings)
     unfinished = sum(not row.jacobian_converged for row in rows)
     if unfinished:
         print(
-            f"warning: {label}: the Jacobian norm of {unfinished} texts had not settled to "
-            f"{options.tol} after {options.max_iters} products; raise --max-iters",
+            f"warning: {label}: the Jacobian norm of {unfinished} texts did not converge to "
+            f"{options.tol} in {options.max_iters} iterations; raise --max-iters",
             file=sys.stderr,
         )
     return rows
 
 
-def write(
-    run: Run,
-    rows_a: "list[TextRow]",
-    rows_b: "list[TextRow]",
-    sample: Sample,
-    options: Options,
-) -> None:
-    """Tables, figure and summary of one comparison."""
+def draw_points(axes: "Axes", x: list[float], intervals: Any, **look: Any) -> None:
+    """Means with their intervals: (mean, low, high) for each x."""
+    import numpy as np
+
+    mean, low, high = np.reshape([*intervals], (-1, 3)).T.astype(float)
+    axes.errorbar(x, mean, [mean - low, high - mean], fmt="o", capsize=3, **look)
+    axes.grid(axis="x", visible=False)
+
+
+def draw_levels(axes: "Axes", table: "pd.DataFrame", metric: str, looks: list[Any]) -> None:
+    """One metric: mean over texts and interval per split, for each model's (name, colour)."""
+    columns = [f"avg_{metric}{end}" for end in ("", "_low", "_high")]
+    parts = (rows for _, rows in table.groupby("model", sort=False))
+    for (name, colour), shift, rows in zip(looks, (-0.12, 0.12), parts, strict=False):
+        x = [place + shift for place in range(len(rows))]
+        draw_points(axes, x, rows[columns].to_numpy(), color=colour, label=name, ms=6)
+    splits = list(table["data"].unique())
+    axes.set_xticks(range(len(splits)), [f"{split}\ntexts" for split in splits])
+    axes.set_xlim(-0.6, len(splits) - 0.4)
+    axes.set_ylim(bottom=0)
+
+
+def draw_changes(axes: "Axes", change: dict[str, Any], colour: str) -> None:
+    """Each metric of B over that of A with its paired interval; forget filled, retain open."""
+    for split, face, shift in (("forget", colour, -0.1), ("retain", "white", 0.1)):
+        relative = [change[split].get(metric, {}).get("relative") for metric in PANELS]
+        x = [place + shift for place, one in enumerate(relative) if one]
+        found = [[1 + one[end] for end in ("mean", "low", "high")] for one in relative if one]
+        look: dict[str, Any] = {"color": colour, "mfc": face, "ms": 7, "label": f"{split} texts"}
+        draw_points(axes, x, found, **look)
+    axes.axhline(1, color="#999999", lw=0.9, zorder=0)
+    axes.text(len(PANELS) - 0.42, 1, "unchanged", ha="right", va="bottom", fontsize=9, color="#777")
+    low, high = axes.get_ylim()
+    if high > 10 or low < 0.1:  # on a linear axis all small changes would lie on the line
+        axes.set_yscale("log")
+    axes.set_xticks(range(len(PANELS)), [title for title, _ in PANELS.values()])
+    axes.set_xlim(-0.6, len(PANELS) - 0.4)
+    axes.set(title="Changed model over base, paired over texts", ylabel="mean of B / mean of A")
+    axes.legend(loc="best")
+
+
+def draw(run: Run, table: "pd.DataFrame", change: dict[str, Any]) -> None:
+    """Means of both models on both splits above, the relative change of each metric below."""
+    from model_diffs.core.figures import BASE, WIDTH_INCHES, model_colour, plt
+
+    colour = model_colour(run.planned.model_b)
+    figure, axes = plt.subplot_mosaic(
+        [list(PANELS), ["change"] * len(PANELS)],
+        figsize=(WIDTH_INCHES, 7.6),
+        layout="constrained",
+        height_ratios=(1.0, 0.9),
+    )
+    looks = list(zip(names_of(run.planned), (BASE, colour), strict=True))
+    for metric, (title, ylabel) in PANELS.items():
+        draw_levels(axes[metric], table, metric, looks)
+        axes[metric].set(title=title, ylabel=ylabel)
+    axes["lipschitz"].legend(loc="lower left", fontsize=9)
+    draw_changes(axes["change"], change, colour)
+    figure.suptitle(f"Sensitivity to the input: {title_of(run.planned)}", fontsize=13)
+    run.figure("lipschitzness_analysis", figure)
+
+
+def write(run: Run, rows: "list[list[TextRow]]", sample: Sample, options: Options) -> None:
+    """Tables, figure and summary of one comparison; `rows` of base and changed model."""
     import pandas as pd
 
-    from model_diffs.core.figures import model_colour
-    from model_diffs.diagnostics import sensitivity, sensitivity_figures
+    from model_diffs.diagnostics import sensitivity
     from model_diffs.models import devices
     from model_diffs.models.checkpoints import Checkpoint
 
-    run.table("per_text", [*rows_a, *rows_b])
-    base, changed = (pd.DataFrame(rows) for rows in (rows_a, rows_b))
-    texts = pd.concat([base, changed], ignore_index=True)
-    table = run.table("lipschitzness_summary", sensitivity.summary_rows(texts, options.seed))
+    base, changed = map(pd.DataFrame, rows)
+    texts = run.table("per_text", pd.concat([base, changed], ignore_index=True))
+    summary = sensitivity.summary_rows(texts, options.seed)
     change = sensitivity.changes(base, changed, options.seed)
-    names, title = names_of(run.planned), title_of(run.planned)
-    colour = model_colour(run.planned.model_b)
-    figure = sensitivity_figures.sensitivity_figure(table, change, names, colour, title)
-    run.figure("lipschitzness_analysis", figure)
+    draw(run, run.table("lipschitzness_summary", summary, sensitivity.COLUMNS), change)
     run.document("summary", {"changes": change, "epsilon": options.epsilon})
     checkpoints = [Checkpoint.open(m) for m in (run.planned.model_a, run.planned.model_b)]
     for checkpoint in checkpoints:
@@ -236,16 +285,15 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     """Measure the comparisons; the base once for all of them."""
     from model_diffs.models.checkpoints import Checkpoint, check_configs
 
-    base = Checkpoint.open(options.model_a)
-    for planned in todo:
-        check_configs(base, Checkpoint.open(planned.model_b))
-    sample = take_sample(options, [planned.model_b for planned in todo])
-    rows_a: list[TextRow] | None = None
+    base, models = Checkpoint.open(options.model_a), [planned.model_b for planned in todo]
+    for model in models:
+        check_configs(base, Checkpoint.open(model))
+    sample = take_sample(options, [options.model_a, *models])
+    of_base: list[TextRow] = []
     for planned in todo:
         with open_run(planned) as run:
-            if rows_a is None:
-                rows_a = measure(options.model_a, options, sample)
-            write(run, rows_a, measure(planned.model_b, options, sample), sample, options)
+            of_base = of_base or measure(options.model_a, options, sample)
+            write(run, [of_base, measure(planned.model_b, options, sample)], sample, options)
 
 
 if __name__ == "__main__":

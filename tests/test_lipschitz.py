@@ -1,7 +1,6 @@
 """Step 12 on functions whose Jacobian is known, and on every family against torch's Jacobian."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,21 @@ import pytest
 import tiny_models
 import torch
 
-from model_diffs.activations.passes import Reader, Tokens
+from model_diffs.activations.passes import Reader
+from model_diffs.activations.tokens import Tokens
+from model_diffs.core.script import execute
+from model_diffs.core.step import load_script
 from model_diffs.diagnostics import lipschitz, sensitivity
 from model_diffs.models import loading as models
 from model_diffs.models.anatomy import locate
-from model_diffs.pipeline import planning
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 FORGET = ["The river at Ava is wide.", "No.", "Seven weavers kept a ledger of their looms."]
 RETAIN = ["Birds sing at dawn in the mill yard.", "A ferry.", "Bread and slow water."]
+SETTINGS = sensitivity.Settings(
+    epsilon=0.01, perturbations=10, tolerance=1e-3, max_iterations=100, batch_size=16, seed=42
+)
 IDS = [[1, 20, 30, 40, 50, 60], [1, 99, 98]]
 
 
@@ -40,16 +44,16 @@ def linear() -> tuple[lipschitz.Function, torch.Tensor, torch.Tensor, torch.Tens
     return f, x, counted, sigma
 
 
-def test_the_jacobian_norm_of_a_linear_model_is_its_largest_singular_value(linear: Any) -> None:
+def test_jacobian_norm_of_linear_model_is_largest_singular_value(linear: Any) -> None:
     f, x, counted, sigma = linear
-    found = lipschitz.jacobian_norms(f, x, counted, [1, 2], 1e-6)
+    found = lipschitz.jacobian_norms(f, x, counted, [1, 2], 1e-6, 100)
     assert found.converged.all()
     np.testing.assert_allclose(found.value, sigma, rtol=1e-5)
-    other_start = lipschitz.jacobian_norms(f, x, counted, [8, 9], 1e-3)
+    other_start = lipschitz.jacobian_norms(f, x, counted, [8, 9], 1e-3, 100)
     np.testing.assert_allclose(other_start.value, sigma, rtol=2e-3)
 
 
-def test_estimates_of_a_linear_model_are_at_most_its_largest_singular_value(linear: Any) -> None:
+def test_responses_of_linear_model_are_at_most_largest_singular_value(linear: Any) -> None:
     f, x, counted, sigma = linear
     deltas = lipschitz.perturbations(x, counted, 0.01, 200, [3, 4])
 
@@ -66,19 +70,19 @@ def test_estimates_of_a_linear_model_are_at_most_its_largest_singular_value(line
     np.testing.assert_allclose(many.output_variance, expected, rtol=1e-2)
 
 
-def test_what_does_not_settle_is_said(linear: Any) -> None:
+def test_reports_texts_that_do_not_converge(linear: Any) -> None:
     f, x, counted, _ = linear
     found = lipschitz.jacobian_norms(f, x, counted, [1, 2], 1e-12, max_iterations=2)
     assert not found.converged.any() and (found.iterations == 2).all()
 
 
-def test_a_constant_has_no_slope() -> None:
+def test_constant_function_has_zero_jacobian() -> None:
     x, counted = torch.randn(1, 3, 4), torch.ones(1, 3, dtype=torch.bool)
-    found = lipschitz.jacobian_norms(lambda at: 0 * at, x, counted, [1])
+    found = lipschitz.jacobian_norms(lambda at: 0 * at, x, counted, [1], 1e-3, 100)
     assert found.value.tolist() == [0] and found.converged.all()
 
 
-def test_perturbations_lie_on_spheres_and_padding_stays() -> None:
+def test_perturbations_lie_on_spheres_and_leave_padding_unchanged() -> None:
     x = torch.randn(2, 4, 16)
     counted = torch.tensor([[True] * 4, [False, True, True, False]])
     deltas = lipschitz.perturbations(x, counted, 0.05, 400, [1, 2])
@@ -90,7 +94,7 @@ def test_perturbations_lie_on_spheres_and_padding_stays() -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_every_family_takes_its_embeddings_and_has_the_jacobian_of_torch(family: str) -> None:
+def test_every_family_accepts_embeddings_and_matches_jacobian_of_torch(family: str) -> None:
     model = tiny_models.build(family, seed=1)
     batch = models.pad_batch(IDS, 0, CPU)
     anatomy, mask = locate(model), batch.attention_mask.bool()
@@ -103,7 +107,7 @@ def test_every_family_takes_its_embeddings_and_has_the_jacobian_of_torch(family:
 
     lipschitz.make_differentiable(model)
     f = lipschitz.trunk_function(anatomy, batch.attention_mask)
-    found = lipschitz.jacobian_norms(f, x, mask, [1, 2])
+    found = lipschitz.jacobian_norms(f, x, mask, [1, 2], 1e-3, 100)
     assert found.converged.all() and torch.isfinite(found.value).all()
     short = lipschitz.trunk_function(anatomy, torch.ones(1, 3))
     J = torch.autograd.functional.jacobian(short, x[1:, :3])
@@ -112,14 +116,14 @@ def test_every_family_takes_its_embeddings_and_has_the_jacobian_of_torch(family:
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama"])
-def test_rows_agree_with_single_texts(family: str) -> None:
+def test_batched_rows_equal_single_texts(family: str) -> None:
     """Batched, padded and with BOS held fixed, against each text by itself in plain torch."""
     model = tiny_models.build(family, seed=2)
     plain = tiny_models.build(family, seed=2).double()
     starts = [1, 0]
     tokens = Tokens(IDS, starts, np.array([0, 1]), {})
     lipschitz.make_differentiable(model)
-    settings = sensitivity.Settings(epsilon=0.02, perturbations=4, tolerance=1e-5)
+    settings = SETTINGS._replace(epsilon=0.02, perturbations=4, tolerance=1e-5)
     reader = Reader("m", model)
     rows = sensitivity.measure(reader, "m", "forget", tokens, 0, settings)
     for row, ids, start in zip(rows, IDS, starts, strict=True):
@@ -152,13 +156,11 @@ def test_rows_agree_with_single_texts(family: str) -> None:
         assert row.tokens == len(ids) - start
 
 
-def test_a_single_token_predicts_nothing() -> None:
+def test_text_of_a_single_token_has_no_gradient() -> None:
     model = tiny_models.build("gpt_neox")
     lipschitz.make_differentiable(model)
     tokens = Tokens([[5], [5, 6, 7]], [0, 0], np.array([0, 1]), {})
-    one, other = sensitivity.measure(
-        Reader("m", model), "m", "forget", tokens, 0, sensitivity.Settings()
-    )
+    one, other = sensitivity.measure(Reader("m", model), "m", "forget", tokens, 0, SETTINGS)
     assert one.gradient_norm is one.loss is None and one.jacobian_norm > 0
     assert other.gradient_norm is not None
 
@@ -173,7 +175,7 @@ def test_samples_are_spread_evenly() -> None:
     assert sensitivity.spread_sample(tokens, 500, 1) is tokens
 
 
-def test_the_script_reads_the_base_once_and_pairs_texts(
+def test_script_loads_the_base_once_and_pairs_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = tiny_models.save("gpt_neox", tmp_path / "a", seed=0)
@@ -191,10 +193,10 @@ def test_the_script_reads_the_base_once_and_pairs_texts(
     monkeypatch.setattr(models, "load_model", loading)
     texts = ["--forget-text", tmp_path / "forget.txt", "--retain-text", tmp_path / "retain.txt"]
     rest = ["--outroot", tmp_path / "out", "--device", "cpu", "--num-perturbations", 3]
-    arguments = ["script", "--model-a", a, "--model-b", b, same, *texts, *rest]
+    arguments = ["--model-a", a, "--model-b", b, same, *texts, *rest]
     arguments += ["--lipschitz-samples", 2]
-    monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
-    planning.load_script(ROOT / "local_lipschitzness_analysis.py").main()
+    script = load_script(ROOT / "local_lipschitzness_analysis.py")
+    execute(script, [str(word) for word in arguments])
     assert loaded == ["a", "b", "same"]
     folders = {n: tmp_path / f"out/a__to__{n}/lipschitzness" for n in ("b", "same")}
     for folder in folders.values():

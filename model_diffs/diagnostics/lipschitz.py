@@ -1,8 +1,8 @@
-"""How sensitive a model is around a text: perturbations, gradients and the norm of the Jacobian.
+"""Sensitivity of a model around a text: perturbations, gradients and the norm of the Jacobian.
 
 x are the outputs of the embedding module `[B, T, d]`, f(x) the final hidden states. Positions that
-do not count (padding, BOS) are held fixed and not looked at. Everything is per text; texts of a
-batch do not touch one another, so that one pass, or one product with the Jacobian, serves them all.
+do not count (padding, BOS) are held fixed and ignored. Every number is per text; texts of a batch
+do not interact, so one pass, or one product with the Jacobian, serves all of them.
 """
 
 import math
@@ -23,7 +23,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Output(NamedTuple):
-    """What a model gives for embedded texts."""
+    """Outputs of a model for embedded texts."""
 
     hidden: Tensor
     """`[B, T, hidden]`, after the final norm."""
@@ -32,7 +32,7 @@ class Output(NamedTuple):
 
 
 def embed(anatomy: Anatomy, batch: loading.Batch) -> Tensor:
-    """What the embedding module gives: exactly what the trunk takes as `inputs_embeds`.
+    """Outputs of the embedding module, which the trunk takes as `inputs_embeds`.
 
     Scaling inside the embedding module (Gemma) is part of x; positions (GPT-2, OPT) are not.
     """
@@ -99,33 +99,13 @@ def perturbations(
     return (drawn.to(x.device) * radius).to(x.dtype)
 
 
-class Spread:
-    """Mean variance of outputs over perturbations, from their distance to the unperturbed one."""
-
-    def __init__(self, centre: Tensor) -> None:
-        self.centre, self.count = centre.float(), 0
-        self.first, self.second = (torch.zeros_like(self.centre) for _ in range(2))
-
-    def add(self, output: Tensor) -> None:
-        """Add the output of one perturbation, of the shape of the unperturbed one."""
-        shift = output.float() - self.centre
-        self.first += shift
-        self.second += shift.square()
-        self.count += 1
-
-    def per_text(self, counted: Tensor) -> Tensor:
-        """Unbiased variance, averaged over the counted tokens and the vocabulary: `[B]`."""
-        variance = (self.second - self.first.square() / self.count) / (self.count - 1)
-        per_token = variance.clamp_min(0).mean(-1)
-        return torch.where(counted, per_token, 0.0).sum(1) / counted.sum(1)
-
-
 class Response(NamedTuple):
-    """What perturbations do, per text `[B]`."""
+    """Effect of perturbations, per text `[B]`."""
 
     lipschitz: Tensor
     """max over perturbations of ‖f(x+δ) − f(x)‖ / ‖δ‖, Frobenius over the counted tokens."""
     output_variance: Tensor
+    """Unbiased variance of the logits, averaged over the counted tokens and the vocabulary."""
 
 
 def respond(
@@ -137,22 +117,26 @@ def respond(
 ) -> Response:
     """Run the model on x + δ, `per_pass` perturbations at a time.
 
-    ‖δ‖ is that of the difference as x's dtype holds it. `outputs` takes `[rows · B, T, d]`.
+    ‖δ‖ is that of the difference in x's dtype. `outputs` takes `[rows · B, T, d]`.
     """
     centre = outputs(x)
-    spread = Spread(centre.logits)
     largest = torch.zeros(len(x), device=x.device)
+    first, second = (torch.zeros_like(centre.logits, dtype=torch.float32) for _ in range(2))
     for group in deltas.split(per_pass):
         moved = x + group
         found = outputs(moved.flatten(0, 1))
-        hidden = found.hidden.unflatten(0, (len(group), -1))
-        logits = found.logits.unflatten(0, (len(group), -1))
+        hidden, logits = (part.unflatten(0, (len(group), -1)) for part in found)
         for i in range(len(group)):
             size = norms(moved[i].float() - x.float(), counted)
             moved_by = norms(hidden[i].float() - centre.hidden.float(), counted)
             largest = torch.maximum(largest, moved_by / size)
-            spread.add(logits[i])
-    return Response(largest, spread.per_text(counted))
+            shift = logits[i].float() - centre.logits.float()
+            first += shift
+            second += shift.square()
+    count = len(deltas)
+    variance = (second - first.square() / count) / (count - 1)
+    per_token = variance.clamp_min(0).mean(-1)
+    return Response(largest, torch.where(counted, per_token, 0.0).sum(1) / counted.sum(1))
 
 
 # ── gradients ─────────────────────────────────────────────────────────────────────────────────────
@@ -170,7 +154,7 @@ def gradient_norms(
 ) -> Gradient:
     """‖∂L/∂x‖ over the counted tokens, L the text's mean next-token loss in nats.
 
-    Every token that has another before it is predicted, BOS and first positions only predict.
+    Every token with a predecessor is predicted, whether it counts or not.
     """
     x = x.detach().requires_grad_()
     logits = outputs(x).logits[:, :-1].float()
@@ -180,14 +164,10 @@ def gradient_norms(
     )
     tokens = predicted.sum(1)
     loss = torch.where(predicted, losses, 0.0).sum(1) / tokens.clamp_min(1)
-    # The sum's gradient holds each text's own: no other text's loss depends on its x.
+    # The gradient of the sum contains each text's own: no other text's loss depends on its x.
     (gradient,) = torch.autograd.grad(loss.sum(), x)
-    undefined = torch.full_like(loss, math.nan)
-    defined = tokens > 0
-    return Gradient(
-        torch.where(defined, norms(gradient, counted), undefined),
-        torch.where(defined, loss.detach(), undefined),
-    )
+    found = (norms(gradient, counted), loss.detach())
+    return Gradient(*(torch.where(tokens > 0, values, math.nan) for values in found))
 
 
 # ── the Jacobian ──────────────────────────────────────────────────────────────────────────────────
@@ -203,21 +183,11 @@ class JacobianNorm(NamedTuple):
     """bool"""
 
 
-def jacobian_norms(
-    f: Function,
-    x: Tensor,
-    counted: Tensor,
-    seeds: Sequence[int],
-    tolerance: float = 1e-3,
-    max_iterations: int = 100,
-) -> JacobianNorm:
-    """σ₁ of the Jacobian at x: power iteration on JᵀJ, accelerated by Lanczos (Golub, Kahan 1965).
+def _gram_product(f: Function, x: Tensor, counted: Tensor) -> Callable[[Tensor], Tensor]:
+    """v ↦ JᵀJ v for J = ∂f/∂x at x.
 
-    The largest Ritz value over all powers so far replaces the Rayleigh quotient of the last one:
-    never smaller for the same products. A text is done when two successive steps change it by less
-    than `tolerance`, relatively. Jᵀu is a backward pass, and Jv the derivative of Jᵀu with respect
-    to u: the forward pass is run once and kept, which is cheaper than forward derivatives. Basis
-    vectors are kept, one `[B, T, d]` fp32 per step, against rounding.
+    Jᵀu is a backward pass, and Jv the derivative of Jᵀu with respect to u: the forward pass is run
+    once and kept, which is cheaper than forward-mode derivatives.
     """
     mask = counted[..., None].to(x.dtype)
     leaf = x.detach().requires_grad_()
@@ -225,19 +195,38 @@ def jacobian_norms(
     u = torch.zeros_like(output, requires_grad=True)
     (pulled,) = torch.autograd.grad(output, leaf, u, create_graph=True)  # Jᵀu, linear in u
 
-    def gram_product(v: Tensor) -> Tensor:
+    def product(v: Tensor) -> Tensor:
         (moved,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
         (back,) = torch.autograd.grad(output, leaf, moved * mask, retain_graph=True)
         return back * mask
 
-    v = _start(x, counted, seeds)
+    return product
+
+
+def jacobian_norms(
+    f: Function,
+    x: Tensor,
+    counted: Tensor,
+    seeds: Sequence[int],
+    tolerance: float,
+    max_iterations: int,
+) -> JacobianNorm:
+    """σ₁ of the Jacobian at x: power iteration on JᵀJ, accelerated by Lanczos (Golub, Kahan 1965).
+
+    The largest Ritz value over all powers so far replaces the Rayleigh quotient of the last one,
+    and is never smaller. A text has converged when two successive steps change its value by less
+    than `tolerance`, relatively. One `[B, T, d]` fp32 basis vector per step is kept, for
+    reorthogonalisation.
+    """
+    product_of = _gram_product(f, x, counted)
+    v = perturbations(torch.ones_like(x), counted, 1.0, 1, seeds)[0]
+    v = v / norms(v, counted)[:, None, None].to(x.dtype)
     basis: list[Tensor] = []
     alphas: list[np.ndarray] = []
     betas: list[np.ndarray] = []
-    values, quiet = np.zeros(len(x)), np.zeros(len(x), int)
-    iterations = np.zeros(len(x), int)
+    values, quiet, iterations = np.zeros(len(x)), np.zeros(len(x), int), np.zeros(len(x), int)
     for step in range(max_iterations):
-        product = gram_product(v)
+        product = product_of(v)
         basis.append(v.float())
         alphas.append(_inner(basis[-1], product.float()).double().cpu().numpy())
         iterations[quiet < 2] = step + 1
@@ -250,17 +239,7 @@ def jacobian_norms(
         v, beta = _next_direction(product.float(), basis)
         betas.append(beta.double().cpu().numpy())
         v = v.to(x.dtype)
-    return JacobianNorm(
-        torch.from_numpy(np.asarray(values)),
-        torch.from_numpy(iterations),
-        torch.from_numpy(quiet >= 2),
-    )
-
-
-def _start(x: Tensor, counted: Tensor, seeds: Sequence[int]) -> Tensor:
-    """A random direction of norm 1 per text, zero where tokens do not count."""
-    start = perturbations(torch.ones_like(x), counted, 1.0, 1, seeds)[0]
-    return start / norms(start, counted)[:, None, None].to(x.dtype)
+    return JacobianNorm(*(torch.from_numpy(part) for part in (values, iterations, quiet >= 2)))
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -268,9 +247,9 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _next_direction(product: Tensor, basis: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The part of JᵀJv outside the basis, normalised, and its norm; twice, against rounding.
+    """The part of JᵀJv orthogonal to the basis, normalised, and its norm.
 
-    Zero where nothing is left: the space that the start reaches is exhausted.
+    Orthogonalised twice, against rounding. Zero where the Krylov space is exhausted.
     """
     size = torch.linalg.vector_norm(product, dim=(1, 2))
     for _ in range(2):
