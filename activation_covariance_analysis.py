@@ -27,8 +27,6 @@ from model_diffs.core.step import Figure, Measure, Step, Table, names_of, title_
 if TYPE_CHECKING:
     import pandas as pd
 
-    from model_diffs.activations.store import Statistics
-
 STEP = Step(
     number=9,
     folder="activation_covariance",
@@ -60,73 +58,48 @@ class Options(Comparison, Pass, Figures):
     """Covariance."""
 
 
-def spectra_of(found: "Statistics", model: str) -> dict[str, Any]:
-    """Spectra `[S, d]` of one model, by split."""
-    from model_diffs.diagnostics.covariance import SPLITS, spectra
-
-    label = model_label(model)
-    return {s: spectra(found.models[s, model], f"{label} on {s} texts") for s in SPLITS}
-
-
-def draw(run: Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
+def draw(run: Run, table: "pd.DataFrame") -> None:
     """Effective rank and entropy of both models; distance of the spectra and its selectivity."""
-    from model_diffs.core.figures import (
-        BASE,
-        STYLES,
-        Panel,
-        column_line,
-        layer_figure,
-        model_colour,
-    )
+    from model_diffs.core import figures
+    from model_diffs.core.figures import STATES, STYLES, Line, Panel
 
-    (base, changed), colour = names_of(planned), model_colour(planned.model_b)
-    xlabel = "hidden state (0 = embedding output)"
+    (base, changed), colour = names_of(run.planned), figures.model_colour(run.planned.model_b)
 
-    def both(heading: str, ylabel: str, column: str) -> Panel:
-        lines = [
-            column_line(table, f"{split}_{column}_{side}", f"{name}, {split}", shade, style)
-            for side, name, shade in (("a", base, BASE), ("b", changed, colour))
+    def line(column: str, label: str, colour: str, style: str) -> Line:
+        return figures.column_line(table, column, label, colour, style)
+
+    def both(column: str) -> list[Line]:
+        return [
+            line(f"{split}_{column}_{side}", f"{name}, {split}", shade, style)
+            for side, name, shade in (("a", base, figures.BASE), ("b", changed, colour))
             for split, style in STYLES.items()
         ]
-        drawn = [line for line in lines if line.x]
-        return Panel(heading, ylabel, drawn, xlabel=xlabel)
 
     moved = [
-        column_line(table, f"{split}_wasserstein_normalised", f"{split} texts", colour, style)
+        line(f"{split}_wasserstein_normalised", f"{split} texts", colour, style)
         for split, style in STYLES.items()
     ]
-    # Zero has no place on a log axis; the table has it.
+    # Zero cannot be drawn on a log axis; the table has it.
     ratios = [
-        column_line(table[table[column] > 0], column, label, colour, style)
+        figures.column_line(table[table[column] > 0], column, label, colour, style)
         for column, label, style in (
             ("selectivity_ratio_normalised", "spectra scaled to mean 1", "-"),
             ("selectivity_ratio", "spectra as they are", ":"),
         )
     ]
-    values = [value for line in ratios for value in line.y]
+    values = [value for one in ratios for value in one.y]
     wide = bool(values) and max(values) > 10 * min(values)  # less has no two ticks on a log axis
+    distance = "Wasserstein-1 distance A to B"
+    share = "forget / retain, log axis" if wide else "forget / retain"
     panels = [
-        both("Directions for 99 % of the variance", "effective rank", "eff_rank"),
-        both("How evenly they are used", "entropy of the spectrum in nats", "entropy"),
-        Panel(
-            "How far the spectrum moved, scaled to mean 1",
-            "Wasserstein-1 distance A to B",
-            [line for line in moved if line.x],
-            0.0,
-            xlabel=xlabel,
-        ),
-        Panel(
-            "Selectivity of that change",
-            "forget / retain, log axis" if wide else "forget / retain",
-            [line for line in ratios if line.x],
-            1.0,
-            "equal",
-            log=wide,
-            xlabel=xlabel,
-        ),
+        Panel("Directions for 99 % of the variance", "effective rank", both("eff_rank")),
+        Panel("How evenly they are used", "entropy of the spectrum in nats", both("entropy")),
+        Panel("How far the spectrum moved, scaled to mean 1", distance, moved, 0.0),
+        Panel("Selectivity of that change", share, ratios, 1.0, "equal", log=wide),
     ]
-    title = f"Shape of hidden states: {title_of(planned)}"
-    run.figure("covariance_analysis", layer_figure(title, panels))
+    panels = [one._replace(lines=[x for x in one.lines if x.x], xlabel=STATES) for one in panels]
+    figure = figures.layer_figure(f"Shape of hidden states: {title_of(run.planned)}", panels)
+    run.figure("covariance_analysis", figure)
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
@@ -136,19 +109,24 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     from model_diffs.activations import store
     from model_diffs.diagnostics import covariance
 
-    models = dict.fromkeys(model for p in todo for model in (p.model_a, p.model_b))
-    found = store.statistics(options, models)
+    found = store.statistics(options, [options.model_a, *(one.model_b for one in todo)])
     for planned in todo:
         store.check_same_tokens(found, planned.model_a, planned.model_b)
-    a = spectra_of(found, options.model_a)
+
+    def spectra(model: str) -> dict[str, Any]:
+        splits, label = covariance.SPLITS, model_label(model)
+        saved = {split: found.models[split, model] for split in splits}
+        return {s: covariance.spectra(saved[s], f"{label} on {s} texts") for s in splits}
+
+    a = spectra(options.model_a)
     for planned in todo:
         with open_run(planned) as run:
-            b = spectra_of(found, planned.model_b)
+            b = spectra(planned.model_b)
             rows = covariance.rows(a, b)
-            table = run.table("covariance_metrics", rows, covariance.Row._fields)
+            table = run.table("covariance_metrics", rows)
             named = {f"{split}_{side}": s[split] for side, s in (("a", a), ("b", b)) for split in s}
             np.savez(run.path / "spectra.npz", **named)
-            draw(run, table.astype(float), planned)
+            draw(run, table.astype(float))
             run.document("summary", covariance.summary(rows))
             store.describe(run, found)
 

@@ -91,77 +91,69 @@ def measure_model(found: "Statistics", model: str, plan: "Design") -> "Estimate"
     return measure(forget, retain, plan, model_label(model))
 
 
-def draw(
-    run: Run,
-    base: "pd.DataFrame",
-    changed: "pd.DataFrame",
-    change: "pd.DataFrame",
-    planned: PlannedRun,
-) -> None:
+def draw(run: Run, base: "pd.DataFrame", changed: "pd.DataFrame", change: "pd.DataFrame") -> None:
     """Both models over layers; below each metric, its change."""
-    from model_diffs.core.figures import BASE, Panel, column_line, layer_figure, model_colour
+    from model_diffs.core.figures import (
+        BASE,
+        STATES,
+        Panel,
+        column_line,
+        layer_figure,
+        model_colour,
+    )
 
-    names, xlabel = names_of(planned), "hidden state (0 = embedding output)"
-    colour = model_colour(planned.model_b)
-    shown = {
-        "cosine_distance": ("Cosine distance of the centroids", "1 − cosine", 0.0, ""),
-        "auc": ("Linear classifier on unseen documents", "out-of-fold AUC", 0.5, "chance"),
-        "variance_ratio": ("Spread between over within the splits", "trace ratio", 0.0, ""),
-        "euclidean_distance": ("Distance of the centroids", "Euclidean distance", 0.0, ""),
-    }
-    panels = {}
-    for metric, (heading, ylabel, reference, label) in shown.items():
+    (a, b), colour = names_of(run.planned), model_colour(run.planned.model_b)
+
+    def pair(
+        metric: str, title: str, ylabel: str, reference: float = 0.0, label: str = ""
+    ) -> tuple[Panel, Panel]:
         lines = [
-            column_line(base, metric, names[0], BASE),
-            column_line(changed, metric, names[1], colour),
+            column_line(base, metric, a, BASE),
+            column_line(changed, metric, b, colour),
         ]
-        difference = [column_line(change, f"{metric}_change", "change", colour)]
-        panels[metric] = (
-            Panel(heading, ylabel, lines, reference, label, xlabel=xlabel),
-            Panel(
-                f"its change, {names[1]} − {names[0]}",
-                f"change of {ylabel}",
-                difference,
-                0.0,
-                xlabel=xlabel,
-            ),
+        moved = [column_line(change, f"{metric}_change", "change", colour)]
+        return (
+            Panel(title, ylabel, lines, reference, label, xlabel=STATES),
+            Panel(f"its change, {b} − {a}", f"change of {ylabel}", moved, 0.0, xlabel=STATES),
         )
-    order = []
-    for left, right in (("cosine_distance", "auc"), ("variance_ratio", "euclidean_distance")):
-        for row in (0, 1):
-            order += [panels[left][row], panels[right][row]]
-    title = f"Separation of forget and retain texts: {title_of(planned)}"
+
+    cosine = pair("cosine_distance", "Cosine distance of the centroids", "1 − cosine")
+    title = "Linear classifier on unseen documents"
+    auc = pair("auc", title, "out-of-fold AUC", 0.5, "chance")
+    ratio = pair("variance_ratio", "Spread between over within the splits", "trace ratio")
+    distance = pair("euclidean_distance", "Distance of the centroids", "Euclidean distance")
+    panels = [*zip(cosine, auc, strict=True), *zip(ratio, distance, strict=True)]
+    order = [panel for row in panels for panel in row]
+    title = f"Separation of forget and retain texts: {title_of(run.planned)}"
     figure = layer_figure(title, order, legend="below")
     # A change of a thousandth should not fill a panel.
-    axes = figure.axes[order.index(panels["auc"][1])]
+    axes = figure.axes[order.index(auc[1])]
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -0.05), max(high, 0.05))
     run.figure("activation_separation_analysis", figure)
 
 
-def write(
-    run: Run, planned: PlannedRun, a: "Estimate", b: "Estimate", plan: "Design", seed: int
-) -> None:
+def write(run: Run, a: "Estimate", b: "Estimate", plan: "Design", seed: int) -> None:
     """Tables, figure and summary of one comparison."""
+    import pandas as pd
+
     from model_diffs.diagnostics import separation
     from model_diffs.stats import cross_validation
 
-    rows_a = separation.metric_rows(model_label(planned.model_a), a)
-    rows_b = separation.metric_rows(model_label(planned.model_b), b)
-    changes = separation.change_rows(a, b)
-    columns = separation.metric_columns()
-    table = run.table("separation_metrics", rows_a + rows_b, columns)
-    change = run.table("separation_changes", changes, separation.change_columns())
-    run.table("separation_resamples", separation.resampled_rows(a, b))
-    draw(run, table.iloc[: len(rows_a)], table.iloc[len(rows_a) :], change, planned)
+    base = separation.metric_table(model_label(run.planned.model_a), a)
+    changed = separation.metric_table(model_label(run.planned.model_b), b)
+    change = separation.change_table(a, b)
+    run.table("separation_metrics", pd.concat([base, changed]))
+    run.table("separation_changes", change)
+    run.table("separation_resamples", separation.resampled_table(a, b))
+    draw(run, base, changed, change)
     facts = {
         "documents": {"forget": int(plan.labels.sum()), "retain": int((~plan.labels).sum())},
         "folds": cross_validation.FOLDS,
         "resamples": len(plan.forget),
         "seed": seed,
     }
-    metrics = separation.summary(rows_a, rows_b, changes)
-    run.document("summary", {**facts, "metrics": metrics})
+    run.document("summary", {**facts, "metrics": separation.summary(base, changed, change)})
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
@@ -172,8 +164,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
 
     splits = texts.read_splits(options.forget_text, options.retain_text, options.max_samples)
     cross_validation.check_splits(splits, cross_validation.FOLDS)
-    models = dict.fromkeys(model for one in todo for model in (one.model_a, one.model_b))
-    found = store.statistics(options, models)
+    found = store.statistics(options, [options.model_a, *(one.model_b for one in todo)])
     for planned in todo:
         store.check_same_tokens(found, planned.model_a, planned.model_b)
     counts = [len(found.models[s.name, options.model_a].read("tokens").tokens) for s in splits]
@@ -181,8 +172,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     base = measure_model(found, options.model_a, plan)
     for planned in todo:
         with open_run(planned) as run:
-            changed = measure_model(found, planned.model_b, plan)
-            write(run, planned, base, changed, plan, options.seed)
+            write(run, base, measure_model(found, planned.model_b, plan), plan, options.seed)
             store.describe(run, found)
 
 

@@ -239,9 +239,9 @@ def test_means_of_texts_give_the_mean_of_the_table(
     difference = found.differences["forget", b].read()
     table = norm_rows("forget", base, changed, difference, 42)
     rows = text_rows("forget", difference)
-    assert [row.text for row in rows] == [0, 1, 2]
-    mean = np.average([row.mean_dh_rel for row in rows], weights=[row.tokens for row in rows])
-    assert mean == pytest.approx(np.mean([row.mean_dh_rel for row in table[1:]]), rel=1e-12)
+    assert [row["text"] for row in rows] == [0, 1, 2]
+    mean = np.average([r["mean_dh_rel"] for r in rows], weights=[r["tokens"] for r in rows])
+    assert mean == pytest.approx(np.mean([row["mean_dh_rel"] for row in table[1:]]), rel=1e-12)
 
 
 def test_left_out_positions_are_counted(

@@ -166,7 +166,7 @@ def test_intervals_hold_the_estimate_where_noise_is_all_there_is() -> None:
     x, y = clouds(30, 30, 300, shift=0.0)
     plan = cross_validation.design(30, 30, 5, seed=0)
     statistics = [statistics_of(states[:, None]) for states in (x, y)]
-    row = separation.metric_rows("m", separation.measure(*statistics, plan, "m"))[0]
+    row = separation.metric_table("m", separation.measure(*statistics, plan, "m")).iloc[0]
     for metric in separation.METRICS:
         assert row[f"{metric}_low"] <= row[metric] <= row[f"{metric}_high"]
 
@@ -178,10 +178,10 @@ def test_scaling_the_states_changes_sizes_and_nothing_else() -> None:
         separation.measure(*(statistics_of(k * s[:, None]) for s in (x, y)), plan, "m")
         for k in (1.0, 4.0)
     )
-    rows = separation.change_rows(a, b)
+    row = separation.change_table(a, b).iloc[0]
     for metric in ("cosine_distance", "auc", "variance_ratio"):
-        assert rows[0][f"{metric}_change"] == pytest.approx(0.0, abs=1e-9)
-    assert rows[0]["euclidean_distance_change"] == pytest.approx(3 * a.value[0, 1])
+        assert row[f"{metric}_change"] == pytest.approx(0.0, abs=1e-9)
+    assert row["euclidean_distance_change"] == pytest.approx(3 * a.value[0, 1])
 
 
 def test_what_is_undefined_is_an_empty_cell() -> None:
@@ -190,8 +190,8 @@ def test_what_is_undefined_is_an_empty_cell() -> None:
     assert np.isnan(found.value[0]), "a centroid at zero has no direction"
     value = np.insert(found.value, 2, 0.5)[None]
     resampled = np.insert(found.resampled, 2, 0.5, axis=1)[:, None]
-    row = separation.metric_rows("m", cross_validation.Estimate(value, resampled))[0]
-    assert row["cosine_distance"] is None and row["variance_ratio"] is not None
+    row = separation.metric_table("m", cross_validation.Estimate(value, resampled)).iloc[0]
+    assert np.isnan(row["cosine_distance"]) and np.isfinite(row["variance_ratio"])
 
 
 # ── the script ────────────────────────────────────────────────────────────────────────────────────

@@ -36,6 +36,8 @@ COMPONENT_COLOURS = {
 }
 OTHERS = ["#9c4f96", "#5b8c2a", "#b8860b", "#a0522d", "#008080", "#cd5c5c"]
 STYLES = {"forget": "-", "retain": "--"}
+STATES = "hidden state (0 = embedding output)"
+"""Label of the axis of hidden states."""
 WIDTH_INCHES = 12.0
 DPI = 100  # 12 inches make the 1200 pixels that figures are read at
 

@@ -1,11 +1,11 @@
-"""Step 9: the shape of the cloud of hidden states, as the spectrum of its covariance over tokens.
+"""Step 9: the spectrum of the covariance of hidden states over tokens.
 
-Spectra of pooled second moments: eigenvalues are biased by resampling (duplicate documents lose
-rank), so these numbers carry no bootstrap intervals.
+No bootstrap intervals: a resample repeats documents, which lowers the rank of the pooled second
+moment and biases its eigenvalues.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,68 +17,37 @@ from model_diffs.core.progress import progress
 SPLITS = ("forget", "retain")
 ENERGY = 0.99
 TOP = 10
-# States are multiplied in fp32: eigenvalues of a rank-deficient covariance come out as small
-# negative numbers, of the order of fp32's rounding against the largest one.
+# States are multiplied in fp32: a rank-deficient covariance has small negative eigenvalues, of the
+# order of fp32's rounding relative to the largest one.
 ROUNDING = 1e-5
 
 Floats = NDArray[np.float64]
-
-
-class Row(NamedTuple):
-    """One hidden state. a: base, b: changed model; empty where a spectrum is zero."""
-
-    layer: int
-    forget_eff_rank_a: int | None
-    forget_eff_rank_b: int | None
-    retain_eff_rank_a: int | None
-    retain_eff_rank_b: int | None
-    forget_entropy_a: float | None
-    forget_entropy_b: float | None
-    retain_entropy_a: float | None
-    retain_entropy_b: float | None
-    forget_wasserstein: float
-    retain_wasserstein: float
-    forget_top10_change: float | None
-    retain_top10_change: float | None
-    selectivity_ratio: float | None
-    """Empty where the retain spectrum did not change at all."""
-    forget_wasserstein_normalised: float | None
-    retain_wasserstein_normalised: float | None
-    selectivity_ratio_normalised: float | None
-    forget_participation_a: float | None
-    forget_participation_b: float | None
-    retain_participation_a: float | None
-    retain_participation_b: float | None
-    forget_trace_a: float
-    forget_trace_b: float
-    retain_trace_a: float
-    retain_trace_b: float
-
 
 # ── spectra ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def eigenvalues(covariance: Floats, name: str = "the covariance") -> Floats:
-    """Eigenvalues of a symmetric positive semi-definite matrix `[d, d]`, falling, none below zero.
+    """Eigenvalues of a symmetric positive semi-definite matrix `[d, d]`, descending, none negative.
 
-    Those down to −ROUNDING × the largest are rounding and become 0. Raises BadInput, with `name`,
-    for anything further below zero and for what is not finite.
+    Values down to −ROUNDING × the largest become 0. Raises BadInput, with `name`, for anything
+    further below zero and for what is not finite.
     """
+    advice = "the saved statistics are damaged, delete activation_cache and run again"
     if not np.isfinite(covariance).all():
-        raise BadInput(f"{name} is not finite: run again with --force")
+        raise BadInput(f"{name} is not finite: {advice}")
     found = np.linalg.eigvalsh(covariance)[::-1]
     if found[-1] < -ROUNDING * max(found[0], 0.0):
         raise BadInput(
             f"{name} has the eigenvalue {found[-1]:.3g} beside {found[0]:.3g}, which no covariance "
-            "has: the saved statistics are damaged, run again with --force"
+            f"has: {advice}"
         )
     return np.maximum(found, 0.0)
 
 
 def spectra(saved: Saved, name: str) -> Floats:
-    """Eigenvalues of the centred covariance over tokens in each state, `[S, d]`, falling.
+    """Eigenvalues of Σ over tokens of (h − mean)(h − mean)ᵀ / tokens in each state: `[S, d]`.
 
-    Covariance = Σ over tokens of (h − mean)(h − mean)ᵀ / tokens. `name` says whose, in messages.
+    `name` says whose, in messages.
     """
     tokens = int(saved.read("tokens").tokens.sum())
     states = len(saved.read("mean").mean)
@@ -90,17 +59,15 @@ def spectra(saved: Saved, name: str) -> Floats:
     return np.stack(found)
 
 
-# ── what a spectrum says ──────────────────────────────────────────────────────────────────────────
+# ── measures of a spectrum; None where it is zero ─────────────────────────────────────────────────
 
 
 def effective_rank(spectrum: Floats) -> int | None:
-    """How many of the largest eigenvalues hold 99 % of the trace; None for a zero spectrum."""
+    """99 %-energy rank: how many of the largest eigenvalues hold 99 % of the trace."""
     trace = spectrum.sum()
-    if trace == 0:
-        return None
-    # A share below 0.99 by rounding alone is not below it.
+    # A share below 0.99 by rounding alone counts as 0.99.
     reached = np.cumsum(spectrum) >= ENERGY * trace * (1 - 1e-12)
-    return int(reached.argmax()) + 1
+    return int(reached.argmax()) + 1 if trace else None
 
 
 def entropy(spectrum: Floats) -> float | None:
@@ -114,15 +81,19 @@ def entropy(spectrum: Floats) -> float | None:
 
 def participation_ratio(spectrum: Floats) -> float | None:
     """(Σλ)²/Σλ²: how many directions of equal variance would be as concentrated."""
-    if spectrum.sum() == 0:
-        return None
-    p = spectrum / spectrum.sum()
-    return float(1 / (p**2).sum())
+    trace = spectrum.sum()
+    return float(1 / ((spectrum / trace) ** 2).sum()) if trace else None
 
 
 def top_share(spectrum: Floats) -> float | None:
     """Share of the trace in the ten largest eigenvalues."""
     return float(spectrum[:TOP].sum() / spectrum.sum()) if spectrum.sum() else None
+
+
+def top_change(a: Floats, b: Floats) -> float | None:
+    """Change of `top_share` from a to b."""
+    before, after = top_share(a), top_share(b)
+    return None if before is None or after is None else after - before
 
 
 def wasserstein(a: Floats, b: Floats) -> float:
@@ -131,69 +102,64 @@ def wasserstein(a: Floats, b: Floats) -> float:
 
 
 def wasserstein_normalised(a: Floats, b: Floats) -> float | None:
-    """The same of spectra scaled to mean 1: what changed in shape, not in size."""
-    if not (a.sum() and b.sum()):
-        return None
-    return wasserstein(a / a.mean(), b / b.mean())
-
-
-def _ratio(forget: float | None, retain: float | None) -> float | None:
-    return forget / retain if forget is not None and retain else None
-
-
-def _difference(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else b - a
+    """The same of spectra scaled to mean 1: change in shape, not in size."""
+    return wasserstein(a / a.mean(), b / b.mean()) if a.sum() and b.sum() else None
 
 
 # ── the table ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def rows(a: Mapping[str, Floats], b: Mapping[str, Floats]) -> list[Row]:
-    """One row per state from the spectra `[S, d]` of base and changed model, by split."""
-    return [
-        _row(
-            layer,
-            {split: a[split][layer] for split in SPLITS},
-            {split: b[split][layer] for split in SPLITS},
-        )
-        for layer in range(len(a["forget"]))
-    ]
+def rows(a: Mapping[str, Floats], b: Mapping[str, Floats]) -> list[dict[str, Any]]:
+    """One row per state from the spectra `[S, d]` of base and changed model, by split.
+
+    Empty: what is undefined for a zero spectrum, and selectivity where retain did not change.
+    """
+    return [_row(layer, a, b) for layer in range(len(a["forget"]))]
 
 
-def _row(layer: int, a: Mapping[str, Floats], b: Mapping[str, Floats]) -> Row:
-    cells: dict[str, Any] = {}
-    for split in SPLITS:
-        for side, spectrum in (("a", a[split]), ("b", b[split])):
-            cells[f"{split}_eff_rank_{side}"] = effective_rank(spectrum)
-            cells[f"{split}_entropy_{side}"] = entropy(spectrum)
-            cells[f"{split}_participation_{side}"] = participation_ratio(spectrum)
-            cells[f"{split}_trace_{side}"] = float(spectrum.sum())
-        cells[f"{split}_wasserstein"] = wasserstein(a[split], b[split])
-        cells[f"{split}_wasserstein_normalised"] = wasserstein_normalised(a[split], b[split])
-        shares = top_share(a[split]), top_share(b[split])
-        cells[f"{split}_top10_change"] = _difference(*shares)
-    for kind in ("", "_normalised"):
-        forget, retain = (cells[f"{split}_wasserstein{kind}"] for split in SPLITS)
-        cells[f"selectivity_ratio{kind}"] = _ratio(forget, retain)
-    return Row(layer=layer, **cells)
+def _row(layer: int, a: Mapping[str, Floats], b: Mapping[str, Floats]) -> dict[str, Any]:
+    row: dict[str, Any] = {"layer": layer}
+
+    def each(name: str, measure: Callable[[Floats], Any]) -> None:
+        for split in SPLITS:
+            for side, found in (("a", a), ("b", b)):
+                row[f"{split}_{name}_{side}"] = measure(found[split][layer])
+
+    def change(name: str, measure: Callable[[Floats, Floats], Any]) -> None:
+        for split in SPLITS:
+            row[f"{split}_{name}"] = measure(a[split][layer], b[split][layer])
+
+    def selectivity(kind: str = "") -> None:
+        forget, retain = (row[f"{split}_wasserstein{kind}"] for split in SPLITS)
+        row[f"selectivity_ratio{kind}"] = forget / retain if forget is not None and retain else None
+
+    each("eff_rank", effective_rank)
+    each("entropy", entropy)
+    change("wasserstein", wasserstein)
+    change("top10_change", top_change)
+    selectivity()
+    change("wasserstein_normalised", wasserstein_normalised)
+    selectivity("_normalised")
+    each("participation", participation_ratio)
+    each("trace", lambda spectrum: float(spectrum.sum()))
+    return row
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None
-
-
-def summary(table: Sequence[Row]) -> dict[str, Any]:
+def summary(table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over states, and where the forget spectrum changed most."""
-    means = {name: _mean([getattr(row, name) for row in table]) for name in Row._fields[1:]}
-    most = max(table, key=lambda row: row.forget_wasserstein_normalised or 0.0)
+
+    def mean(column: str) -> float | None:
+        defined = [row[column] for row in table if row[column] is not None]
+        return float(np.mean(defined)) if defined else None
+
+    most = max(table, key=lambda row: row["forget_wasserstein_normalised"] or 0.0)
     return {
         "states": len(table),
-        "mean_over_states": means,
+        "mean_over_states": {column: mean(column) for column in table[0] if column != "layer"},
         "largest_normalised_forget_change": {
-            "layer": most.layer,
-            "forget": most.forget_wasserstein_normalised,
-            "retain": most.retain_wasserstein_normalised,
+            "layer": most["layer"],
+            "forget": most["forget_wasserstein_normalised"],
+            "retain": most["retain_wasserstein_normalised"],
         },
-        "states_without_selectivity": sum(row.selectivity_ratio is None for row in table),
+        "states_without_selectivity": sum(row["selectivity_ratio"] is None for row in table),
     }
