@@ -159,7 +159,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     )
     with open_comparisons(todo) as (base, changed, runs):
         compared = param_stats.compare(base, changed, settings)
-        vectors = set(base.names) - {matrix.tensor for matrix in base.matrices()}
+        tensors = {matrix.tensor for matrix in base.matrices()}
         for run, rows in zip(runs, compared, strict=True):
             run.table("per_matrix", rows)
             run.table("per_layer", param_stats.per_layer(rows))
@@ -167,7 +167,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
             run.record(
                 matrices=len(rows),
                 matrices_changed=sum(row["dW_fro"] > 0 for row in rows),
-                tensors_skipped_not_matrices=len(vectors),
+                tensors_skipped_not_matrices=len(base.entries) - len(tensors),
                 device=str(settings.device),
                 dtype=dtype_name(settings.dtype),
             )

@@ -7,6 +7,8 @@ import torch
 from model_diffs.core.errors import BadInput
 from model_diffs.models import anatomy, architectures
 
+COMPONENTS = (*architectures.MLP_COMPONENTS, "qkv", "attn_out", "router", "embed", "head")
+
 
 @pytest.fixture(scope="module", params=tiny_models.FAMILIES)
 def model(request):
@@ -15,7 +17,7 @@ def model(request):
 
 def test_live_model_has_all_parts(model):
     found = anatomy.locate(model)
-    assert len(found.blocks) == len(found.mlps) == len(found.attentions) == tiny_models.LAYERS
+    assert len(found.blocks) == len(found.mlps) == tiny_models.LAYERS
     assert found.embedding.num_embeddings == tiny_models.VOCABULARY
     assert found.final_norm is not None
     assert found.head.out_features == tiny_models.VOCABULARY
@@ -38,25 +40,24 @@ def test_input_module_sees_what_the_input_matrices_multiply(model):
     for matrix in mlp.matrices:
         handles.append(
             matrix.module.register_forward_hook(
-                lambda _, __, out, name=matrix.name: outputs.__setitem__(name, out)
+                lambda module, _, out: outputs.__setitem__(module, out)
             )
         )
     with torch.no_grad():
         model(input_ids=torch.arange(3, 13)[None])
     for handle in handles:
         handle.remove()
-    assert mlp.experts == (not mlp.matrices)
+    assert (not mlp.matrices) == (model.config.model_type == "mixtral")
     for matrix in mlp.matrices:
         if matrix.component == "mlp_out":
             continue
-        weight = model.get_parameter(matrix.name)
-        weight = weight.T if matrix.transposed else weight
+        weight = matrix.module.weight
+        weight = weight.T if model.config.model_type == "gpt2" else weight
         product = seen[0] @ weight.T
         bias = getattr(matrix.module, "bias", None)
         product = product if bias is None else product + bias
-        torch.testing.assert_close(
-            product.reshape(outputs[matrix.name].shape), outputs[matrix.name]
-        )
+        output = outputs[matrix.module]
+        torch.testing.assert_close(product.reshape(output.shape), output)
 
 
 def test_every_stored_matrix_has_a_role_and_is_taken_once(model):
@@ -67,14 +68,14 @@ def test_every_stored_matrix_has_a_role_and_is_taken_once(model):
         found = architectures.matrices(name, parameter.shape, model_type)
         for matrix in found:
             assert tuple(matrix.take(parameter).shape) == matrix.shape
-            assert matrix.component in architectures.COMPONENTS
+            assert matrix.component in COMPONENTS
             assert (matrix.layer == -1) == (matrix.group == "other")
         taken += sum(matrix.take(parameter).numel() for matrix in found)
         expected += parameter.numel() if parameter.ndim >= 2 else 0
     assert taken == expected
 
 
-def test_stacked_experts_are_the_rows_that_are_multiplied():
+def test_stacked_experts_are_split_into_the_rows_that_are_multiplied():
     """Gate rows come first: the expert's output equals act(gate x) * up x through down."""
     model = tiny_models.build("mixtral")
     experts = model.model.layers[0].mlp.experts
@@ -105,23 +106,23 @@ def test_stacked_experts_are_the_rows_that_are_multiplied():
         ("lm_head.weight", (-1, "other", "head")),
     ],
 )
-def test_roles_by_name(name, expected):
+def test_role_of_a_matrix_follows_from_its_name(name, expected):
     assert architectures.describe_parameter(name) == expected
 
 
-def test_gpt2_matrices_are_turned():
+def test_gpt2_matrices_are_transposed_but_not_its_embedding():
     (matrix,) = architectures.matrices("h.0.mlp.c_fc.weight", (32, 128), "gpt2")
     assert matrix.shape == (128, 32)
     (embedding,) = architectures.matrices("wte.weight", (50257, 32), "gpt2")
     assert embedding.shape == (50257, 32)
 
 
-def test_buffers_of_old_checkpoints_are_no_matrices():
+def test_buffers_of_old_checkpoints_are_not_matrices():
     for name in ("gpt_neox.layers.0.attention.bias", "h.0.attn.bias"):
         assert architectures.matrices(name, (1, 1, 8, 8), "gpt2") == []
 
 
-def test_unknown_architecture_says_what_was_looked_for():
+def test_unknown_architecture_error_names_what_was_looked_for():
     with pytest.raises(BadInput, match=r"mystery.*looked for"):
         architectures.describe_parameter("model.layers.0.mystery.weight")
     model = tiny_models.build("llama")

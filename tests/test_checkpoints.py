@@ -1,4 +1,4 @@
-"""Weights come back as they were saved; what is damaged or unlike is refused in one line."""
+"""Weights are read as they were saved; damaged or incompatible models are refused in one line."""
 
 import json
 import shutil
@@ -43,19 +43,20 @@ def refused(folder, pattern):
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_tensors_are_those_of_the_file(family, tmp_path):
+def test_tensors_equal_those_of_the_file(family, tmp_path):
     folder = tiny_models.save(family, tmp_path / "m")
     checkpoint = Checkpoint.open(str(folder))
     stored = load_file(folder / "model.safetensors")
     for name in checkpoint.names:
         assert torch.equal(checkpoint.tensor(name), stored[name])
-        assert checkpoint.shape(name) == tuple(stored[name].shape)
+        assert checkpoint.entries[name].shape == tuple(stored[name].shape)
+    assert checkpoint.weights == sum(checkpoint.tensor(name).numel() for name in checkpoint.names)
     components = [matrix.component for matrix in checkpoint.matrices()]
     tied = bool(tiny_models.config(family).tie_word_embeddings)
     assert components.count("head") == (0 if tied else 1)
 
 
-def test_shards_and_legacy_files_give_the_same(saved, tmp_path):
+def test_shards_and_legacy_files_give_the_same_tensors(saved, tmp_path):
     whole = Checkpoint.open(str(saved))
     tensors = load_file(saved / "model.safetensors")
     sharded, legacy = tmp_path / "sharded", tmp_path / "legacy"
@@ -102,13 +103,20 @@ def test_missing_parts_are_named(copy, tmp_path):
     refused(copy, "no config.json")
 
 
-def test_nan_names_the_tensor(copy):
-    name = "model.layers.1.mlp.up_proj.weight"
+def test_nan_and_inf_are_refused_with_the_name_of_the_tensor(copy):
+    name, norm = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
     rewrite(copy, lambda tensors: tensors[name].__setitem__((3, 4), float("inf")))
     checkpoint = Checkpoint.open(str(copy))
-    with pytest.raises(BadInput, match=rf"{name}.*NaN or Inf"):
-        checkpoint.finite(name)
-    checkpoint.finite("model.norm.weight")
+    for matrix in checkpoint.matrices():
+        if matrix.name == name:
+            with pytest.raises(BadInput, match=rf"{name}.*NaN or Inf"):
+                checkpoint.matrix(matrix)
+        else:
+            checkpoint.matrix(matrix)
+    checkpoint.check_vectors()
+    rewrite(copy, lambda tensors: tensors[norm].__setitem__(3, float("nan")))
+    with pytest.raises(BadInput, match=rf"{norm}.*NaN or Inf"):
+        Checkpoint.open(str(copy)).check_vectors()
 
 
 def unlike(a, b, pattern):
@@ -116,7 +124,7 @@ def unlike(a, b, pattern):
         match(Checkpoint.open(str(a)), Checkpoint.open(str(b)))
 
 
-def test_unlike_models_are_refused(saved, tmp_path):
+def test_models_of_different_architectures_are_refused(saved, tmp_path):
     other = tiny_models.save("llama", tmp_path / "vocabulary", vocab_size=300)
     unlike(saved, other, "vocabularies differ")
     configure(other, vocab_size=tiny_models.VOCABULARY)
@@ -126,7 +134,7 @@ def test_unlike_models_are_refused(saved, tmp_path):
     unlike(saved, tiny_models.save("llama", tmp_path / "t", tie_word_embeddings=True), "ties")
 
 
-def test_a_missing_tensor_is_named_and_a_prefix_is_not_one(saved, copy):
+def test_a_missing_tensor_is_named_and_a_prefix_is_tolerated(saved, copy):
     rewrite(copy, lambda t: {name.removeprefix("model."): tensor for name, tensor in t.items()})
     names = match(Checkpoint.open(str(saved)), Checkpoint.open(str(copy)))
     assert names["model.norm.weight"] == "norm.weight"
@@ -151,7 +159,7 @@ def test_identity_follows_config_and_headers(saved, copy):
     assert Checkpoint.open(str(copy)).identity()["config_sha256"] != first["config_sha256"]
 
 
-def test_hub_names_never_leave_the_hub(monkeypatch):
+def test_hub_names_with_path_tricks_are_refused(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("org/../name", "-x/y", "org/name@../../etc"):
         with pytest.raises(BadInput):

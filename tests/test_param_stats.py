@@ -12,12 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import analyze_mlp_vs_attn
+from model_diffs.core import script, step
 from model_diffs.core.errors import BadInput
 from model_diffs.diagnostics import param_stats
 from model_diffs.diagnostics.param_stats import Settings, compare
 from model_diffs.models.checkpoints import Checkpoint
 
-EXACT = Settings(empirical_threshold=0.99)
+EXACT = Settings(
+    torch.device("cpu"), torch.float32, 1e-3, max_iterations=200, seed=42, empirical_threshold=0.99
+)
 
 
 def edited(folder, source, edit):
@@ -61,7 +64,7 @@ def test_numbers_equal_lapack_in_every_family(family, tmp_path):
         assert row["changed_fraction"] > 0.99
 
 
-def test_a_against_a_is_nothing(base):
+def test_a_model_against_itself_has_no_change(base):
     (rows,) = rows_of(base, base)
     for row in rows:
         assert row["dW_fro"] == row["dW_spectral"] == row["changed_fraction"] == 0
@@ -71,7 +74,7 @@ def test_a_against_a_is_nothing(base):
     assert all(row["count_changed"] == 0 for row in param_stats.per_component(rows))
 
 
-def test_planted_rank_one_edit(base, tmp_path):
+def test_planted_rank_one_edit_has_rank_one(base, tmp_path):
     name = "model.layers.1.mlp.down_proj.weight"
 
     def edit(tensor_name, tensor):
@@ -91,7 +94,7 @@ def test_planted_rank_one_edit(base, tmp_path):
     assert layers[1, "attn"]["dW_fro_layer"] == 0
 
 
-def test_scaled_model(base, tmp_path):
+def test_a_scaled_model_changes_by_its_factor_and_keeps_its_rank(base, tmp_path):
     (rows,) = rows_of(base, edited(tmp_path / "b", base, lambda _, tensor: 1.5 * tensor))
     for row in rows:
         assert row["dW_fro_rel"] == pytest.approx(0.5, rel=1e-6)
@@ -101,19 +104,18 @@ def test_scaled_model(base, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_rounding_floor_is_the_size_of_rounding(base, tmp_path, dtype):
-    """A model that was only rounded moved by about the floor."""
+def test_rounding_floor_equals_the_change_of_a_rounded_model(base, tmp_path, dtype):
     (rows,) = rows_of(base, edited(tmp_path / "b", base, lambda _, tensor: tensor.to(dtype)))
     for row in rows:
         assert row["dW_fro"] == pytest.approx(row["rounding_fro"], rel=0.1)
 
 
-def test_several_models_give_what_each_gives_alone(base, tmp_path):
+def test_models_compared_together_give_the_same_rows_as_alone(base, tmp_path):
     first, second = (tiny_models.save("llama", tmp_path / str(i), seed=i) for i in (1, 2))
     assert rows_of(base, first, second) == rows_of(base, first) + rows_of(base, second)
 
 
-def test_nan_is_refused_by_name(base, tmp_path):
+def test_nan_is_refused_with_the_name_of_the_tensor(base, tmp_path):
     for name in ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight"):
         bad = edited(
             tmp_path / name, base, lambda n, t, name=name: t * float("nan") if n == name else t
@@ -137,30 +139,24 @@ def test_aggregates_by_hand():
     }  # fmt: skip
 
 
-def test_ratio_of_mlp_to_attention():
+def test_ratio_of_mlp_to_attention_where_one_is_zero():
     assert analyze_mlp_vs_attn.ratio(3.0, 2.0) == 1.5
     assert analyze_mlp_vs_attn.ratio(0.0, 2.0) == 0
     assert analyze_mlp_vs_attn.ratio(3.0, 0.0) == math.inf
     assert analyze_mlp_vs_attn.ratio(0.0, 0.0) is None
 
 
-def run(script, *options):
-    return subprocess.run(
-        [sys.executable, f"{script}.py", *map(str, options)], capture_output=True, text=True
-    )
+def run(name, *words):
+    script.execute(step.load_script(step.SCRIPTS / f"{name}.py"), [*map(str, words)])
 
 
-def test_scripts_from_weights_to_figures(base, tmp_path):
+def test_scripts_from_weights_to_figures(base, tmp_path, capsys):
     """Only the MLP of block 1 changes: tables, figures and ratios say so."""
     changed = edited(tmp_path / "changed", base, lambda n, t: t * 1.1 if "layers.1.mlp" in n else t)
     names = ("--model-a", base, "--model-b", changed, "--outroot", tmp_path / "out")
-    for script, more in (
-        ("collect_param_stats", ["--empirical-rank"]),
-        ("plot_param_stats", []),
-        ("analyze_mlp_vs_attn", []),
-    ):
-        done = run(script, *names, *more)
-        assert done.returncode == 0, done.stderr
+    run("collect_param_stats", *names, "--empirical-rank")
+    run("plot_param_stats", *names)
+    run("analyze_mlp_vs_attn", *names)
     folder = tmp_path / "out" / "base__to__changed"
     columns = list(pd.read_csv(folder / "param_stats/per_matrix.csv"))
     assert columns[11:16] == [
@@ -173,15 +169,18 @@ def test_scripts_from_weights_to_figures(base, tmp_path):
     assert summary["ratio_mlp_attn"][1] == math.inf
     figures = {path.name for path in (folder / "param_plots").glob("*.png")}
     assert {"layer_locality_attn.png", "stable_rank_mlp.png", "rank_comparison_mlp.png"} <= figures
-    assert "complete, skipped" in run("collect_param_stats", *names, "--empirical-rank").stdout
+    capsys.readouterr()
+    run("collect_param_stats", *names, "--empirical-rank")
+    assert "complete, skipped" in capsys.readouterr().out
 
 
-def test_a_bad_model_is_one_line_and_leaves_nothing(base, tmp_path):
+def test_a_damaged_model_gives_one_line_and_no_folder(base, tmp_path):
     broken = edited(tmp_path / "broken", base, lambda _, tensor: tensor)
     path = broken / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     out = tmp_path / "out"
-    done = run("collect_param_stats", "--model-a", base, "--model-b", broken, "--outroot", out)
+    words = ["collect_param_stats.py", "--model-a", base, "--model-b", broken, "--outroot", out]
+    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "model.safetensors is truncated" in done.stderr

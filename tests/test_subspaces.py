@@ -54,7 +54,9 @@ def alignment_row(W_A: torch.Tensor, dW: torch.Tensor, threshold: float = 0.99) 
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "mixtral"])
-def test_as_many_matrices_as_asked_for_drawn_evenly(family: str, tmp_path: Path) -> None:
+def test_sample_has_its_size_and_is_even_over_components_and_layers(
+    family: str, tmp_path: Path
+) -> None:
     folder = tiny_models.save(family, tmp_path / family, num_hidden_layers=6)
     every = Checkpoint.open(str(folder)).matrices()
     for count in (7, 20, 0, 10_000):
@@ -72,7 +74,7 @@ def test_as_many_matrices_as_asked_for_drawn_evenly(family: str, tmp_path: Path)
     assert max(layers.values()) - min(layers.values()) <= 1
 
 
-def test_another_seed_draws_others_the_same_seed_the_same(tmp_path: Path) -> None:
+def test_sample_depends_on_the_seed_only(tmp_path: Path) -> None:
     every = Checkpoint.open(str(tiny_models.save("llama", tmp_path / "m"))).matrices()
     draws = [[m.name for m in subspaces.sample_matrices(every, 5, seed)] for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
@@ -125,7 +127,7 @@ def test_step_7_agrees_with_lapack(shape: tuple[int, int]) -> None:
     assert row.grassmann_right == pytest.approx(np.linalg.norm(right), rel=1e-7)
 
 
-def test_a_matrix_against_itself_has_not_turned() -> None:
+def test_a_matrix_against_itself_has_alignment_one() -> None:
     W = torch.randn(30, 20)
     row = subspace_row(W, W.clone(), 4)
     assert row.max_singular_value == 0
@@ -134,7 +136,7 @@ def test_a_matrix_against_itself_has_not_turned() -> None:
     assert row.grassmann_distance == row.grassmann_right == 0
 
 
-def test_a_scaled_matrix_has_not_turned() -> None:
+def test_a_scaled_matrix_has_alignment_one() -> None:
     W = torch.randn(30, 20)
     row = subspace_row(W, 1.5 * W, 4)
     assert row.singular_value_ratio == pytest.approx(1.5, rel=1e-6)
@@ -166,7 +168,9 @@ def test_random_subspaces_align_as_pairs_of_random_subspaces_do() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_change_inside_or_outside_the_top_subspace_is_told(shape: tuple[int, int]) -> None:
+def test_energy_of_planted_changes_inside_and_outside_top_subspaces(
+    shape: tuple[int, int],
+) -> None:
     m, n = shape
     U, V = orthonormal(m, m, 1), orthonormal(n, n, 2)
     r = 4
@@ -214,7 +218,7 @@ def test_step_10_agrees_with_lapack(shape: tuple[int, int], threshold: float) ->
     assert row.rank_increase == updated - r
 
 
-def test_random_changes_have_the_energy_of_their_dimensions() -> None:
+def test_random_changes_have_the_expected_nullspace_energy() -> None:
     torch.manual_seed(5)
     W = planted((40, 24), [2.0] * 8)
     rows = [alignment_row(W, torch.randn(40, 24).double()) for _ in range(60)]
@@ -224,7 +228,7 @@ def test_random_changes_have_the_energy_of_their_dimensions() -> None:
     assert rows[0].random_nullspace_energy == pytest.approx(32 / 40)
 
 
-def test_an_unchanged_matrix_has_no_shares_and_a_layer_weighs_by_energy() -> None:
+def test_unchanged_matrix_has_no_shares_and_layers_weight_by_energy() -> None:
     W = torch.randn(16, 12)
     still = alignment_row(W, torch.zeros(16, 12))
     assert still.nullspace_energy is still.colspace_projection_ratio is None
@@ -244,7 +248,7 @@ def run(name: str, *words: object) -> None:
     script.execute(step.load_script(ROOT / name), [*map(str, words)])
 
 
-def test_scripts_write_what_they_promise(tmp_path: Path) -> None:
+def test_scripts_find_the_one_changed_matrix_and_write_all_files(tmp_path: Path) -> None:
     """Model B differs from A in one MLP matrix, stored [in, out]; a third one not at all."""
     a = tiny_models.save("gpt2", tmp_path / "a")
     b = tiny_models.save("gpt2", tmp_path / "b")
@@ -286,7 +290,7 @@ def test_scripts_write_what_they_promise(tmp_path: Path) -> None:
             assert json.loads((here / "run.json").read_text())["models"]
 
 
-def test_models_of_other_shapes_are_refused(tmp_path: Path) -> None:
+def test_models_of_different_shapes_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     a = tiny_models.save("llama", tmp_path / "a")
     b = tiny_models.save("llama", tmp_path / "b", intermediate_size=48)
     out = tmp_path / "out"

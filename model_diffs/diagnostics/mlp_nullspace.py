@@ -7,17 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model_diffs.diagnostics.subspaces import (
-    Decomposition,
-    decompose,
-    mlp_matrices,
-    numerical_rank,
-    row_parts,
-    tall,
-)
+from model_diffs.diagnostics.subspaces import Decomposition, decompose, mlp_matrices, numerical_rank
 from model_diffs.models.architectures import Matrix
 from model_diffs.models.checkpoints import Checkpoint, lockstep
-from model_diffs.stats import spectra
+from model_diffs.stats.spectra import rank_for_share, row_parts, singular_values, tall
 
 SUMMARISED = (
     *("nullspace_energy", "random_nullspace_energy"),
@@ -74,7 +67,7 @@ class BaseSpace(NamedTuple):
 def prepare_space(W_A: Tensor, threshold: float) -> BaseSpace:
     """Decomposition of W_A with the rank that holds `threshold` of its energy."""
     found = decompose(W_A)
-    return BaseSpace(found, min(spectra.rank_for_share(found.sigma, threshold), found.rank))
+    return BaseSpace(found, min(rank_for_share(found.sigma, threshold), found.rank))
 
 
 def inside_energies(base: BaseSpace, dW: Tensor) -> Energies:
@@ -108,8 +101,8 @@ def alignment_row(
     norm, left, right, updated = 0.0, None, None, r
     if bool(dW.any()):
         norm, left, right = inside_energies(base, dW)
-        sigma = spectra.singular_values(W_B)
-        updated = min(spectra.rank_for_share(sigma, threshold), numerical_rank(sigma, W_B.shape))
+        sigma = singular_values(W_B)
+        updated = min(rank_for_share(sigma, threshold), numerical_rank(sigma, W_B.shape))
     original = float(base.found.sigma.norm())
     return AlignmentRow(
         name=matrix.name,

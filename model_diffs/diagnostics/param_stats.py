@@ -1,7 +1,7 @@
 """Size, shape and precision of the weight changes between two checkpoints, matrix by matrix.
 
-Everything is read in lockstep: one matrix of the base, the same of each changed model, their
-difference in fp32, and on. The base's own statistics are computed once for all changed models.
+One matrix of the base is read, then the same of each changed model; their difference is formed in
+fp32. The base's own statistics are computed once for all changed models.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model_diffs.models.architectures import GROUPS, Matrix
+from model_diffs.models.architectures import Matrix
 from model_diffs.models.checkpoints import Checkpoint, chunks, lockstep
 from model_diffs.models.devices import gather_over_processes, share
 from model_diffs.stats import spectra
@@ -22,21 +22,26 @@ Row = dict[str, Any]
 class Settings(NamedTuple):
     """How spectral norms are computed."""
 
-    device: torch.device = torch.device("cpu")
-    dtype: torch.dtype = torch.float32
-    tol: float = 1e-3
-    max_iterations: int = 200
-    seed: int = 42
-    empirical_threshold: float | None = None
+    device: torch.device
+    dtype: torch.dtype
+    tol: float
+    max_iterations: int
+    seed: int
+    empirical_threshold: float | None
     """Share of energy of the empirical rank; None leaves its columns out."""
 
 
 class Spectrum(NamedTuple):
-    """What is known of one matrix."""
+    """Norms and ranks of one matrix."""
 
     frobenius: float
     top: spectra.TopSingularValue
     empirical_rank: int | None
+
+    @property
+    def stable_rank(self) -> float | None:
+        """None for a zero matrix."""
+        return spectra.stable_rank(self.frobenius, self.top.value)
 
 
 class Difference(NamedTuple):
@@ -51,11 +56,6 @@ class Difference(NamedTuple):
 
 
 # ── one matrix ────────────────────────────────────────────────────────────────────────────────────
-
-
-def frobenius(W: Tensor) -> float:
-    """‖W‖_F, summed in fp64 on the CPU over a few rows at a time."""
-    return math.sqrt(math.fsum(float(part.double().square().sum()) for part in chunks(W)))
 
 
 def squared_rounding(part: Tensor) -> float:
@@ -89,31 +89,27 @@ def difference(stored_a: Tensor, stored_b: Tensor) -> Difference:
         squared_a += float(a.square_().sum())
         squared_b += float(b.square_().sum())
     lengths = math.sqrt(squared_a) * math.sqrt(squared_b)
-    return Difference(
-        dW,
-        min(1.0, max(-1.0, inner / lengths)) if lengths else None,
-        changed / dW.numel(),
-        math.sqrt(rounding),
-    )
+    cosine = min(1.0, max(-1.0, inner / lengths)) if lengths else None
+    return Difference(dW, cosine, changed / dW.numel(), math.sqrt(rounding))
 
 
 def spectrum(W: Tensor, name: str, settings: Settings) -> Spectrum:
     """Frobenius norm, largest singular value and, where asked, empirical rank of W [out, in]."""
-    norm = frobenius(W)
+    # In fp64 on the CPU, a few rows at a time.
+    norm = math.sqrt(math.fsum(float(part.double().square().sum()) for part in chunks(W)))
     on_device = W.to(settings.device, settings.dtype)
     top = spectra.top_singular_value(
         on_device, settings.tol, settings.max_iterations, settings.seed, name
     )
     del on_device
-    rank = None
-    if settings.empirical_threshold is not None:
-        rank = spectra.empirical_rank(W.to(settings.device), settings.empirical_threshold)
-    return Spectrum(norm, top, rank)
+    if settings.empirical_threshold is None:
+        return Spectrum(norm, top, None)
+    sigma = spectra.singular_values(W.to(settings.device))
+    return Spectrum(norm, top, spectra.rank_for_share(sigma, settings.empirical_threshold))
 
 
-def matrix_row(matrix: Matrix, base: Spectrum, change: Spectrum, entries: Difference) -> Row:
+def matrix_row(matrix: Matrix, W: Spectrum, dW: Spectrum, entries: Difference) -> Row:
     """One line of per_matrix.csv. Ratios to a zero matrix are None."""
-    dW, W = change, base
     row: Row = {
         "name": matrix.name,
         "layer": matrix.layer,
@@ -126,10 +122,10 @@ def matrix_row(matrix: Matrix, base: Spectrum, change: Spectrum, entries: Differ
         "dW_spectral": dW.top.value,
         "W_spectral": W.top.value,
         "dW_spectral_rel": _ratio(dW.top.value, W.top.value),
-        "dW_stable_rank": spectra.stable_rank(dW.frobenius, dW.top.value),
-        "W_stable_rank": spectra.stable_rank(W.frobenius, W.top.value),
+        "dW_stable_rank": dW.stable_rank,
+        "W_stable_rank": W.stable_rank,
     }
-    if base.empirical_rank is not None:
+    if W.empirical_rank is not None:
         row |= {"dW_empirical_rank": dW.empirical_rank, "W_empirical_rank": W.empirical_rank}
     return row | {
         "component": matrix.component,
@@ -145,7 +141,7 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-# ── two checkpoints and more ──────────────────────────────────────────────────────────────────────
+# ── checkpoints ───────────────────────────────────────────────────────────────────────────────────
 
 
 def compare(base: Checkpoint, changed: Sequence[Checkpoint], settings: Settings) -> list[list[Row]]:
@@ -157,58 +153,38 @@ def compare(base: Checkpoint, changed: Sequence[Checkpoint], settings: Settings)
     or quantised weights.
     """
     for checkpoint in (base, *changed):
-        check_vectors(checkpoint)
+        checkpoint.check_vectors()
     rows = []
-    for matrix, stored, others in lockstep(base, changed, share(base.matrices())):
-        W = spectrum(stored.float(), f"{matrix.name} of {base.model}", settings)
-        rows.append([changed_row(matrix, W, stored, *other, settings) for other in others])
-    rows = gather_over_processes(rows)
-    return [[row[i] for row in rows] for i in range(len(changed))]
-
-
-def changed_row(
-    matrix: Matrix,
-    W: Spectrum,
-    stored_a: Tensor,
-    other: Checkpoint,
-    stored_b: Tensor,
-    settings: Settings,
-) -> Row:
-    """One line of per_matrix.csv, from the stored matrices."""
-    entries = difference(stored_a, stored_b)
-    label = f"the change of {matrix.name} to {other.model}"
-    return matrix_row(matrix, W, spectrum(entries.dW, label, settings), entries)
-
-
-def check_vectors(checkpoint: Checkpoint) -> int:
-    """Number of tensors that are no matrix (biases, norms); BadInput for NaN or Inf in them."""
-    inside = {matrix.tensor for matrix in checkpoint.matrices()}
-    vectors = [name for name in checkpoint.names if name not in inside]
-    for name in vectors:
-        checkpoint.finite(name)
-    return len(vectors)
+    for matrix, stored_a, others in lockstep(base, changed, share(base.matrices())):
+        W = spectrum(stored_a.float(), f"{matrix.name} of {base.model}", settings)
+        found = []
+        for other, stored_b in others:
+            entries = difference(stored_a, stored_b)
+            dW = spectrum(entries.dW, f"the change of {matrix.name} to {other.model}", settings)
+            found.append(matrix_row(matrix, W, dW, entries))
+            del entries  # before the next difference is made
+        rows.append(found)
+    return [[*of_one] for of_one in zip(*gather_over_processes(rows), strict=True)]
 
 
 # ── aggregation ───────────────────────────────────────────────────────────────────────────────────
 
 
-def per_layer(rows: Sequence[Row]) -> list[Row]:
+def per_layer(rows: Iterable[Row]) -> list[Row]:
     """Lines of per_layer.csv: rows of per_matrix.csv gathered by layer and group."""
-    keys = sorted({(row["layer"], GROUPS.index(row["group"])) for row in rows})
-    return [
-        {"layer": layer, "group": GROUPS[group]}
-        | aggregate([r for r in rows if (r["layer"], r["group"]) == (layer, GROUPS[group])])
-        for layer, group in keys
-    ]
+    return sorted(_gather(rows, "layer", "group"), key=lambda row: (row["layer"], row["group"]))
 
 
-def per_component(rows: Sequence[Row]) -> list[Row]:
+def per_component(rows: Iterable[Row]) -> list[Row]:
     """Lines of per_component.csv: rows of per_matrix.csv gathered by component."""
-    components = dict.fromkeys(row["component"] for row in rows)
-    return [
-        {"component": component} | aggregate([r for r in rows if r["component"] == component])
-        for component in components
-    ]
+    return _gather(rows, "component")
+
+
+def _gather(rows: Iterable[Row], *keys: str) -> list[Row]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return [dict(zip(keys, of, strict=True)) | aggregate(found) for of, found in groups.items()]
 
 
 def aggregate(rows: Sequence[Row]) -> Row:
@@ -217,7 +193,11 @@ def aggregate(rows: Sequence[Row]) -> Row:
     Means are None where nothing changed.
     """
     changed = [row for row in rows if row["dW_fro"] > 0]
-    dW_fro, W_fro = (_root_sum_square(row[c] for row in rows) for c in ("dW_fro", "W_fro"))
+
+    def mean(column: str) -> float | None:
+        return math.fsum(row[column] for row in changed) / len(changed) if changed else None
+
+    dW_fro, W_fro = (math.sqrt(math.fsum(r[c] * r[c] for r in rows)) for c in ("dW_fro", "W_fro"))
     dW_top, W_top = (max(row[c] for row in rows) for c in ("dW_spectral", "W_spectral"))
     found: Row = {
         "dW_fro_layer": dW_fro,
@@ -226,17 +206,8 @@ def aggregate(rows: Sequence[Row]) -> Row:
         "max_dW_spectral": dW_top,
         "max_W_spectral": W_top,
         "max_dW_spectral_rel": _ratio(dW_top, W_top),
-        "mean_dW_stable_rank": _mean(row["dW_stable_rank"] for row in changed),
+        "mean_dW_stable_rank": mean("dW_stable_rank"),
     }
-    if rows and "dW_empirical_rank" in rows[0]:
-        found["mean_dW_empirical_rank"] = _mean(row["dW_empirical_rank"] for row in changed)
+    if "dW_empirical_rank" in rows[0]:
+        found["mean_dW_empirical_rank"] = mean("dW_empirical_rank")
     return found | {"count_mats": len(rows), "count_changed": len(changed)}
-
-
-def _root_sum_square(values: Iterable[float]) -> float:
-    return math.sqrt(math.fsum(value * value for value in values))
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    listed = list(values)
-    return math.fsum(listed) / len(listed) if listed else None

@@ -1,27 +1,24 @@
-"""The spectrum of a weight change, and how far it turns the subspaces of the matrix.
+"""The spectrum of a weight change, and how far it turns the singular subspaces of the matrix.
 
 Every singular value comes from the Gram matrix of the smaller side in fp64. One eigenvalue
-decomposition per matrix gives both of its singular subspaces: that of the smaller side directly,
-that of the larger side through one product.
+decomposition per matrix gives both singular subspaces: that of the smaller side directly, that of
+the larger side by one product.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model_diffs.models.architectures import Matrix
+from model_diffs.models.architectures import MLP_COMPONENTS, Matrix
 from model_diffs.models.checkpoints import Checkpoint, lockstep
-from model_diffs.stats import spectra
+from model_diffs.stats.spectra import gram, rank_for_share, row_parts, singular_values, tall
 
-MLP_COMPONENTS = ("mlp_in", "mlp_gate", "mlp_out")
 RANDOM_PAIRS = 16
 SHARE = 0.99
-_CHUNK = 1 << 22  # entries converted to fp64 at a time: 32 MiB
-
 SUMMARISED = (
     *("effective_rank", "top10_variance_ratio", "singular_value_decay", "singular_value_ratio"),
     *("subspace_alignment", "alignment_right", "random_alignment", "random_alignment_right"),
@@ -32,25 +29,20 @@ SUMMARISED = (
 
 
 def sample_matrices(matrices: Sequence[Matrix], count: int, seed: int) -> list[Matrix]:
-    """`count` of the matrices (all of them where 0, or where there are no more), in their order.
+    """`count` of the matrices (all where 0, or where there are no more), in their order.
 
-    Drawn one by one from the component drawn least so far, in the layer drawn least so far, ties
-    broken by the seed: components come out equal to within one as far as they have matrices left,
-    and so do layers.
+    Drawn one by one from the component drawn least so far, then from the layer drawn least so far,
+    ties broken by the seed: components, and then layers, differ by at most one draw as long as
+    they have matrices left.
     """
     if count == 0 or count >= len(matrices):
         return list(matrices)
-    order = np.random.default_rng(seed).permutation(len(matrices))
-    left = [int(i) for i in order]
+    left = np.random.default_rng(seed).permutation(len(matrices)).tolist()
     components = dict.fromkeys((m.component for m in matrices), 0)
     layers = dict.fromkeys((m.layer for m in matrices), 0)
-
-    def drawn(i: int) -> tuple[int, int]:
-        return components[matrices[i].component], layers[matrices[i].layer]
-
     chosen = []
     for _ in range(count):
-        i = min(left, key=drawn)
+        i = min(left, key=lambda i: (components[matrices[i].component], layers[matrices[i].layer]))
         left.remove(i)
         chosen.append(i)
         components[matrices[i].component] += 1
@@ -92,7 +84,7 @@ class Bases(NamedTuple):
 
 def decompose(W: Tensor) -> Decomposition:
     """All singular values of W [m, n] and one side's vectors, by one decomposition of its Gram."""
-    values, vectors = torch.linalg.eigh(spectra.gram(W))
+    values, vectors = torch.linalg.eigh(gram(W))
     return Decomposition(W, values.flip(0).clamp_min(0).sqrt(), vectors.flip(1))
 
 
@@ -100,17 +92,6 @@ def numerical_rank(sigma: Tensor, shape: Sequence[int]) -> int:
     """Singular values above max(m, n)·ε·σ₁, ε that of fp32: the rest is rounding."""
     threshold = max(shape) * torch.finfo(torch.float32).eps * sigma[0]
     return int((sigma > threshold).sum())
-
-
-def tall(W: Tensor) -> Tensor:
-    """W or its transpose, whichever has at least as many rows as columns; a view."""
-    return W if W.shape[0] >= W.shape[1] else W.T
-
-
-def row_parts(W: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """A few rows of W [m, n] at a time, as fp64 on `device`."""
-    for part in W.split(max(1, _CHUNK // W.shape[1])):
-        yield part.to(device).double()
 
 
 def leading_bases(found: Decomposition, k: int) -> Bases:
@@ -127,8 +108,8 @@ def leading_bases(found: Decomposition, k: int) -> Bases:
 def principal_angles(Q_1: Tensor, Q_2: Tensor) -> Tensor:
     """Angles in radians, rising, between the subspaces with these orthonormal bases [side, k].
 
-    Cosines are the singular values of Q₁ᵀQ₂; small angles are taken from the sines, the singular
-    values of Q₂ − Q₁Q₁ᵀQ₂, since cosines near one have lost them (Björck, Golub 1973).
+    Cosines are the singular values of Q₁ᵀQ₂. Angles below 45° come from the sines, the singular
+    values of Q₂ − Q₁Q₁ᵀQ₂, since a cosine near one has lost them (Björck, Golub 1973).
     """
     inner = Q_1.T @ Q_2
     cosines = torch.linalg.svdvals(inner).clamp(0, 1)
@@ -140,18 +121,14 @@ def principal_angles(Q_1: Tensor, Q_2: Tensor) -> Tensor:
 def random_alignment(side: int, k: int, seed: int) -> float:
     """Mean cosine of the principal angles between random k-dimensional subspaces of R^side.
 
-    Mean over 16 pairs. One subspace of each pair is turned onto the first k axes, which changes
-    neither the angles nor their distribution.
+    Mean over 16 pairs. One subspace of each pair is the span of the first k axes, which does not
+    change the distribution of the angles.
     """
     generator = torch.Generator().manual_seed(seed)
-    means = [
-        torch.linalg.svdvals(
-            torch.linalg.qr(
-                torch.randn(side, k, generator=generator, dtype=torch.float64),
-            )[0][:k]
-        ).mean()
-        for _ in range(RANDOM_PAIRS)
-    ]
+    means = []
+    for _ in range(RANDOM_PAIRS):
+        gaussian = torch.randn(side, k, generator=generator, dtype=torch.float64)
+        means.append(torch.linalg.svdvals(torch.linalg.qr(gaussian)[0][:k]).mean())
     return float(torch.stack(means).mean())
 
 
@@ -159,7 +136,7 @@ def random_alignment(side: int, k: int, seed: int) -> float:
 
 
 class SubspaceRow(NamedTuple):
-    """One matrix of null_space_results.csv; None where a quantity has no meaning."""
+    """One matrix of null_space_results.csv; None where a quantity is undefined."""
 
     name: str
     component: str
@@ -198,53 +175,35 @@ def prepare_subspaces(W_A: Tensor, k: int) -> BaseSubspaces:
     return BaseSubspaces(found, k, leading_bases(found, k))
 
 
-class _Turn(NamedTuple):
-    left: Tensor
-    right: Tensor
-    k: int
-    sigma_ratio: float | None
-
-
-def _turn(base: BaseSubspaces, W_B: Tensor) -> _Turn:
-    """Principal angles of both sides between the leading subspaces of W_A and W_B."""
-    other = decompose(W_B)
-    k = min(base.k, other.rank)
-    bases = leading_bases(other, k)
-    first = float(base.found.sigma[0])
-    return _Turn(
-        principal_angles(base.bases.left[:, :k], bases.left),
-        principal_angles(base.bases.right[:, :k], bases.right),
-        k,
-        float(other.sigma[0]) / first if first else None,
-    )
-
-
 def subspace_row(
     matrix: Matrix, base: BaseSubspaces, W_B: Tensor, dW: Tensor, seed: int
 ) -> SubspaceRow:
     """Spectrum of dW, and how far the leading subspaces turned from W_A to W_B."""
+    k, first = base.k, float(base.found.sigma[0])
     if bool(dW.any()):
-        turn = _turn(base, W_B)
-        sigma = spectra.singular_values(dW)
+        other, sigma = decompose(W_B), singular_values(dW)
+        k, last = min(k, other.rank), float(other.sigma[0])
+        turned = leading_bases(other, k)
+        left, right = (
+            principal_angles(Q_A[:, :k], Q_B) for Q_A, Q_B in zip(base.bases, turned, strict=True)
+        )
     else:  # the same matrix: its subspaces have not turned
-        still = torch.zeros(base.k)
-        turn = _Turn(still, still, base.k, 1.0 if base.k else None)
-        sigma = torch.zeros(min(dW.shape), dtype=torch.float64)
-    top, k = float(sigma[0]), turn.k
-    energy = sigma.square()
+        sigma, last = torch.zeros(min(dW.shape), dtype=torch.float64), first
+        left = right = torch.zeros(k)
+    top, energy = float(sigma[0]), sigma.square()
     return SubspaceRow(
         name=matrix.name,
         component=matrix.component,
         layer=matrix.layer,
-        effective_rank=spectra.rank_for_share(sigma, SHARE) if top else None,
+        effective_rank=rank_for_share(sigma, SHARE) if top else None,
         top10_variance_ratio=float(energy[:10].sum() / energy.sum()) if top else None,
         max_singular_value=top,
         singular_value_decay=float(sigma[10]) / top if top and len(sigma) > 10 else None,
-        subspace_alignment=float(turn.left.cos().mean()) if k else None,
-        grassmann_distance=float(turn.left.norm()) if k else None,
-        singular_value_ratio=turn.sigma_ratio,
-        alignment_right=float(turn.right.cos().mean()) if k else None,
-        grassmann_right=float(turn.right.norm()) if k else None,
+        subspace_alignment=float(left.cos().mean()) if k else None,
+        grassmann_distance=float(left.norm()) if k else None,
+        singular_value_ratio=last / first if first else None,
+        alignment_right=float(right.cos().mean()) if k else None,
+        grassmann_right=float(right.norm()) if k else None,
         random_alignment=random_alignment(matrix.shape[0], k, seed) if k else None,
         random_alignment_right=random_alignment(matrix.shape[1], k, seed) if k else None,
         k=k,

@@ -1,8 +1,6 @@
-"""What each part of a decoder-only language model is: found by structure and names, not by count.
+"""Which weight matrices a stored tensor holds, with their layer, group and component, by its name.
 
-`matrices` reads a stored tensor: the matrices it holds, their layer, group and component. The
-parts of a live model are found by `anatomy.locate`. Nothing heavy is imported; tensors are only
-ever duck-typed.
+The parts of a live model are found by `anatomy.locate`. Tensors are duck-typed: no torch here.
 """
 
 import re
@@ -13,10 +11,7 @@ from typing import Any, NamedTuple
 from model_diffs.core.errors import BadInput
 
 OUTSIDE = -1
-COMPONENTS = (
-    "qkv", "attn_out", "mlp_in", "mlp_gate", "mlp_out", "router", "embed", "head"
-)  # fmt: skip
-GROUPS = ("attn", "mlp", "other")
+MLP_COMPONENTS = ("mlp_in", "mlp_gate", "mlp_out")
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
 EXPERT = re.compile(r"(?:^|\.)experts(?:\.\d+)?\.")
@@ -39,10 +34,12 @@ _OUTER_LEAVES = {
     "project_in": "embed",
     **dict.fromkeys(("embed_out", "lm_head", "project_out"), "head"),
 }
-# Causal masks and rotary tables that older checkpoints store beside the weights.
-_BUFFER = re.compile(r"(?:attn|attention)\.(?:bias|masked_bias)$|rotary_emb\.|inv_freq$")
-# Parts of multimodal checkpoints that are not the language model.
-_OTHER_MODALITY = re.compile(r"(?:^|\.)(?:vision_tower|vision_model|multi_modal_projector)\.")
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.weight$")
+# Causal masks and rotary tables of older checkpoints, and the other parts of multimodal ones.
+_NO_WEIGHT = re.compile(
+    r"(?:attn|attention)\.(?:bias|masked_bias)$|rotary_emb\.|inv_freq$"
+    r"|(?:^|\.)(?:vision_tower|vision_model|multi_modal_projector)\."
+)
 # Linear layers of these are Conv1D, stored [in, out].
 STORED_IN_OUT = {"gpt2", "openai-gpt"}
 # Families whose stacked experts are [experts, out, in], gate rows before up rows.
@@ -59,7 +56,8 @@ class Place(NamedTuple):
     group: str
     """`attn`, `mlp` or `other`."""
     component: str
-    """One of COMPONENTS; `mlp_gate+mlp_in` for a fused matrix that holds both."""
+    """qkv, attn_out, mlp_in, mlp_gate, mlp_out, router, embed or head; `mlp_gate+mlp_in` for a
+    fused matrix that holds both."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +87,12 @@ class Matrix:
         return tensor.T if self.transposed else tensor
 
 
-def is_buffer(name: str) -> bool:
-    """Whether a stored tensor is a mask or rotary table that older checkpoints carry along."""
-    return _BUFFER.search(name) is not None
+def is_weight(name: str, tied: bool = False) -> bool:
+    """Whether a stored tensor is a weight of the language model, not a mask or rotary table.
 
-
-def is_language_model(name: str) -> bool:
-    """Whether a stored tensor belongs to the language model of a possibly multimodal checkpoint."""
-    return _OTHER_MODALITY.search(name) is None
+    `tied`: nor is the copy of the embedding that is stored as head.
+    """
+    return not (_NO_WEIGHT.search(name) or (tied and _HEAD.search(name)))
 
 
 def describe_parameter(name: str) -> Place:
@@ -104,91 +100,56 @@ def describe_parameter(name: str) -> Place:
 
     Raises BadInput where the name has no known role.
     """
+    layer, group, leaves = OUTSIDE, "other", _OUTER_LEAVES
     block = _BLOCK.search(name)
-    if block is None:
-        component = _OUTER_LEAVES.get(_leaf(name))
-        if component is None:
-            raise _unknown(name, _OUTER_LEAVES)
-        return Place(OUTSIDE, "other", component)
-    layer, parts = int(block[1]), block[2].split(".")
-    if ATTENTION.intersection(parts):
-        group, leaves = "attn", _ATTENTION_LEAVES
-    elif MLP.intersection(parts):
-        group, leaves = "mlp", _MLP_LEAVES
-    else:
-        raise _unknown(name, sorted(ATTENTION | MLP))
-    component = leaves.get(_leaf(name))
-    if component is None:
-        raise _unknown(name, leaves)
+    if block is not None:
+        layer, parts = int(block[1]), block[2].split(".")
+        if ATTENTION.intersection(parts):
+            group, leaves = "attn", _ATTENTION_LEAVES
+        elif MLP.intersection(parts):
+            group, leaves = "mlp", _MLP_LEAVES
+        else:
+            leaves = dict.fromkeys(sorted(ATTENTION | MLP), "")
+    leaf = name.removesuffix(".weight").rpartition(".")[2]
+    if not (component := leaves.get(leaf)):
+        raise BadInput(
+            f"{name}: no known role for this matrix; looked for {', '.join(leaves)} "
+            "(model_diffs/models/architectures.py lists the supported architectures)"
+        )
     return Place(layer, group, component)
-
-
-def _leaf(name: str) -> str:
-    """Last part of a parameter's name that is not `weight`."""
-    parts = name.split(".")
-    return parts[-2] if parts[-1] == "weight" and len(parts) > 1 else parts[-1]
-
-
-def _unknown(name: str, known: Any) -> BadInput:
-    return BadInput(
-        f"{name}: no known role for this matrix; looked for {', '.join(known)} "
-        "(model_diffs/models/architectures.py lists the supported architectures)"
-    )
 
 
 def matrices(name: str, shape: Sequence[int], model_type: str) -> list[Matrix]:
     """The weight matrices in a stored tensor: none in biases, norms and buffers, one in a matrix,
-    one per expert (two where gate and up are fused) in stacked experts.
+    one per expert in stacked experts, two where gate and up are fused (gate rows first, as in
+    Mixtral and Phi-3).
 
     Raises BadInput for a matrix without a known role, and for stacked experts of a family whose
     layout is not known.
     """
-    if len(shape) < 2 or is_buffer(name) or not is_language_model(name):
+    if len(shape) < 2 or not is_weight(name):
         return []
-    place = describe_parameter(name)
-    if len(shape) == 2:
-        transposed = model_type in STORED_IN_OUT and place.layer != OUTSIDE
-        return _split_rows(
-            Matrix(name, name, *place, _pair(shape, transposed), None, None, transposed)
+    layer, group, fused = describe_parameter(name)
+    stacked = len(shape) == 3 and EXPERT.search(name) and model_type in _STACKED_OUT_IN
+    if len(shape) > 2 and not stacked:
+        raise BadInput(
+            f"{name}: a tensor of shape {tuple(shape)} in a {model_type or 'nameless'} model; "
+            f"looked for matrices, or stacked experts of {', '.join(sorted(_STACKED_OUT_IN))}"
         )
-    if len(shape) == 3 and EXPERT.search(name) and model_type in _STACKED_OUT_IN:
-        return [
-            part
-            for expert in range(shape[0])
-            for part in _split_rows(
-                Matrix(f"{name}[{expert}]", name, *place, _pair(shape[1:], False), expert)
-            )
-        ]
-    raise BadInput(
-        f"{name}: a tensor of shape {tuple(shape)} in a {model_type or 'nameless'} model; "
-        f"looked for matrices, or stacked experts of {', '.join(sorted(_STACKED_OUT_IN))}"
-    )
-
-
-def _pair(shape: Sequence[int], transposed: bool) -> tuple[int, int]:
-    first, second = int(shape[0]), int(shape[1])
-    return (second, first) if transposed else (first, second)
-
-
-def _split_rows(matrix: Matrix) -> list[Matrix]:
-    """A fused gate and up matrix as two: the gate's rows come first (Mixtral, Phi-3)."""
-    components = matrix.component.split("+")
-    if len(components) == 1:
-        return [matrix]
-    half = matrix.shape[0] // 2
-    return [
-        Matrix(
-            f"{matrix.name}.{component}",
-            matrix.tensor,
-            matrix.layer,
-            matrix.group,
-            component,
-            (half, matrix.shape[1]),
-            matrix.expert,
-            (i * half, (i + 1) * half),
-        )
-        for i, component in enumerate(components)
-    ]
+    transposed = model_type in STORED_IN_OUT and layer != OUTSIDE
+    side_in, side_out = shape[-2:] if transposed else (shape[-1], shape[-2])
+    components = fused.split("+")
+    height = side_out // len(components)
+    found = []
+    for expert in range(shape[0]) if stacked else [None]:
+        for i, component in enumerate(components):
+            label = name if expert is None else f"{name}[{expert}]"
+            rows = None
+            if len(components) > 1:
+                label, rows = f"{label}.{component}", (i * height, (i + 1) * height)
+            place = Place(layer, group, component)
+            found.append(Matrix(label, name, *place, (height, side_in), expert, rows, transposed))
+    return found
 
 
 def ties_head(config: Mapping[str, Any]) -> bool:

@@ -11,9 +11,9 @@ is converted. It must not be written to.
 
 import hashlib
 import json
+import math
 import pickle
 import re
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,17 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
-from model_diffs.models import architectures
+from model_diffs.models import architectures, files
 from model_diffs.models.architectures import Matrix
-from model_diffs.models.files import CONFIG, read_config, resolve, weight_files, weight_map
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = [
-    *("Checkpoint", "Entry", "check_configs", "check_finite", "chunks", "match"),
-    *("read_config", "resolve"),
-]
 
 # What two models must share so that subtracting their weights means something.
 _COMPARED = (
@@ -77,20 +71,25 @@ class Checkpoint:
 
         Raises BadInput where the config or the weights are missing, truncated or corrupt.
         """
-        folder = resolve(model)
-        config = read_config(folder)
-        index, weights = weight_files(folder)
+        folder = files.resolve(model)
+        config = files.read_config(folder)
+        index, weights = files.weight_files(folder)
         handles: dict[Path, Any] = {}
         entries: dict[str, Entry] = {}
         digest = hashlib.sha256()
         for file in weights:
-            header = _open_weights(file, handles)
-            digest.update(header.sha256.encode())
-            entries.update(header.entries)
-        _check_index(index, entries)
-        kept = _language_weights(entries, config)
-        files = (folder / CONFIG, *([index] if index else []), *weights)
-        return cls(model, folder, config, files, kept, digest.hexdigest(), handles)
+            open_file = _open_legacy if file.suffix == ".bin" else _open_safetensors
+            handles[file], found, header = open_file(file)
+            entries.update(found)
+            digest.update(hashlib.sha256(header).hexdigest().encode())
+        missing = sorted(set(files.weight_map(index)) - set(entries)) if index else []
+        if missing:
+            raise BadInput(f"{index} promises {missing[0]}, which no shard holds")
+        tied = architectures.ties_head(config)
+        names = [name for name in entries if architectures.is_weight(name, tied)]
+        kept = {name: entries[name] for name in sorted(names, key=_natural)}
+        depends = (folder / files.CONFIG, *([index] if index else []), *weights)
+        return cls(model, folder, config, depends, kept, digest.hexdigest(), handles)
 
     @property
     def names(self) -> list[str]:
@@ -102,13 +101,10 @@ class Checkpoint:
         """`model_type` of the config."""
         return str(self.config.get("model_type", ""))
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header."""
-        return self.entries[name].shape
-
-    def dtype(self, name: str) -> str:
-        """Stored dtype of a tensor as its file names it, from the header."""
-        return self.entries[name].dtype
+    @property
+    def weights(self) -> int:
+        """Number of stored weights."""
+        return sum(math.prod(entry.shape) for entry in self.entries.values())
 
     def tensor(self, name: str) -> "torch.Tensor":
         """The tensor as stored, a view of the mapped file. Read it, do not write to it."""
@@ -123,11 +119,10 @@ class Checkpoint:
             for matrix in architectures.matrices(name, entry.shape, self.model_type)
         ]
 
-    def finite(self, name: str) -> "torch.Tensor":
-        """`tensor(name)`; BadInput, naming it, for NaN, Inf or integer (quantised) weights."""
-        tensor = self.tensor(name)
-        check_finite(tensor, f"{name} of {self.model}")
-        return tensor
+    def check_vectors(self) -> None:
+        """Raise BadInput, naming it, for a bias or norm with NaN or Inf."""
+        for name in set(self.entries) - {matrix.tensor for matrix in self.matrices()}:
+            check_finite(self.tensor(name), f"{name} of {self.model}")
 
     def matrix(self, matrix: Matrix, name: str = "") -> "torch.Tensor":
         """A matrix [out, in] as stored, from the tensor `name` (by default the matrix's own).
@@ -144,7 +139,7 @@ class Checkpoint:
             return {"model": self.model, "commit": self.folder.name}
         return {
             "model": self.model,
-            "config_sha256": hashlib.sha256((self.folder / CONFIG).read_bytes()).hexdigest(),
+            "config_sha256": hashlib.sha256((self.folder / files.CONFIG).read_bytes()).hexdigest(),
             "header_sha256": self.header_sha256,
             "bytes": sum(file.stat().st_size for file in self.files),
         }
@@ -172,40 +167,23 @@ def chunks(tensor: "torch.Tensor") -> Iterable["torch.Tensor"]:
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Header(NamedTuple):
-    entries: dict[str, Entry]
-    sha256: str
-
-
-def _check_index(index: Path | None, entries: Mapping[str, Entry]) -> None:
-    missing = sorted(set(weight_map(index)) - set(entries)) if index else []
-    if missing:
-        raise BadInput(f"{index} promises {missing[0]}, which no shard holds")
-
-
-def _open_weights(file: Path, handles: dict[Path, Any]) -> _Header:
-    """Map a weight file, keep its handle, and read its header."""
-    if file.suffix == ".bin":
-        return _open_legacy(file, handles)
+def _open_safetensors(file: Path) -> tuple[Any, dict[str, Entry], bytes]:
+    """Handle, entries and header of a weight file, which is mapped."""
     from safetensors import SafetensorError, safe_open
 
+    raw = files.safetensors_header(file)
     try:
-        handles[file] = safe_open(file, "pt")
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            raw = stream.read(length)
-    except (SafetensorError, OSError, struct.error) as error:
+        handle = safe_open(file, "pt")
+    except (SafetensorError, OSError) as error:
         raise BadInput(f"{file} is truncated or corrupt ({error}): copy it again") from error
     header = json.loads(raw)
     header.pop("__metadata__", None)
-    entries = {
-        name: Entry(file, tuple(found["shape"]), found["dtype"]) for name, found in header.items()
-    }
-    return _Header(entries, hashlib.sha256(raw).hexdigest())
+    entries = {name: Entry(file, tuple(e["shape"]), e["dtype"]) for name, e in header.items()}
+    return handle, entries, raw
 
 
-def _open_legacy(file: Path, handles: dict[Path, Any]) -> _Header:
-    """Map a pytorch_model.bin. Only tensors are unpickled: a file with code in it is refused."""
+def _open_legacy(file: Path) -> tuple[Any, dict[str, Entry], bytes]:
+    """The same of a pytorch_model.bin. Only tensors are unpickled: a file with code is refused."""
     import torch
 
     try:
@@ -214,29 +192,16 @@ def _open_legacy(file: Path, handles: dict[Path, Any]) -> _Header:
         raise BadInput(
             f"{file} is corrupt, or not plain tensors in torch's zip format: convert to safetensors"
         ) from error
-    handles[file] = tensors
     entries = {
         name: Entry(file, tuple(t.shape), str(t.dtype).removeprefix("torch."))
         for name, t in tensors.items()
     }
     listing = json.dumps([[n, *e.shape, e.dtype] for n, e in sorted(entries.items())])
-    return _Header(entries, hashlib.sha256(listing.encode()).hexdigest())
+    return tensors, entries, listing.encode()
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", name) if p]
-
-
-def _language_weights(entries: Mapping[str, Entry], config: Mapping[str, Any]) -> dict[str, Entry]:
-    """The language model's weights: no masks or rotary tables, no second copy of a tied head."""
-    tied = architectures.ties_head(config)
-    return {
-        name: entries[name]
-        for name in sorted(entries, key=_natural)
-        if not architectures.is_buffer(name)
-        and architectures.is_language_model(name)
-        and not (tied and re.search(r"(?:^|\.)(?:lm_head|embed_out)\.weight$", name))
-    }
 
 
 # ── two checkpoints ───────────────────────────────────────────────────────────────────────────────
@@ -251,10 +216,12 @@ def match(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
     check_configs(a, b)
     names = _paired_names(a, b)
     for name_a, name_b in names.items():
-        shape_a, shape_b = a.shape(name_a), b.shape(name_b)
+        shape_a, shape_b = a.entries[name_a].shape, b.entries[name_b].shape
         if shape_a == shape_b:
             continue
-        what = "vocabularies differ, " if _is_vocabulary(name_a, shape_a, shape_b) else ""
+        matrices = len(shape_a) == len(shape_b) == 2 and shape_a[1] == shape_b[1]
+        outside = matrices and architectures.describe_parameter(name_a).layer < 0
+        what = "vocabularies differ, " if outside else ""
         raise BadInput(
             f"{what}{name_a} is {list(shape_a)} in {a.model} and {list(shape_b)} in {b.model}: "
             "compare models of one architecture"
@@ -292,12 +259,6 @@ def check_configs(a: Checkpoint, b: Checkpoint) -> None:
             )
     if architectures.ties_head(a.config) != architectures.ties_head(b.config):
         raise BadInput(f"{a.model} and {b.model}: one ties its head to the embedding, one does not")
-
-
-def _is_vocabulary(name: str, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> bool:
-    if len(shape_a) != 2 or len(shape_b) != 2 or shape_a[1] != shape_b[1]:
-        return False
-    return architectures.describe_parameter(name).component in ("embed", "head")
 
 
 def _paired_names(a: Checkpoint, b: Checkpoint) -> dict[str, str]:

@@ -18,16 +18,6 @@ class Models:
         self.sizes: list[Sizes] = []
 
 
-def _weights(checkpoint: Checkpoint) -> int:
-    total = 0
-    for name in checkpoint.names:
-        size = 1
-        for side in checkpoint.shape(name):
-            size *= side
-        total += size
-    return total
-
-
 def _cached_folder(model: str) -> Path | None:
     """The hub model's snapshot on this disk, if all its files are there; nothing is fetched."""
     from huggingface_hub import errors, snapshot_download
@@ -92,7 +82,7 @@ def check_models(
             continue
         stored = sum(file.stat().st_size for file in checkpoint.files)
         found.checkpoints[model] = checkpoint
-        found.sizes.append(Sizes(_weights(checkpoint), stored, 0))
+        found.sizes.append(Sizes(checkpoint.weights, stored, 0))
         says = f"{model}: {found.sizes[-1].weights / 1e6:.1f} M weights, {checkpoint.model_type}"
         yield Finding("ok", "models", says)
     yield from _check_alike(models[0], found)
