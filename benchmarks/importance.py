@@ -22,7 +22,8 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from model_diffs.activations.passes import Reader, Tokens
+from model_diffs.activations.passes import Reader
+from model_diffs.activations.tokens import Tokens
 from model_diffs.dictionaries.sae import Sae
 from model_diffs.importance import lenses, measuring
 from model_diffs.importance.lenses import SaeFeatures

@@ -10,10 +10,11 @@ import tiny_models
 import torch
 from torch.nn import functional
 
-from model_diffs.activations.passes import Reader, Tokens
+from model_diffs.activations.passes import Reader
+from model_diffs.activations.tokens import Tokens
 from model_diffs.core.errors import BadInput
 from model_diffs.importance import measuring
-from model_diffs.importance.lenses import Activations, LayerSums, Neurons
+from model_diffs.importance.lenses import Activations, Neurons
 from model_diffs.importance.measuring import Settings
 
 FAMILIES = ("qwen2", "llama", "mistral", "mixtral", "gemma2", "gpt_neox")
@@ -93,7 +94,7 @@ def reference(model: Any, module: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_means_are_those_of_a_loop_over_texts_and_tokens(family: str) -> None:
+def test_means_equal_a_loop_over_texts_and_tokens(family: str) -> None:
     model = tiny_models.build(family, seed=3)
     expected = {i: reference(model, mlp(blocks(model)[i])) for i in LAYERS}
     for which in ("values", "gradients"):
@@ -110,7 +111,7 @@ def test_means_are_those_of_a_loop_over_texts_and_tokens(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_the_residual_site_is_what_a_block_gives(family: str) -> None:
+def test_residual_site_is_output_of_block(family: str) -> None:
     model = tiny_models.build(family, seed=4)
     expected = reference(model, blocks(model)[1])
     for which in ("values", "gradients"):
@@ -118,7 +119,7 @@ def test_the_residual_site_is_what_a_block_gives(family: str) -> None:
         np.testing.assert_allclose(found.means[1], expected[which], rtol=1e-4, atol=1e-6)
 
 
-def test_the_hidden_site_is_what_the_last_matrix_reads() -> None:
+def test_hidden_site_is_input_of_last_matrix() -> None:
     model = tiny_models.build("llama", seed=5)
     one = blocks(model)[1].mlp
     seen: list[torch.Tensor] = []
@@ -137,7 +138,7 @@ def test_the_hidden_site_is_what_the_last_matrix_reads() -> None:
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_neox", "opt"])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_neither_batch_size_nor_pad_token_matters(family: str, gradients: bool) -> None:
+def test_means_do_not_depend_on_batch_size_or_pad_token(family: str, gradients: bool) -> None:
     model = tiny_models.build(family, seed=6)
     alone = run(model, batch_size=1, gradients=gradients)
     for batch_size, pad_id in ((2, 7), (5, 0)):
@@ -152,7 +153,7 @@ def test_neither_batch_size_nor_pad_token_matters(family: str, gradients: bool) 
 @pytest.mark.parametrize(
     ("family", "size", "tolerance"), [("gpt_neox", 1e-4, 1e-4), ("gemma2", 4e-3, 1e-2)]
 )
-def test_the_signed_mean_gradient_is_what_a_shift_does_to_the_mean_loss(
+def test_signed_mean_gradient_is_derivative_of_mean_loss_by_a_shift(
     family: str, size: float, tolerance: float
 ) -> None:
     model = tiny_models.build(family, seed=7).double()
@@ -184,7 +185,7 @@ def test_all_layers_come_from_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(passes) == len(backward) == 3
 
 
-def test_values_need_no_backward_no_head_and_no_later_block(
+def test_values_run_no_backward_no_head_and_no_later_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def never(*_: Any, **__: Any) -> None:
@@ -198,7 +199,7 @@ def test_values_need_no_backward_no_head_and_no_later_block(
     assert run(model, layers=(0, 1)).means[1].shape == (2, tiny_models.HIDDEN)
 
 
-def test_a_model_is_left_as_it_was() -> None:
+def test_model_is_left_unchanged() -> None:
     model = tiny_models.build("llama", seed=1)
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     run(model, gradients=True)
@@ -208,26 +209,26 @@ def test_a_model_is_left_as_it_was() -> None:
 
 
 class Stops(Neurons):
-    """Presses Ctrl-C while the second layer of a batch is added."""
+    """Raises KeyboardInterrupt while the second layer of a batch is added."""
 
     def __init__(self, batch: int) -> None:
         self.left = batch * len(LAYERS)
 
-    def add(self, sums: LayerSums, layer: int, at: Activations) -> None:
+    def sums(self, layer: int, at: Activations) -> torch.Tensor:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
-        super().add(sums, layer, at)
+        return super().sums(layer, at)
 
 
-def test_what_is_finished_when_ctrl_c_comes_is_kept() -> None:
+def test_interruption_keeps_finished_batches() -> None:
     model = tiny_models.build("llama", seed=2)
     lens = Stops(2)
     lens.left += 1
     found = run(model, lens=lens, batch_size=1)
     assert found.partial
     assert found.totals.texts == 2
-    order = measuring._order(tokens(), Settings(LAYERS, batch_size=1))
+    order = measuring.batch_order(tokens(), Settings(LAYERS, batch_size=1))
     finished = [rows[0] for rows in order[:2]]
     assert finished[0] == 4  # the longest first
     part = Tokens([IDS[i] for i in finished], [STARTS[i] for i in finished], np.arange(2), {})
@@ -240,7 +241,7 @@ def test_what_is_finished_when_ctrl_c_comes_is_kept() -> None:
         run(model, lens=Stops(0))
 
 
-def test_bad_input_is_said() -> None:
+def test_bad_models_and_texts_are_bad_input() -> None:
     broken = tiny_models.build("llama", seed=2)
     with torch.no_grad():
         broken.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")

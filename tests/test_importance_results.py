@@ -1,25 +1,26 @@
 """From means to what is saved: worked examples, names, and reading back."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from model_diffs.core.errors import BadInput
-from model_diffs.importance import importance_options, saved
+from model_diffs.importance import options, running, saved
 from model_diffs.importance.saved import load_results, normalise, raise_to, variants
 
 # ── worked examples ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_worked_example_of_normalisation() -> None:
+def test_normalisation_of_worked_example() -> None:
     values = np.array([0.5, -0.3, 0.2])
     np.testing.assert_allclose(normalise(values, "sum_abs"), [1.5, -0.9, 0.6])
     np.testing.assert_allclose(normalise(values, "sum"), [3.75, -2.25, 1.5])
     np.testing.assert_array_equal(normalise(values, "none"), values)
 
 
-def test_the_worked_examples_of_power() -> None:
+def test_power_of_worked_examples() -> None:
     np.testing.assert_allclose(raise_to(np.array([10, 5, 1, -8.0]), 2), [100, 25, 1, -64])
     found = raise_to(np.array([10, 5, 1, -8.0]), 0.5)
     np.testing.assert_allclose(found, [3.16, 2.24, 1.0, -2.83], atol=5e-3)
@@ -40,7 +41,7 @@ def test_power_comes_before_normalisation() -> None:
         np.testing.assert_allclose(found[key], values, rtol=1e-6)
 
 
-def test_what_cannot_be_divided_by_is_said() -> None:
+def test_sums_too_close_to_zero_are_bad_input() -> None:
     for cancelling in ([1.0, -1.0], [1.0, -0.9999]):
         with pytest.raises(BadInput, match=r"layer 3: .* too close to 0"):
             normalise(np.array(cancelling), "sum", "layer 3: the values")
@@ -58,26 +59,31 @@ def test_what_cannot_be_divided_by_is_said() -> None:
 
 
 def test_layers_are_ranges_lists_or_both() -> None:
-    assert importance_options.layer_list("0-3") == (0, 1, 2, 3)
-    assert importance_options.layer_list("10, 0,5") == (0, 5, 10)
-    assert importance_options.layer_list("0-2,2,23") == (0, 1, 2, 23)
-    assert importance_options.layer_list("all") is None
-    assert importance_options.layers_label((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
-    assert importance_options.layers_of(None, 3, "m") == (0, 1, 2)
-    with pytest.raises(BadInput, match="layers 0-3, and --layers asks for 4"):
-        importance_options.layers_of((0, 4), 4, "m")
+    assert options.layer_list("0-3") == (0, 1, 2, 3)
+    assert options.layer_list("10, 0,5") == (0, 5, 10)
+    assert options.layer_list("0-2,2,23") == (0, 1, 2, 23)
+    assert options.layer_list("all") is None
+    assert saved.layers_label((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
     for wrong in ("3-1", "a", "", "1-", "-1", "1,,2"):
-        with pytest.raises(Exception, match=r"layers|backwards"):
-            importance_options.layer_list(wrong)
+        with pytest.raises(ValueError, match=r"layers|backwards"):
+            options.layer_list(wrong)
+
+
+def test_layers_beyond_the_model_are_bad_input() -> None:
+    four = SimpleNamespace(model="m", config={"num_hidden_layers": 4})
+    assert running.layers_of(options.Options(), four) == (0, 1, 2, 3)
+    assert running.layers_of(options.Options(layers=(0, 3)), four) == (0, 3)
+    with pytest.raises(BadInput, match="layers 0-3, and --layers asks for 4"):
+        running.layers_of(options.Options(layers=(0, 4)), four)
 
 
 # ── reading back ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_results_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_unreadable_results_are_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such file"):
         load_results(tmp_path / "none.npz")
-    with pytest.raises(BadInput, match=r"no metadata\.json"):
+    with pytest.raises(BadInput, match=r"consolidated_results\.npz: no such file"):
         load_results(tmp_path)
     (tmp_path / "x.npz").write_bytes(b"nothing")
     with pytest.raises(BadInput, match="not a consolidated result"):

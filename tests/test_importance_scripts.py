@@ -12,7 +12,8 @@ import pytest
 import tiny_models
 import torch
 
-from model_diffs.core import arguments
+from model_diffs.core.options import parse
+from model_diffs.core.script import run_script
 from model_diffs.dictionaries import sae_files
 from model_diffs.dictionaries.sae import Sae
 from model_diffs.importance.saved import load_results
@@ -25,6 +26,7 @@ def script(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their own module up
     spec.loader.exec_module(module)
     return module
 
@@ -33,38 +35,44 @@ def script(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["layer_gradient_analysis", "sae_gradient_analysis"])
-def test_every_flag_takes_dashes_and_underscores(name: str) -> None:
-    parse = script(name).parse_arguments
+def test_flags_take_dashes_and_underscores_and_the_older_names(name: str) -> None:
+    kind = script(name).Options
     required = ["--sae", "some_folder/x-y"] if name.startswith("sae") else []
     given = {
         "model_name": "a_b/c-d", "num_samples": "7", "batch_size": "3", "max_length": "9",
         "aggregate_by": "gradients", "aggregation_mode": "both", "normalize_gradients": "both",
         "save_consolidated": "some_name-x.npz", "skip_first": "1",
     }  # fmt: skip
+    canonical = {"model_name": "model", "num_samples": "max_samples"}
     switches = ("save_outputs", "keep_bos", "trust_remote_code")
-    for change in (lambda flag: flag, lambda flag: flag.replace("_", "-")):
+    for change in (
+        lambda flag: flag,
+        lambda flag: flag.replace("_", "-"),
+        lambda flag: canonical.get(flag, flag).replace("_", "-"),
+    ):
         words = [word for key, value in given.items() for word in (f"--{change(key)}", value)]
-        found = parse([*words, *(f"--{change(s)}" for s in switches), *required])
-        assert all(str(getattr(found, key)) == value for key, value in given.items())
+        found = parse(kind, [*words, *(f"--{change(s)}" for s in switches), *required], None)
+        for key, value in given.items():
+            assert str(getattr(found, canonical.get(key, key))) == value
         assert all(getattr(found, switch) for switch in switches)
         joined = [f"--{change(key)}={value}" for key, value in given.items()]
-        assert parse([*joined, *required]).save_consolidated == "some_name-x.npz"
+        assert parse(kind, [*joined, *required], None).save_consolidated == "some_name-x.npz"
 
 
-def test_the_defaults_are_those_of_the_documents() -> None:
-    found = script("layer_gradient_analysis").parse_arguments([])
-    told = {
-        "model_name": "Qwen/Qwen2.5-0.5B", "num_samples": 500, "batch_size": 4, "max_length": 128,
+def test_defaults_are_those_of_the_documents() -> None:
+    found = parse(script("layer_gradient_analysis").Options, [], None)
+    expected = {
+        "model": "Qwen/Qwen2.5-0.5B", "max_samples": 500, "batch_size": 4, "max_length": 128,
         "layers": None, "aggregate_by": "values", "aggregation_mode": "mean_abs", "power": None,
         "normalize_gradients": "sum_abs", "save_outputs": False, "save_consolidated": None,
         "site": "mlp_out", "dtype": "auto",
     }  # fmt: skip
-    assert {key: getattr(found, key) for key in told} == told
+    assert {key: getattr(found, key) for key in expected} == expected
     with pytest.raises(SystemExit):
-        script("sae_gradient_analysis").parse_arguments([])  # --sae is required
+        parse(script("sae_gradient_analysis").Options, [], None)  # --sae is required
 
 
-def test_the_scripts_share_all_but_what_a_dimension_is() -> None:
+def test_scripts_share_all_but_their_dimensions() -> None:
     lines = [len((SCRIPTS / f"{n}_gradient_analysis.py").read_text().splitlines())
              for n in ("layer", "sae")]  # fmt: skip
     assert sum(lines) < 300
@@ -91,7 +99,7 @@ def run(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """Exit status of a script in this process."""
     monkeypatch.setattr(sys, "argv", [name, *words])
     with pytest.raises(SystemExit) as left:
-        arguments.run_script(script(name).main)
+        run_script(script(name).main)
     return int(left.value.code or 0)
 
 
@@ -106,10 +114,10 @@ NORMS = {"none": [""], "sum": [""], "sum_abs": [""], "both": ["_norm_sum", "_nor
 
 @pytest.mark.parametrize("normalisation", NORMS)
 @pytest.mark.parametrize("mode", MODES)
-def test_every_combination_writes_the_files_of_its_name(
+def test_every_combination_writes_its_files(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, normalisation: str
 ) -> None:
-    monkeypatch.setattr("model_diffs.importance.running._draw", lambda *_: None)
+    monkeypatch.setattr("model_diffs.importance.running.figures", lambda *_: ())
     words = given(place, "--save_outputs", "--outroot", str(tmp_path), "--layers", "0,2")
     words += ["--aggregation-mode", mode, "--normalize-gradients", normalisation]
     assert run("layer_gradient_analysis", [*words, "--power", "0.5,2"], monkeypatch) == 0
@@ -130,7 +138,7 @@ def test_every_combination_writes_the_files_of_its_name(
                 assert np.abs(exact).sum() == pytest.approx(len(exact), rel=1e-5)
 
 
-def test_what_cannot_be_normalised_does_not_take_the_rest_with_it(
+def test_arrays_that_cannot_be_normalised_leave_the_others_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """LayerNorm ignores a shift of all dimensions, so signed gradients add up to nothing."""
@@ -155,7 +163,7 @@ def test_what_cannot_be_normalised_does_not_take_the_rest_with_it(
     assert not list((tmp_path / "importance").iterdir())
 
 
-def test_a_folder_and_its_npz_read_alike_also_elsewhere(
+def test_moved_folder_and_its_npz_load_alike(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = given(place, "--save_outputs", "--outroot", str(tmp_path), "--aggregation_mode", "both")
@@ -195,10 +203,10 @@ def test_a_folder_and_its_npz_read_alike_also_elsewhere(
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
 
 
-def test_the_same_run_gives_the_same_bytes(
+def test_same_run_gives_same_bytes(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_diffs.importance.running._draw", lambda *_: None)
+    monkeypatch.setattr("model_diffs.importance.running.figures", lambda *_: ())
     words = given(place, "--save_outputs", "--num_samples", "3", "--aggregate_by", "gradients")
     for name in ("one", "two"):
         outroot = ["--outroot", str(tmp_path / name)]
@@ -209,7 +217,7 @@ def test_the_same_run_gives_the_same_bytes(
     assert all((one / f).read_bytes() == (two / f).read_bytes() for f in files)
 
 
-def test_without_save_outputs_only_the_summary_is_given(
+def test_without_save_outputs_only_a_summary_is_printed(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -218,21 +226,21 @@ def test_without_save_outputs_only_the_summary_is_given(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_run_is_kept_and_marked(
+def test_interrupted_run_is_saved_and_marked_partial(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from model_diffs.importance.lenses import Neurons
 
     calls: list[int] = []
-    real = Neurons.add
+    real = Neurons.sums
 
-    def add(*words: Any) -> None:
+    def sums(*words: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) > 2 * tiny_models.LAYERS:
             raise KeyboardInterrupt
-        real(*words)
+        return real(*words)
 
-    monkeypatch.setattr(Neurons, "add", add)
+    monkeypatch.setattr(Neurons, "sums", sums)
     words = given(place, "--save_outputs", "--outroot", str(tmp_path), "--batch_size", "1")
     assert run("layer_gradient_analysis", words, monkeypatch) == 130
     assert "interrupted after 2 of 4 texts" in capsys.readouterr().err
@@ -260,7 +268,7 @@ def test_an_interrupted_run_is_kept_and_marked(
         (["--site", "residual"], "no SAE for residual"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(
+def test_bad_input_is_one_line_and_writes_nothing(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any,
     words: list[str], message: str,
 ) -> None:  # fmt: skip

@@ -12,7 +12,7 @@ _PRE_ACTIVATIONS = 1 << 24  # entries that are dense at a time: 64 MiB
 
 
 class Activations(NamedTuple):
-    """The counted tokens of one batch at one layer."""
+    """The n counted tokens of one batch at one layer."""
 
     x: Tensor
     """`[n, d]`, the activation in the model's dtype."""
@@ -22,36 +22,19 @@ class Activations(NamedTuple):
     """`[n, d]`: gradient of the summed loss of the batch; None in a pass over values."""
 
 
-class LayerSums:
-    """Sums over tokens, signed and absolute: `[2, size]` fp64, on a device that has fp64."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        place = torch.device("cpu") if device.type == "mps" else device
-        self.sums = torch.zeros(2, size, dtype=torch.float64, device=place)
-
-    def add_dense(self, values: Tensor) -> None:
-        """Add `[n, size]`."""
-        values = values.to(self.sums.device).double()
-        self.sums += torch.stack([values.sum(0), values.abs().sum(0)])
-
-    def add_sparse(self, features: Tensor, values: Tensor) -> None:
-        """Add `values` `[nnz]` to their `features` `[nnz]`; everything else is zero."""
-        features, values = features.to(self.sums.device), values.to(self.sums.device).double()
-        self.sums[0].index_add_(0, features, values)
-        self.sums[1].index_add_(0, features, values.abs())
-
-
 class Lens(Protocol):
     """What a dimension is."""
 
     wants_entered: bool
     """Whether it reads what enters the MLP."""
 
-    def size(self, layer: int, width: int) -> int:
-        """Dimensions of a layer whose activation is `width` wide. BadInput where that is wrong."""
+    def sums(self, layer: int, at: Activations) -> Tensor:
+        """`[2, size]` fp64: signed and absolute sums over tokens of each dimension's value, or of
+        its gradient where there is one. BadInput where the layer does not fit."""
 
-    def add(self, sums: LayerSums, layer: int, at: Activations) -> None:
-        """Add values, or gradients where there are some."""
+
+def _double(values: Tensor) -> Tensor:
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 class Neurons:
@@ -59,49 +42,44 @@ class Neurons:
 
     wants_entered = False
 
-    def size(self, layer: int, width: int) -> int:
-        """As wide as the activation."""
-        return width
-
-    def add(self, sums: LayerSums, layer: int, at: Activations) -> None:
-        """All entries are there: sum them."""
-        sums.add_dense(at.x if at.gradient is None else at.gradient)
+    def sums(self, layer: int, at: Activations) -> Tensor:
+        values = _double(at.x if at.gradient is None else at.gradient)
+        return torch.stack([values.sum(0), values.abs().sum(0)])
 
 
 class SaeFeatures:
-    """A dimension is a feature of a layer's dictionary: the lens of the SAE tool.
-
-    Inactive features have value zero and, since nothing flows through them, gradient zero.
-    """
+    """A dimension is a feature of a layer's autoencoder; inactive ones have value, gradient 0."""
 
     def __init__(self, coders: dict[int, Sae]) -> None:
         self.coders = coders
         self.wants_entered = any(coder.transcoder for coder in coders.values())
 
-    def size(self, layer: int, width: int) -> int:
-        """Features of the layer's dictionary."""
-        coder = self.coders[layer]
-        expected = coder.decoder.shape[1]
-        if width != expected:
+    def _input(self, layer: int, at: Activations) -> Tensor:
+        """What the layer's SAE encodes, its widths checked."""
+        coder, width = self.coders[layer], self.coders[layer].decoder.shape[1]
+        if at.x.shape[-1] != width:
             raise BadInput(
-                f"layer {layer}: the activation is {width} wide, its SAE is for {expected}: use "
-                "the SAE of this model, or another --site"
+                f"layer {layer}: the activation is {at.x.shape[-1]} wide, its SAE is for {width}: "
+                "use the SAE of this model, or another --site"
             )
-        return coder.d_sae
-
-    def add(self, sums: LayerSums, layer: int, at: Activations) -> None:
-        """Add the active features of some hundred tokens at a time."""
-        coder = self.coders[layer]
         x = at.entered if coder.transcoder and at.entered is not None else at.x
         if x.shape[-1] != coder.d_in:
             raise BadInput(
                 f"layer {layer}: the MLP reads {x.shape[-1]} entries, its transcoder is for "
                 f"{coder.d_in}: use one of this model"
             )
-        step = max(1, _PRE_ACTIVATIONS // coder.d_sae)
+        return x
+
+    def sums(self, layer: int, at: Activations) -> Tensor:
+        x, coder = self._input(layer, at), self.coders[layer]
+        sums = _double(x.new_zeros(2, coder.d_sae))
+        step = max(1, _PRE_ACTIVATIONS // coder.d_sae)  # tokens at a time
         for start in range(0, len(x), step):
             found = coder.encode(x[start : start + step])
             values = found.values
             if at.gradient is not None:
                 values = coder.slopes(found, at.gradient[start : start + step])
-            sums.add_sparse(found.features, values)
+            values, features = _double(values), found.features.to(sums.device)
+            sums[0].index_add_(0, features, values)
+            sums[1].index_add_(0, features, values.abs())
+        return sums

@@ -1,109 +1,129 @@
-"""A run of either importance script: read, measure, print, save."""
+"""A run of either importance script: read, measure, save, print."""
 
-import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from model_diffs.activations import passes
-from model_diffs.core import arguments, naming, results
+from model_diffs.activations.passes import Reader
+from model_diffs.activations.tokens import Tokens, tokenise
+from model_diffs.core import naming, results
 from model_diffs.core.errors import BadInput
+from model_diffs.core.options import recorded
+from model_diffs.core.results import PlannedRun
+from model_diffs.core.script import seed_everything
 from model_diffs.data import text_datasets
 from model_diffs.data.texts import Split
-from model_diffs.importance import importance_options as options_
 from model_diffs.importance import saved
 from model_diffs.importance.lenses import Lens
 from model_diffs.importance.measuring import Measured, Settings, measure
-from model_diffs.models import devices
-from model_diffs.models import loading as models
+from model_diffs.importance.options import Options
+from model_diffs.models import devices, loading
 from model_diffs.models.checkpoints import Checkpoint
 
-KINDS = ("histogram", "scatter")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Arrays = Mapping[str, np.ndarray]
+"""Key → `[size]` fp32."""
+HOW_TO_LOAD = [
+    "from model_diffs.importance.saved import load_results",
+    "results = load_results(FOLDER)  # or load_results(FOLDER / 'consolidated_results.npz')",
+    "results['data']['layer_0_mean_abs'], results['metadata']",
+    "numpy.load(FOLDER / 'layer_0_mean_abs_gradients.npy')  # one array alone",
+]
+
+
+@dataclass
+class Dimensions:
+    """What is measured of a model: which layers, and what a dimension is."""
+
+    prefix: str
+    """First word of result folders: layer_activations or sae_features."""
+    layers: tuple[int, ...]
+    lens_on: Callable[[torch.device], Lens]
+    reads: Sequence[Path] = ()
+    """Files that the lens was read from."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Where they are from, for the record."""
 
 
 @dataclass
 class Analysis:
-    """What one run of a script found, and what it was asked."""
+    """What one run of a script found."""
 
-    options: argparse.Namespace
-    prefix: str
-    """First word of its folders: layer_activations or sae_features."""
-    layers: tuple[int, ...]
+    options: Options
+    dimensions: Dimensions
     checkpoint: Checkpoint
     split: Split
-    tokens: passes.Tokens
+    tokens: Tokens
     measured: Measured
     loading_seconds: float
-    reads: Sequence[Path]
-    """Files that the result depends on, beside the model's and the texts'."""
-    settings: Mapping[str, Any]
-    """What was decided in the run: device, dtype, where dictionaries were found."""
+    compute: Mapping[str, str]
+    """Device and dtype."""
 
 
-def block_count(checkpoint: Checkpoint) -> int:
-    """Blocks of a model, from its config.json."""
-    for name in ("num_hidden_layers", "n_layer", "num_layers"):
-        if isinstance(checkpoint.config.get(name), int):
-            return int(checkpoint.config[name])
-    raise BadInput(f"{checkpoint.model}: no num_hidden_layers in its config.json")
+def layers_of(options: Options, checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The layers that are asked for. BadInput where the model has no such layer."""
+    names = ("num_hidden_layers", "n_layer", "num_layers")
+    counts = [checkpoint.config[name] for name in names if name in checkpoint.config]
+    if not counts:
+        raise BadInput(f"{checkpoint.model}: no num_hidden_layers in its config.json")
+    every = tuple(range(int(counts[0])))
+    layers = every if options.layers is None else tuple(options.layers)
+    if layers[-1] not in every:
+        raise BadInput(
+            f"{checkpoint.model} has layers 0-{every[-1]}, and --layers asks for {layers[-1]}"
+        )
+    return layers
 
 
-def analyse(
-    options: argparse.Namespace,
-    prefix: str,
-    layers: tuple[int, ...],
-    checkpoint: Checkpoint,
-    lens_on: Callable[[torch.device], Lens],
-    reads: Sequence[Path] = (),
-    **settings: Any,
-) -> Analysis:
-    """Read texts and model, and measure. `lens_on` gives the lens on a device."""
+def analyse(options: Options, checkpoint: Checkpoint, dimensions: Dimensions) -> Analysis:
+    """Read texts and model, and measure."""
     device = devices.pick_device(options.device)
     dtype = devices.pick_dtype(options.dtype, device)
-    arguments.seed_everything(options.seed)
+    seed_everything(options.seed)
     started = time.perf_counter()
-    split = text_datasets.read_dataset(options.dataset, options.num_samples, options.seed)
-    tokenizer = models.load_tokenizer(options.model_name, options.trust_remote_code)
+    split = text_datasets.read_dataset(options.dataset, options.max_samples, options.seed)
+    tokenizer = loading.load_tokenizer(options.model, options.trust_remote_code)
     limit = checkpoint.config.get("max_position_embeddings") or options.max_length
-    tokens = passes.tokenise(
-        *(tokenizer, split.texts, min(options.max_length, limit)),
-        *(options.keep_bos, options.skip_first),
+    length = min(options.max_length, limit)
+    tokens = tokenise(tokenizer, split.texts, length, options.keep_bos, options.skip_first)
+    lens = dimensions.lens_on(device)
+    model = loading.load_model(options.model, device, dtype, options.trust_remote_code)
+    settings = Settings(
+        layers=dimensions.layers,
+        site=options.site,
+        gradients=options.aggregate_by == "gradients",
+        batch_size=options.batch_size,
+        seed=options.seed,
     )
-    lens = lens_on(device)
-    model = models.load_model(options.model_name, device, dtype, options.trust_remote_code)
-    reader = passes.Reader(options.model_name, model)
-    loading = time.perf_counter() - started
-    what = Settings(
-        *(layers, options.site, options.aggregate_by == "gradients"),
-        *(options.batch_size, options.seed),
-    )
-    measured = measure(reader, tokens, tokenizer.pad_token_id, lens, what)
-    settings |= {"device": str(device), "dtype": devices.dtype_name(dtype)}
+    loading_seconds = time.perf_counter() - started
+    reader = Reader(options.model, model)
+    measured = measure(reader, tokens, tokenizer.pad_token_id, lens, settings)
+    compute = {"device": str(device), "dtype": devices.dtype_name(dtype)}
     return Analysis(
-        *(options, prefix, layers, checkpoint, split, tokens, measured, loading, reads, settings)
+        options, dimensions, checkpoint, split, tokens, measured, loading_seconds, compute
     )
 
 
-# ── what is said of it ────────────────────────────────────────────────────────────────────────────
+# ── what is recorded ──────────────────────────────────────────────────────────────────────────────
 
 
 def timing(analysis: Analysis) -> dict[str, Any]:
     """Seconds of each part, and how fast texts went through."""
-    measured = analysis.measured
+    measured, loading_seconds = analysis.measured, analysis.loading_seconds
     totals, seconds = measured.totals, measured.seconds
-    in_layers = sum(measured.layer_seconds.values())
     return {
-        "total_seconds": analysis.loading_seconds + seconds,
-        "loading_seconds": analysis.loading_seconds,
+        "total_seconds": loading_seconds + seconds,
+        "loading_seconds": loading_seconds,
         "pass_seconds": seconds,
-        "model_seconds": max(0.0, seconds - in_layers),
+        "model_seconds": max(0.0, seconds - sum(measured.layer_seconds.values())),
         "layer_seconds": {f"layer_{i}": s for i, s in measured.layer_seconds.items()},
         "texts": totals.texts,
         "tokens": totals.tokens,
@@ -114,65 +134,114 @@ def timing(analysis: Analysis) -> dict[str, Any]:
 
 
 def timing_text(stats: Mapping[str, Any]) -> str:
-    """The same in words."""
-    lines = [
-        *(["INTERRUPTED: of the texts that were finished"] if stats["partial"] else []),
-        f"{stats['texts']:,} texts, {stats['tokens']:,} tokens in {stats['pass_seconds']:.2f} s: "
-        f"{stats['texts_per_second']:.1f} texts/s, {stats['tokens_per_second']:,.0f} tokens/s",
-        f"loading texts and model   {stats['loading_seconds']:9.2f} s",
-        f"the model's own pass      {stats['model_seconds']:9.2f} s",
-    ]
-    for layer, seconds in stats["layer_seconds"].items():
-        lines.append(f"{layer.replace('_', ' '):<25} {seconds:9.2f} s")
-    return "\n".join([*lines, f"total                     {stats['total_seconds']:9.2f} s", ""])
+    """The timing, a number per line."""
+    numbers = {**stats, **stats["layer_seconds"]}
+    del numbers["layer_seconds"], numbers["partial"]
+    lines = ["INTERRUPTED: of the texts that were finished"] if stats["partial"] else []
+    lines += [f"{name.replace('_', ' '):<20} {value:12,.2f}" for name, value in numbers.items()]
+    return "\n".join(lines) + "\n"
 
 
-HOW_TO_LOAD = [
-    "from model_diffs.importance_results import load_results",
-    "results = load_results(FOLDER)  # or load_results(FOLDER / 'consolidated_results.npz')",
-    "results['data']['layer_0_mean_abs'], results['metadata']",
-    "numpy.load(FOLDER / 'layer_0_mean_abs_gradients.npy')  # one array alone",
-]
+def statistics(values: np.ndarray) -> dict[str, float]:
+    """Of one array: mean, std, max, sum of absolute values."""
+    exact = values.astype(np.float64)
+    found = {"mean": exact.mean(), "std": exact.std(), "max": exact.max()}
+    return {name: float(one) for name, one in {**found, "sum_abs": np.abs(exact).sum()}.items()}
 
 
-def metadata(
-    analysis: Analysis, power: float | None, data: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """What metadata.json and the npz say of one power."""
-    options, measured = analysis.options, analysis.measured
-    totals = measured.totals
-    config = {k: v for k, v in sorted(vars(options).items()) if k != "outroot"}
-    config |= {"layers": list(analysis.layers), "power": power, **analysis.settings}
-    config["texts"] = analysis.split.identity()
-    config["left_out"] = analysis.tokens.left_out
-    sizes = {f"layer_{i}": int(means.shape[1]) for i, means in measured.means.items()}
-    loss = totals.loss / totals.predictions if totals.predictions else None
+def metadata(analysis: Analysis, power: float | None, data: Arrays) -> dict[str, Any]:
+    """What metadata.json and the npz say of one power; keys are those of docs/importance.md."""
+    options, measured, dimensions = analysis.options, analysis.measured, analysis.dimensions
+    config = recorded(options)
+    names = {"model_name": config.pop("model"), "num_samples": config.pop("max_samples")}
+    chosen = {"layers": list(dimensions.layers), "power": power, **dimensions.facts}
+    read = {"texts": analysis.split.identity(), "left_out": analysis.tokens.left_out}
     return {
-        "model_name": options.model_name,
+        "model_name": options.model,
         "aggregate_by": options.aggregate_by,
         "aggregation_mode": options.aggregation_mode,
         "power": power,
         "normalization_mode": options.normalize_gradients,
-        "dimension_sizes": sizes,
+        "dimension_sizes": {f"layer_{i}": m.shape[1] for i, m in measured.means.items()},
         "partial": measured.partial,
-        "texts": totals.texts,
-        "tokens": totals.tokens,
-        "predictions": totals.predictions,
-        "mean_loss": loss,
-        "analysis_config": config,
-        "layer_statistics": {key: saved.statistics(values) for key, values in data.items()},
+        "texts": measured.totals.texts,
+        "tokens": measured.totals.tokens,
+        "predictions": measured.totals.predictions,
+        "mean_loss": measured.totals.mean_loss,
+        "analysis_config": {**config, **names, **chosen, **analysis.compute, **read},
+        "layer_statistics": {key: statistics(values) for key, values in data.items()},
         "timing": timing(analysis),
         "how_to_load": HOW_TO_LOAD,
     }
 
 
-def print_summary(analysis: Analysis, data: Mapping[str, np.ndarray]) -> None:
+def figures(analysis: Analysis, data: Arrays) -> Iterator[tuple[str, "Figure"]]:
+    """Names and figures: per array a histogram and a scatter plot, and both modes side by side."""
+    from model_diffs.importance.figures import KINDS, Shown, draw
+
+    options, layers = analysis.options, analysis.dimensions.layers
+    of = "SAE features" if analysis.dimensions.prefix.startswith("sae") else options.site
+    partial = ", INTERRUPTED" if analysis.measured.partial else ""
+    title = f"{naming.model_label(options.model)}, {options.aggregate_by} of {of}{partial}"
+    by_ending: dict[str, list[Shown]] = {}
+    for mode, how, ending in saved.asked(options.aggregation_mode, options.normalize_gradients):
+        arrays = {i: data[key] for i in layers if (key := f"layer_{i}_{mode}{ending}") in data}
+        if arrays:
+            label = mode if how == "none" else f"{mode}, normalised by {how}"
+            by_ending.setdefault(ending, []).append(Shown(label, mode, arrays))
+    for ending, shown in by_ending.items():
+        drawn = [
+            (f"_{one.heading}{ending}_{kind}", [kind], [one]) for one in shown for kind in KINDS
+        ]
+        if len(shown) > 1:
+            drawn.append((f"{ending}_combined", list(KINDS), shown))
+        for name, kinds, several in drawn:
+            common = [layer for layer in layers if all(layer in one.layers for one in several)]
+            for layer in (*common, None):
+                which = "all layers" if layer is None else f"layer {layer}"
+                figure = draw(f"{title}, {which}", kinds, several, layer)
+                yield which.replace(" ", "_") + name, figure
+
+
+# ── saving and printing ───────────────────────────────────────────────────────────────────────────
+
+
+def save(analysis: Analysis, power: float | None, data: Arrays, several: bool) -> list[Path]:
+    """A folder, a consolidated file, or both, of one power (of `several`); what was written."""
+    options, dimensions = analysis.options, analysis.dimensions
+    about, written = metadata(analysis, power, data), []
+    if options.save_outputs:
+        folder = saved.result_folder(options, dimensions.prefix, dimensions.layers, power)
+        label = naming.model_label(options.model)
+        with results.open_run(PlannedRun(folder, label, about["analysis_config"])) as run:
+            for key, values in data.items():
+                np.save(run.path / f"{key}_gradients.npy", values, allow_pickle=False)
+            saved.write_consolidated(run.path / saved.CONSOLIDATED, data, about)
+            run.document("metadata", about)
+            run.document("timing_stats", about["timing"])
+            (run.path / "timing_summary.txt").write_text(timing_text(about["timing"]))
+            for name, figure in figures(analysis, data):
+                run.figure(name, figure)
+            run.reads(*analysis.checkpoint.files, *dimensions.reads)
+            run.reads(*text_datasets.files_of(analysis.split))
+            models = {label: analysis.checkpoint.identity()}
+            run.record(models=models, partial=analysis.measured.partial)
+        written.append(folder)
+    if options.save_consolidated:
+        path = saved.consolidated_path(options.save_consolidated, power if several else None)
+        saved.write_consolidated(path, data, about)
+        written.append(path)
+    return written
+
+
+def print_summary(analysis: Analysis, power: float | None, data: Arrays) -> None:
     """A line per array: how it is spread, and its largest dimensions."""
-    totals = analysis.measured.totals
-    what = f"{totals.texts:,} texts, {totals.tokens:,} tokens"
-    if totals.predictions:
-        what += f", mean loss {totals.loss / totals.predictions:.4f} nats"
-    print(f"{analysis.options.model_name}: {analysis.options.aggregate_by} of {what}")
+    totals, options = analysis.measured.totals, analysis.options
+    if power is not None:
+        print(f"power {power}")
+    loss = "" if totals.mean_loss is None else f", mean loss {totals.mean_loss:.4f} nats"
+    texts = f"{totals.texts:,} texts, {totals.tokens:,} tokens"
+    print(f"{options.model}: {options.aggregate_by} of {texts}{loss}")
     for key, values in data.items():
         size = np.abs(values.astype(np.float64))
         order = np.argsort(-size, kind="stable")
@@ -185,115 +254,39 @@ def print_summary(analysis: Analysis, data: Mapping[str, np.ndarray]) -> None:
         )
 
 
-# ── saving ────────────────────────────────────────────────────────────────────────────────────────
+def run(options: Options, checkpoint: Checkpoint, dimensions: Dimensions) -> None:
+    """Measure, save what is asked for, a folder per power, and print.
 
-
-def _draw(run: results.Run, analysis: Analysis, data: Mapping[str, np.ndarray]) -> None:
-    from model_diffs.importance import figures as figures
-
-    options = analysis.options
-    partial = ", INTERRUPTED" if analysis.measured.partial else ""
-    of = "SAE features" if analysis.prefix.startswith("sae") else options.site
-    title = f"{naming.model_label(options.model_name)}, {options.aggregate_by} of {of}{partial}"
-    several = options.normalize_gradients == "both"
-    for how in saved.NORMALISATIONS[options.normalize_gradients]:
-        norm = f"_norm_{how}" if several else ""
-        shown = {}
-        for mode in saved.MODES[options.aggregation_mode]:
-            keys = {i: f"layer_{i}_{mode}{norm}" for i in analysis.layers}
-            arrays = {i: data[key] for i, key in keys.items() if key in data}
-            if not arrays:
-                continue  # none could be normalised
-            scale = "" if how == "none" else f", normalised by {how}"
-            shown[mode] = figures.Shown(f"{mode}{scale}", mode, arrays)
-        for mode, one in shown.items():
-            for kind in KINDS:
-                for layer in one.layers:
-                    figure = figures.layer_figure(f"{title}, layer {layer}", [kind], [one], layer)
-                    run.figure(f"layer_{layer}_{mode}{norm}_{kind}", figure)
-                figure = figures.layers_figure(f"{title}, all layers", [kind], [one])
-                run.figure(f"all_layers_{mode}{norm}_{kind}", figure)
-        if len(shown) > 1:
-            both = list(shown.values())
-            for layer in [i for i in analysis.layers if all(i in one.layers for one in both)]:
-                figure = figures.layer_figure(f"{title}, layer {layer}", KINDS, both, layer)
-                run.figure(f"layer_{layer}{norm}_combined", figure)
-            figure = figures.layers_figure(f"{title}, all layers", KINDS, both)
-            run.figure(f"all_layers{norm}_combined", figure)
-
-
-def _save(
-    analysis: Analysis, folder: Path, data: Mapping[str, np.ndarray], about: Mapping[str, Any]
-) -> None:
-    label = naming.model_label(analysis.options.model_name)
-    planned = results.PlannedRun(folder, label, about["analysis_config"])
-    with results.open_run(planned) as run:
-        saved.write_arrays(run.path, data)
-        saved.write_consolidated(run.path / saved.CONSOLIDATED, data, about)
-        run.document("metadata", about)
-        run.document("timing_stats", about["timing"])
-        (run.path / "timing_summary.txt").write_text(timing_text(about["timing"]), encoding="utf-8")
-        _draw(run, analysis, data)
-        run.reads(*analysis.checkpoint.files, *analysis.reads)
-        run.reads(*text_datasets.files_of(analysis.split))
-        run.record(
-            models={label: analysis.checkpoint.identity()}, partial=analysis.measured.partial
-        )
-
-
-def _save_all(
-    analysis: Analysis, by_power: Mapping[float | None, Mapping[str, np.ndarray]]
-) -> list[Path]:
-    """A folder, a consolidated file, or both, per power; what was written."""
-    options = analysis.options
-    folders = options_.result_folders(options, analysis.prefix, analysis.layers)
-    written = []
-    for power, data in by_power.items():
-        about = json.loads(json.dumps(metadata(analysis, power, data), default=str))
-        if options.save_outputs:
-            _save(analysis, folders[power], data, about)
-            written.append(folders[power])
-        if options.save_consolidated:
-            several = len(by_power) > 1
-            path = options_.consolidated_path(options.save_consolidated, power, several)
-            saved.write_consolidated(path, data, about)
-            written.append(path)
-    return written
-
-
-def finish(analysis: Analysis) -> None:
-    """Print, save what is asked for, a folder per power; leave with 130 where interrupted.
-
-    Raises BadInput, when the rest is saved, for what could not be normalised.
+    Leaves with 130 where interrupted. Raises BadInput, when the rest is saved, for what could not
+    be normalised.
     """
-    options, measured = analysis.options, analysis.measured
+    analysis = analyse(options, checkpoint, dimensions)
     if not results.is_main_process():
         return
-    by_power: dict[float | None, dict[str, np.ndarray]] = {}
-    refused: list[str] = []
-    for power in options.power or [None]:
-        of_power = by_power[power] = {}
-        for layer in analysis.layers:
-            found, left_out = saved.variants(
-                *(measured.means[layer].numpy(), layer, options.aggregation_mode),
-                *(power, options.normalize_gradients),
-            )
-            of_power.update(found)
+    measured, refused = analysis.measured, list[str]()
+    by_power: dict[float | None, Arrays] = {}
+    mode, normalisation = options.aggregation_mode, options.normalize_gradients
+    for power in options.power or (None,):
+        data: dict[str, np.ndarray] = {}
+        for layer in dimensions.layers:
+            means = measured.means[layer].numpy()
+            found, left_out = saved.variants(means, layer, mode, power, normalisation)
+            data |= found
             refused += left_out
-    by_power = {power: data for power, data in by_power.items() if data}
-    # Saved before anything is printed: whoever reads the output may have gone.
-    written = _save_all(analysis, by_power)
-    for power, data in by_power.items():
-        if power is not None:
-            print(f"power {power}")
-        print_summary(analysis, data)
+        if data:
+            by_power[power] = data
+    # Saved before anything is printed: the reader of the output may have gone.
+    written = []
+    for power, arrays in by_power.items():
+        written += save(analysis, power, arrays, len(by_power) > 1)
+    for power, arrays in by_power.items():
+        print_summary(analysis, power, arrays)
     for path in written:
         print(path)
     if measured.partial:
-        total = len(analysis.tokens.ids)
         print(
-            f"interrupted after {measured.totals.texts} of {total} texts: what was finished is "
-            "above, and marked partial where it was saved",
+            f"interrupted after {measured.totals.texts} of {len(analysis.tokens.ids)} texts: what "
+            "was finished is above, and marked partial where it was saved",
             file=sys.stderr,
         )
         sys.exit(130)

@@ -1,37 +1,35 @@
-"""From means to what is saved: power, normalisation, names, and reading it back.
+"""From means to what is saved: power, normalisation, places and names, and reading it back.
 
-aggregate → power → normalise
-
-from model_diffs.importance_results import load_results
+from model_diffs.importance.saved import load_results
 load_results("outputs/importance/layer_activations_…")["data"]["layer_0_mean_abs"]
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_diffs.core import folders, naming
 from model_diffs.core.errors import BadInput
+from model_diffs.importance.options import Options
 
 if TYPE_CHECKING:
     import numpy as np
 
-CONSOLIDATED, METADATA, SUFFIX = "consolidated_results.npz", "metadata.json", "_gradients.npy"
-MODES = {"mean": ("mean",), "mean_abs": ("mean_abs",), "both": ("mean", "mean_abs")}
-NORMALISATIONS = {
-    "none": ("none",),
-    "sum": ("sum",),
-    "sum_abs": ("sum_abs",),
-    "both": ("sum", "sum_abs"),
-}
-# Sums of fp32 activations are good to about 1e-6 of Σ|v|: below this share of it, a signed sum is
-# uncertain by more than a hundredth.
+FOLDER, CONSOLIDATED = "importance", "consolidated_results.npz"
+# Sums of fp32 activations are accurate to about 1e-6 of Σ|v|: below this share of it, a signed sum
+# is uncertain by more than a hundredth.
 SMALLEST_SUM = 1e-4
 
 
+# ── values ────────────────────────────────────────────────────────────────────────────────────────
+
+
 def raise_to(values: "np.ndarray", power: float | None) -> "np.ndarray":
-    """sign(v)·|v|^power, which is v^power where v ≥ 0. BadInput where that overflows."""
+    """sign(v)·|v|^power. Raises BadInput where that overflows."""
     import numpy as np
 
     if power is None:
@@ -47,138 +45,137 @@ def normalise(values: "np.ndarray", how: str, what: str = "the values") -> "np.n
     """Scale so that Σ|v| (`sum_abs`) or Σv (`sum`) is the number of dimensions; `none` leaves v.
 
     Raises BadInput, naming `what`, where the sum is zero, and for `sum` where |Σv| is below
-    SMALLEST_SUM of Σ|v|: positive and negative values cancel, and dividing would blow up rounding.
+    SMALLEST_SUM of Σ|v|: positive and negative values cancel, and dividing would amplify rounding.
     """
-    import numpy as np
-
     if how == "none":
         return values
-    absolute = float(np.abs(values).sum())
+    absolute = float(abs(values).sum())
     total = absolute if how == "sum_abs" else float(values.sum())
     if absolute == 0:
-        raise BadInput(f"{what} are all zero: nothing to normalise (--normalize_gradients none)")
+        raise BadInput(f"{what} are all zero: nothing to normalise (--normalize-gradients none)")
     if abs(total) < SMALLEST_SUM * absolute:
         raise BadInput(
             f"{what} add up to {total:.3g}, only {abs(total) / absolute:.1g} of Σ|v|: too close to "
-            "0 to divide by; use --normalize_gradients sum_abs or none"
+            "0 to divide by; use --normalize-gradients sum_abs or none"
         )
     return values * (len(values) / total)
+
+
+def asked(mode: str, normalisation: str) -> list[tuple[str, str, str]]:
+    """Mode, normalisation and ending `_norm_…` of each array that is saved of a layer.
+
+    The ending is empty where one normalisation is asked for. Keys are `layer_{i}_{mode}{ending}`.
+    """
+    both = normalisation == "both"
+    return [
+        (one, how, f"_norm_{how}" if both else "")
+        for one in (("mean", "mean_abs") if mode == "both" else (mode,))
+        for how in (("sum", "sum_abs") if both else (normalisation,))
+    ]
 
 
 def variants(
     means: "np.ndarray", layer: int, mode: str, power: float | None, normalisation: str
 ) -> "tuple[dict[str, np.ndarray], list[str]]":
-    """Everything that is saved of a layer by its key, `layer_{i}_{mode}[_norm_…]`, in fp32.
+    """Every array of a layer that is saved, in fp32, by its key, and what could not be normalised.
 
-    means `[2, size]`: mean and mean_abs. Keys name the normalisation only where both are computed.
-    What cannot be normalised is left out, and said why in the list: the rest took as long to get.
+    means `[2, size]`: mean and mean_abs. The second part says, one line each, which arrays are left
+    out and why; the others are kept, since all took the same pass.
     """
-    import numpy as np
-
     found, refused = {}, []
-    for one in MODES[mode]:
+    for one, how, ending in asked(mode, normalisation):
         raised = raise_to(means[0 if one == "mean" else 1], power)
-        for how in NORMALISATIONS[normalisation]:
-            key = f"layer_{layer}_{one}" + (f"_norm_{how}" if normalisation == "both" else "")
-            what = f"layer {layer}, {one}: the values"
-            try:
-                found[key] = normalise(raised, how, what).astype(np.float32)
-            except BadInput as error:
-                refused.append(str(error))
+        try:
+            values = normalise(raised, how, f"layer {layer}, {one}: the values")
+        except BadInput as error:
+            refused.append(str(error))
+        else:
+            found[f"layer_{layer}_{one}{ending}"] = values.astype("float32")
     return found, refused
 
 
-def statistics(values: "np.ndarray") -> dict[str, float]:
-    """Of one array: mean, std, max, sum of absolute values."""
-    import numpy as np
-
-    exact = values.astype(np.float64)
-    return {
-        "mean": float(exact.mean()),
-        "std": float(exact.std()),
-        "max": float(exact.max()),
-        "sum_abs": float(np.abs(exact).sum()),
-    }
+# ── places ────────────────────────────────────────────────────────────────────────────────────────
 
 
-# ── writing ───────────────────────────────────────────────────────────────────────────────────────
+def layers_label(layers: Sequence[int]) -> str:
+    """Layers as a folder name has them: `0-23`, `0,5,10`, `0-3,8`."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+
+
+def result_folder(
+    options: Options, prefix: str, layers: Sequence[int], power: float | None
+) -> Path:
+    """A new folder, named after what was asked for and the time."""
+    name = (
+        f"{prefix}_model_{naming.model_label(options.model)}_num_samples_{options.max_samples}"
+        f"_batch_size_{options.batch_size}_layers_{layers_label(layers)}"
+        f"{'' if power is None else f'_power_{power}'}_{time.strftime('%Y%m%d_%H%M%S')}"
+    )
+    folder, copy = Path(options.outroot) / FOLDER / name, 2
+    while folder.exists():  # another run of this second
+        folder, copy = folder.with_name(f"{name}_{copy}"), copy + 1
+    return folder
+
+
+def consolidated_path(given: str, power: float | None = None) -> Path:
+    """Where --save-consolidated goes; `power` is part of the name where there are several."""
+    path = Path(given).expanduser()
+    name = path.name.removesuffix(".npz") + ("" if power is None else f"_power_{power}")
+    return path.with_name(f"{name}.npz")
+
+
+def check_places(options: Options) -> None:
+    """Raise BadInput, before anything is computed, where results could not be written."""
+    if options.save_outputs:
+        place = Path(options.outroot).absolute() / FOLDER
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise BadInput(f"--outroot: {there} is no folder that can be written: choose another")
+    if options.save_consolidated:
+        if Path(options.save_consolidated).expanduser().is_dir():
+            raise BadInput(f"--save-consolidated {options.save_consolidated} is a folder")
+        folder = consolidated_path(options.save_consolidated).parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise BadInput(f"--save-consolidated: {folder} is no folder that can be written")
+
+
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def write_consolidated(
     path: Path, data: "Mapping[str, np.ndarray]", metadata: Mapping[str, Any]
 ) -> None:
-    """All arrays and the metadata, as a JSON string, in one file; in place only when complete."""
+    """All arrays, and the metadata as a JSON string, in one file."""
     import numpy as np
 
     text = np.array(json.dumps(metadata, allow_nan=False))
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with part.open("wb") as handle:
-            arrays: dict[str, Any] = {**data, "metadata": text}
-            np.savez_compressed(handle, **arrays)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_arrays(folder: Path, data: "Mapping[str, np.ndarray]") -> None:
-    """One .npy file per array."""
-    import numpy as np
-
-    for key, values in data.items():
-        np.save(folder / f"{key}{SUFFIX}", values, allow_pickle=False)
-
-
-# ── reading ───────────────────────────────────────────────────────────────────────────────────────
+    with folders.whole_file(path) as partial, partial.open("wb") as handle:
+        arrays: dict[str, Any] = {**data, "metadata": text}
+        np.savez_compressed(handle, **arrays)
 
 
 def load_results(path: "str | os.PathLike[str]") -> dict[str, Any]:
-    """`{"data": {key: array}, "metadata": {…}}` from a consolidated .npz or a result folder.
+    """`{"data": {key: array}, "metadata": {…}}` from a result folder or a consolidated .npz.
 
     Keys are `layer_{i}_{mode}[_norm_…]`. Nothing is unpickled. Raises BadInput where there is no
     result or it cannot be read.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return _from_folder(place)
-    if not place.is_file():
-        raise BadInput(f"{place}: no such file or folder; give a result folder or its .npz")
-    return _from_npz(place)
-
-
-def _from_npz(path: Path) -> dict[str, Any]:
-    import zipfile
-
     import numpy as np
 
+    place = Path(path).expanduser()
+    file = place / CONSOLIDATED if place.is_dir() else place
+    if not file.is_file():
+        raise BadInput(f"{file}: no such file; give a result folder or its .npz")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(file, allow_pickle=False) as stored:
             data = {key: stored[key] for key in stored.files if key != "metadata"}
             metadata = json.loads(str(stored["metadata"]))
     except (ValueError, KeyError, OSError, TypeError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path} is not a consolidated result: run the analysis again") from error
+        raise BadInput(f"{file} is not a consolidated result: run the analysis again") from error
     return {"data": data, "metadata": metadata}
-
-
-def _arrays(folder: Path) -> Iterator[tuple[str, "np.ndarray"]]:
-    import numpy as np
-
-    for file in folder.glob(f"layer_*{SUFFIX}"):
-        yield file.name.removesuffix(SUFFIX), np.load(file, allow_pickle=False)
-
-
-def _from_folder(folder: Path) -> dict[str, Any]:
-    try:
-        data = dict(_arrays(folder))
-        metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BadInput(f"{folder} has no {METADATA}: it is not a result folder") from error
-    except (ValueError, OSError) as error:
-        raise BadInput(f"{folder} cannot be read: run the analysis again") from error
-    if not data:
-        raise BadInput(f"{folder} has no layer_*{SUFFIX}: it is not a result folder")
-    order = {key: n for n, key in enumerate(metadata.get("layer_statistics", {}))}
-    return {
-        "data": {k: data[k] for k in sorted(data, key=lambda k: (order.get(k, len(order)), k))},
-        "metadata": metadata,
-    }
