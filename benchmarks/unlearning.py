@@ -27,13 +27,12 @@ from accelerate import Accelerator
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from model_diffs.unlearning import get_method
 from model_diffs.unlearning.data import Pair, Step, Tokens, plan_epoch, split_batch
+from model_diffs.unlearning.losses import get_loss
 from model_diffs.unlearning.network import Network
-from model_diffs.unlearning.preparing import make_reference
-from model_diffs.unlearning.reference import Reference
-from model_diffs.unlearning.settings import Settings
-from model_diffs.unlearning.trainer import Schedule, Trainer
+from model_diffs.unlearning.reference import Reference, make_reference
+from model_diffs.unlearning.settings import Settings, Training
+from model_diffs.unlearning.trainer import Trainer
 
 BLOCKS, VOCABULARY, MIDDLE = 4, 8192, 1
 SHAPES = {
@@ -67,9 +66,9 @@ class Bench:
         forget, retain = (random_texts(lengths, seed) for seed in (1, 2))
         self.trainer = Trainer(
             network,
-            get_method(method),
+            get_loss(method),
             SETTINGS,
-            Schedule(batch_size=len(lengths)),
+            Training(batch_size=len(lengths)),
             forget,
             retain,
             0,
@@ -93,7 +92,7 @@ class Bench:
         trainer = self.trainer
         step = trainer.steps[0]
         pair = Pair(trainer.batch("forget", step.forget), trainer.batch("retain", step.retain))
-        loss = trainer.network(trainer.method.loss(), pair, self.reference, SETTINGS).loss
+        loss = trainer.network(trainer.loss.compute, pair, self.reference, SETTINGS).loss
         loss.backward()
         trainer.network.zero_grad(set_to_none=True)
 
@@ -158,7 +157,7 @@ def padding(network: Network, texts: list[list[int]], max_length: int, sample: i
     # Quantiles of the epoch by length, so that a few batches stand for all.
     order = sorted(range(len(steps)), key=lambda i: positions[i])
     chosen = [order[(2 * k + 1) * len(order) // (2 * sample)] for k in range(sample)]
-    method = get_method("ga_simple").loss()
+    method = get_loss("ga_simple").compute
 
     def run(index: int, width: int) -> None:
         batch = split_batch(texts, steps[index].forget, 0, CPU)

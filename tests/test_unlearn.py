@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import unlearn
-from model_diffs.core import results
+from model_diffs.core import options, script
 from model_diffs.core.errors import BadInput
-from model_diffs.unlearning import METHODS, running, saving
+from model_diffs.core.methods import METHODS
+from model_diffs.unlearning import saving
+from model_diffs.unlearning.settings import Options
 
 ROOT = Path(__file__).parent.parent
 FORGET = [f"the agent {name} hides in {place}" for name in "abc" for place in ("x", "yonder", "zz")]
@@ -45,8 +47,8 @@ def texts(tmp_path: Path) -> list[str]:
     (tmp_path / "forget.txt").write_text("\n".join(FORGET))
     (tmp_path / "retain.txt").write_text("\n".join(RETAIN))
     return [
-        *("--forget-data", str(tmp_path / "forget.txt")),
-        *("--retain-data", str(tmp_path / "retain.txt")),
+        *("--forget-text", str(tmp_path / "forget.txt")),
+        *("--retain-text", str(tmp_path / "retain.txt")),
     ]
 
 
@@ -58,14 +60,10 @@ def command(base: Path, method: str, outdir: Path, *more: str) -> list[str]:
     ]
 
 
-def execute(argv: list[str], force: bool = False) -> Path:
-    """What main() does, without a process of its own."""
-    options = unlearn.parse_arguments(argv)
-    (planned,) = unlearn.planned_runs(options)
-    for one in results.pending([planned], force):
-        with results.open_run(one) as run:
-            running.unlearn(options, run)
-    return planned.folder
+def execute(argv: list[str]) -> Path:
+    """Run the step on these words, in this process."""
+    script.execute(unlearn, argv)
+    return unlearn.planned_runs(options.parse(Options, argv, None))[0].folder
 
 
 def questions_file(folder: Path) -> Path:
@@ -187,9 +185,9 @@ REFUSED: list[tuple[str, list[str], str]] = [
     ("rmu", ["--layer-id", "0,9"], "--layer-id 9: the model has blocks 0 to 2"),
     ("cb_lat", ["--lat-layer", "2"], "--lat-layer 2 lies above"),
     ("npo", ["--trainable", "nowhere"], "--trainable"),
-    ("npo", ["--forget-data", "{tmp}/none.txt"], "--forget-data"),
-    ("npo", ["--forget-data", "{tmp}/empty.txt"], "no text in it"),
-    ("npo", ["--retain-data", "{tmp}/forget.txt"], "share"),
+    ("npo", ["--forget-text", "{tmp}/none.txt"], "--forget-text"),
+    ("npo", ["--forget-text", "{tmp}/empty.txt"], "no text in it"),
+    ("npo", ["--retain-text", "{tmp}/forget.txt"], "share"),
     ("npo", ["--model", "{tmp}"], "config.json"),
     ("npo", ["--questions", "{tmp}/none.jsonl"], "--questions"),
     ("npo", ["--max-samples", "1"], "--eval-split 0"),
@@ -209,10 +207,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
 
 
-def test_an_unknown_method_is_refused_with_status_2(base: Path, tmp_path: Path) -> None:
+def test_unknown_method_is_refused_with_status_2(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as raised:
-        unlearn.parse_arguments(command(base, "hypnosis", tmp_path))
+        options.parse(Options, command(base, "hypnosis", tmp_path), None)
     assert raised.value.code == 2
+    assert "no unlearning method 'hypnosis'; there are ga_simple, ga" in capsys.readouterr().err
 
 
 def test_lora_without_peft_says_what_to_install(
@@ -323,8 +324,8 @@ def launched(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "forget.txt").write_text("\n".join(FORGET))
     (folder / "retain.txt").write_text("\n".join(RETAIN))
     texts = [
-        *("--forget-data", str(folder / "forget.txt")),
-        *("--retain-data", str(folder / "retain.txt")),
+        *("--forget-text", str(folder / "forget.txt")),
+        *("--retain-text", str(folder / "retain.txt")),
         *("--questions", str(questions_file(folder))),
     ]
     jobs = []

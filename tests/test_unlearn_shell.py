@@ -1,17 +1,19 @@
 """run_unlearn.sh and create_all_unlearning_models.sh, with a `uv` that only starts this Python."""
 
 import os
-import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
 from conftest import copy_project
 
-from model_diffs.pipeline import planning
-from model_diffs.unlearning import METHODS
+from model_diffs.core import options
+from model_diffs.core.methods import METHODS
+from model_diffs.unlearning.settings import Options
 
 ROOT = Path(__file__).parent.parent
 UV = f"""#!/bin/sh
@@ -47,36 +49,76 @@ def shell(
     )
 
 
-def test_the_environment_becomes_options(tmp_path: Path, environment: dict[str, str]) -> None:
-    settings = {"LR": "2e-5", "BATCH_SIZE": "8", "LAYER_ID": "1,2", "OUTDIR": "a b"}
+def given(found: subprocess.CompletedProcess[str]) -> Options:
+    """The options that `LAUNCHER=echo` shows unlearn.py to be started with."""
+    assert found.returncode == 0, found.stderr
+    script, *words = found.stdout.split()
+    assert script.endswith("/unlearn.py")
+    return options.parse(Options, words, None)
+
+
+def test_environment_becomes_options(tmp_path: Path, environment: dict[str, str]) -> None:
+    settings = {"LR": "2e-5", "BATCH_SIZE": "8", "LAYER_ID": "1,2", "OUTDIR": "$(touch${IFS}x)"}
     script = str(ROOT / "run_unlearn.sh")
     found = shell(tmp_path, environment, script, "rmu", "--force", LAUNCHER="echo", **settings)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.split()[0].endswith("/unlearn.py")
-    said = found.stdout.split(maxsplit=1)[1].strip()
-    assert said == (
-        "--model EleutherAI/deep-ignorance-unfiltered --method rmu --lr 2e-5 --batch-size 8 "
-        "--outdir a b --layer-id 1,2 --force"
+    assert given(found) == Options(
+        model="EleutherAI/deep-ignorance-unfiltered",
+        method="rmu",
+        lr=2e-5,
+        batch_size=8,
+        layer_id="1,2",
+        outdir="$(touch${IFS}x)",
+        force=True,
     )
+    assert not (tmp_path / "x").exists()
     found = shell(tmp_path, environment, script, "ga", LAUNCHER="echo", MODEL="m")
-    assert found.stdout.split()[1:] == ["--model", "m", "--method", "ga"]
+    assert given(found) == Options(model="m", method="ga")
+    assert shell(tmp_path, environment, script).returncode == 2
 
 
-def test_every_setting_is_an_option_of_unlearn(tmp_path: Path, environment: dict[str, str]) -> None:
-    text = (ROOT / "run_unlearn.sh").read_text()
-    listed = re.search(r'OPTIONS="([^"]*)"', text)
-    assert listed is not None
-    script = planning.load_script(ROOT / "unlearn.py")
-    known = vars(script.parse_arguments(["--model", "m", "--method", "ga"]))
-    # Switches have no value to take from the environment.
-    left_out = {"model", "method", "force", "trust_remote_code", "gradient_checkpointing"}
-    assert {name.replace("-", "_") for name in listed[1].split()} == set(known) - left_out
-    assert shell(tmp_path, environment, str(ROOT / "run_unlearn.sh")).returncode == 2
-    every = (ROOT / "create_all_unlearning_models.sh").read_text()
-    named = re.search(r'ALL="([^"]*)"', every)
-    assert named is not None and named[1].split() == list(METHODS)
+def test_every_option_with_a_value_can_be_set_in_the_environment(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    values: dict[str, Any] = {"model": "m", "layer_id": "1", "steering_coeff": "2.0", "seed": 7}
+    values |= dict.fromkeys(("forget_text", "retain_text", "questions", "outdir"), "x")
+    values |= dict.fromkeys(("lat_layer", "epochs", "warmup_steps", "lora_rank"), 3)
+    values |= {"lat_step_size": 0.5, "eval_split": 0.2, "optimizer": "muon", "trainable": "mlp"}
+    values |= {"logprob_reduction": "sum", "cb_target": "orthogonal", "save_dtype": "fp16"}
+    values |= {"device": "cpu", "dtype": "bf16"}
+    switches = ("force", "trust_remote_code", "gradient_checkpointing")
+    for one in fields(Options):
+        if one.name not in ("method", *switches, *values):
+            values[one.name] = type(one.default)(9)
+    named = {name.upper(): str(value) for name, value in values.items()}
+    script = str(ROOT / "run_unlearn.sh")
+    found = shell(tmp_path, environment, script, "cb", LAUNCHER="echo", **named)
+    assert given(found) == Options(method="cb", **values)
+    named["FORGET_DATA"] = "y"  # the former name; the present one wins
+    found = shell(tmp_path, environment, script, "cb", LAUNCHER="echo", **named)
+    assert given(found) == Options(method="cb", **values)
 
 
+def test_help_names_methods_and_options(tmp_path: Path, environment: dict[str, str]) -> None:
+    found = shell(tmp_path, environment, str(ROOT / "run_unlearn.sh"), "--help")
+    assert found.returncode == 0, found.stderr
+    for name in (*METHODS, "--steering-coeff"):
+        assert name in found.stdout
+
+
+STUDY = """
+[models]
+base = "{0}/tiny"
+[texts]
+forget = "{0}/forget.txt"
+retain = "{0}/retain.txt"
+[unlearn.ga]
+lr = 1e-4
+[unlearn.rmu]
+layer-id = "9"
+"""
+
+
+@pytest.mark.study
 def test_one_model_per_method_a_failure_and_what_is_complete(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -85,23 +127,15 @@ def test_one_model_per_method_a_failure_and_what_is_complete(
     for split in ("forget", "retain"):
         lines = [f"The {split} line {i}." for i in range(12)]
         (tmp_path / f"{split}.txt").write_text("\n".join(lines))
-    (tmp_path / "study.sh").write_text(
-        f"BASE={tmp_path}/tiny\nFORGET_TEXT={tmp_path}/forget.txt\n"
-        f"RETAIN_TEXT={tmp_path}/retain.txt\nUNLEARN_ga='--lr 1e-4'\nUNLEARN_rmu='--layer-id 9'\n"
-    )
+    (tmp_path / "study.toml").write_text(STUDY.format(tmp_path))
+    script = str(project / "create_all_unlearning_models.sh")
+    environment |= {"UV_NO_SYNC": "1", "UV_PROJECT_ENVIRONMENT": sys.prefix}
 
-    def every(*words: str) -> subprocess.CompletedProcess[str]:
-        script = str(project / "create_all_unlearning_models.sh")
-        return shell(tmp_path, environment, script, "study.sh", *words, METHODS="ga rmu")
-
-    first = every()
-    assert first.returncode == 1 and "--layer-id 9" in first.stderr, first.stdout + first.stderr
-    rows = [line.split() for line in first.stdout.splitlines()[-3:]]
-    assert rows[0][:2] == ["model", "result"]
-    assert rows[1][:2] == ["tiny__ga", "done"] and rows[2][:2] == ["tiny__rmu", "failed"]
+    first = shell(tmp_path, environment, script, "study.toml")
+    assert first.returncode == 1 and "--layer-id 9" in first.stdout + first.stderr
     assert (project / "unlearned_models/tiny__ga/model.safetensors").is_file()
-    assert every().stdout.splitlines()[-2].split()[:2] == ["tiny__ga", "skipped"]
-    missing = shell(
-        tmp_path, environment, str(project / "create_all_unlearning_models.sh"), "nothing"
-    )
-    assert missing.returncode == 2 and "miniature.sh" in missing.stderr
+    assert not (project / "unlearned_models/tiny__rmu").exists()
+    second = shell(tmp_path, environment, script, "study.toml").stdout.splitlines()
+    assert any("tiny__ga" in line and "skipped" in line for line in second)
+    missing = shell(tmp_path, environment, script, "nothing")
+    assert missing.returncode == 2 and "miniature" in missing.stderr

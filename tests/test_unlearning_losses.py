@@ -10,15 +10,14 @@ import tiny_models
 import torch
 import torch.nn.functional as F
 
+from model_diffs.core.methods import METHODS
 from model_diffs.models.loading import hooks
-from model_diffs.unlearning import METHODS, get_method
 from model_diffs.unlearning.adversarial import attack
 from model_diffs.unlearning.checkpointing import gradient_checkpointing
 from model_diffs.unlearning.data import Pair, split_batch
-from model_diffs.unlearning.losses import random_direction
+from model_diffs.unlearning.losses import get_loss, random_direction
 from model_diffs.unlearning.network import Network, Perturbation, check_head
-from model_diffs.unlearning.preparing import state_splits
-from model_diffs.unlearning.reference import CachedReference
+from model_diffs.unlearning.reference import CachedReference, state_splits
 from model_diffs.unlearning.settings import Settings
 
 FORGET = [[5, 9, 30, 41, 7], [8, 12, 60]]
@@ -184,7 +183,7 @@ def test_loss_equals_the_one_worked_out_text_by_text(
     pair = make_pair()
     reference = make_reference(base, pair)
     with torch.no_grad():
-        loss = get_method(name).loss()(changed, pair, reference, settings).loss
+        loss = get_loss(name).compute(changed, pair, reference, settings).loss
         expected = by_hand(name, changed, base, settings)
     assert float(loss) == pytest.approx(float(expected), abs=1e-6)
 
@@ -195,7 +194,7 @@ def test_gradient_is_a_finite_difference(name: str, base: Network, changed: Netw
     settings = replace(SETTINGS, lat_steps=0)
     pair = make_pair()
     reference = make_reference(base, pair)
-    loss = get_method(name).loss()
+    loss = get_loss(name).compute
     weights = [p for p in changed.parameters() if p.ndim == 2]
     gradients = torch.autograd.grad(
         loss(changed, pair, reference, settings).loss, weights, allow_unused=True
@@ -220,7 +219,7 @@ def test_gradient_is_a_finite_difference(name: str, base: Network, changed: Netw
 @pytest.mark.parametrize("name", METHODS)
 def test_padding_and_order_change_nothing(name: str, base: Network, changed: Network) -> None:
     pair, padded = make_pair(), make_pair(extra=4)
-    loss = get_method(name).loss()
+    loss = get_loss(name).compute
     expected = float(loss(changed, pair, make_reference(base, pair), SETTINGS).loss.detach())
     found = float(loss(changed, padded, make_reference(base, padded), SETTINGS).loss.detach())
     assert found == pytest.approx(expected, abs=1e-9)
@@ -247,7 +246,7 @@ def test_a_weight_scales_its_term_alone(
 ) -> None:
     pair = make_pair()
     reference = make_reference(base, pair)
-    loss = get_method(name).loss()
+    loss = get_loss(name).compute
     once = loss(changed, pair, reference, SETTINGS)
     doubled = replace(SETTINGS, **{weight: 2 * getattr(SETTINGS, weight)})
     twice = loss(changed, pair, reference, doubled)
@@ -259,7 +258,7 @@ def test_a_weight_scales_its_term_alone(
 
 
 def gradient(name: str, network: Network, base: Network, pair: Pair, settings: Settings) -> Any:
-    terms = get_method(name).loss()(network, pair, make_reference(base, pair), settings)
+    terms = get_loss(name).compute(network, pair, make_reference(base, pair), settings)
     found = torch.autograd.grad(terms.loss, list(network.parameters()), allow_unused=True)
     return torch.cat([g.flatten() for g in found if g is not None])
 
@@ -269,7 +268,7 @@ def test_ga_is_grad_diff_where_weights_are_one(base: Network, changed: Network) 
     pair = make_pair()
     reference = make_reference(base, pair)
     ga, grad_diff = (
-        float(get_method(name).loss()(changed, pair, reference, settings).loss)
+        float(get_loss(name).compute(changed, pair, reference, settings).loss)
         for name in ("ga", "grad_diff")
     )
     assert ga == pytest.approx(grad_diff, abs=1e-12)
@@ -290,7 +289,7 @@ def test_npo_tends_to_ga_as_beta_vanishes(base: Network, changed: Network) -> No
 def test_npo_starts_at_two_over_beta_log_two(base: Network, reduction: str) -> None:
     pair = make_pair()
     settings = replace(SETTINGS, logprob_reduction=reduction)
-    terms = get_method("npo").loss()(base, pair, make_reference(base, pair), settings)
+    terms = get_loss("npo").compute(base, pair, make_reference(base, pair), settings)
     assert float(terms.forget) == pytest.approx(2 / settings.beta * math.log(2))
     retain = settings.retain_weight * float(mean_nll(base, RETAIN).detach())
     assert float(terms.retain) == pytest.approx(retain)
@@ -299,7 +298,7 @@ def test_npo_starts_at_two_over_beta_log_two(base: Network, reduction: str) -> N
 def test_rmu_and_cb_start_with_no_retain_term(base: Network) -> None:
     pair = make_pair()
     for name in ("rmu", "cb", "cb_lat"):
-        terms = get_method(name).loss()(base, pair, make_reference(base, pair), SETTINGS)
+        terms = get_loss(name).compute(base, pair, make_reference(base, pair), SETTINGS)
         assert float(terms.retain) == pytest.approx(0.0, abs=1e-12)
 
 
@@ -307,7 +306,7 @@ def test_orthogonal_form_has_a_way_to_go_at_the_start(base: Network) -> None:
     settings = replace(SETTINGS, cb_target="orthogonal", alpha=0.0)
     found = gradient("cb", base, base, make_pair(), settings)
     assert float(found.norm()) > 1e-5
-    assert state_splits(get_method("cb"), settings) == ("retain", "forget")
+    assert state_splits(get_loss("cb"), settings) == ("retain", "forget")
 
 
 def test_shares_of_a_step_add_up(base: Network, changed: Network) -> None:
@@ -315,7 +314,7 @@ def test_shares_of_a_step_add_up(base: Network, changed: Network) -> None:
     pair = make_pair()
     reference = make_reference(base, pair)
     for name in METHODS:
-        loss = get_method(name).loss()
+        loss = get_loss(name).compute
         whole = float(loss(changed, pair, reference, SETTINGS).loss)
         parts = 0.0
         for i in (0, 1):
@@ -420,7 +419,7 @@ def test_attack_leaves_gathered_gradients_alone(base: Network) -> None:
 
 def test_lat_is_ga_under_the_perturbation(base: Network, changed: Network) -> None:
     pair = make_pair()
-    terms = get_method("lat").loss()(changed, pair, make_reference(base, pair), SETTINGS)
+    terms = get_loss("lat").compute(changed, pair, make_reference(base, pair), SETTINGS)
     delta = attack(changed, pair.forget, SETTINGS).delta
     with torch.no_grad():
         log_probs = [

@@ -12,14 +12,19 @@ import torch
 from accelerate import Accelerator
 
 from model_diffs.core.errors import BadInput
-from model_diffs.unlearning import get_method
 from model_diffs.unlearning.data import Tokens, plan_epoch, share_of, split_batch
+from model_diffs.unlearning.losses import get_loss
 from model_diffs.unlearning.network import Network
-from model_diffs.unlearning.optimizers import OPTIMIZERS, choose_trainable, make_optimizers
-from model_diffs.unlearning.preparing import automatic_steering, make_reference, state_norms
-from model_diffs.unlearning.reference import CachedReference
-from model_diffs.unlearning.settings import Settings, parse_layers
-from model_diffs.unlearning.trainer import Schedule, Trainer
+from model_diffs.unlearning.optimizers import choose_trainable, make_optimizers
+from model_diffs.unlearning.reference import CachedReference, make_reference
+from model_diffs.unlearning.settings import (
+    OPTIMIZERS,
+    Settings,
+    Training,
+    automatic_steering,
+    parse_layers,
+)
+from model_diffs.unlearning.trainer import Trainer
 
 SETTINGS = Settings(layers=(0, 1), steering=(2.0, 2.0), alpha=2.0)
 
@@ -44,12 +49,12 @@ def make_trainer(
     keep = {name: kwargs.pop(name) for name in ("resume", "arguments") if name in kwargs}
     network = Network(tiny_models.build("gpt_neox"))
     choose_trainable(network, kwargs.pop("trainable", "all"), (1,))
-    schedule = Schedule(**{"lr": 1e-3, "batch_size": 2, **kwargs})
+    options = Training(**{"lr": 1e-3, "batch_size": 2, **kwargs})
     return Trainer(
         network,
-        get_method(method),
+        get_loss(method),
         settings,
-        schedule,
+        options,
         Tokens(make_texts(forget, 1), make_texts(3, 2), {}),
         Tokens(make_texts(6, 3), make_texts(3, 4), {}),
         0,
@@ -159,7 +164,7 @@ def test_a_large_cache_is_a_file_and_says_the_same(
 def test_automatic_steering_is_twice_the_norm_of_the_base() -> None:
     trainer = make_trainer("rmu")
     texts = trainer.texts("forget")
-    norms = state_norms(trainer)["forget"]
+    norms = trainer.state_norms()["forget"]
     for layer, norm in zip((0, 1), norms, strict=True):
         with torch.no_grad():
             by_text = [

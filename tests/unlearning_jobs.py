@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 import unlearn
+from model_diffs.core import script
 
 torch.set_num_threads(1)
 for sharded, arguments in json.loads(Path(sys.argv[1]).read_text()):
     os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()  # what --use_fsdp sets
-    sys.argv = ["unlearn.py", *arguments]
-    unlearn.main()
+    script.execute(unlearn, arguments)

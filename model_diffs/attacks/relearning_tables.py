@@ -203,7 +203,7 @@ def overview_rows(found: Sequence[Found]) -> list[dict[str, Any]]:
     rows = []
     for one in found:
         start, worst = one.summary["start"], one.summary["worst_case"] or {}
-        row = {"model": one.label}
+        row: dict[str, Any] = {"model": one.label}
         row |= {f"start_{n}": start[n] for n in ("heldout_accuracy", "general_accuracy")}
         names = ("lr", "step", "heldout_accuracy", "general_accuracy")
         row |= {f"worst_{name}": worst.get(name) for name in names}

@@ -1,6 +1,5 @@
 """LoRA, where the `lora` extra is installed: a low-rank change beside frozen weights."""
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,11 @@ from model_diffs.core.errors import BadInput
 
 @dataclass
 class Adapter:
-    """A PEFT adapter on a model whose own weights are frozen."""
+    """A PEFT adapter on a model whose own weights are frozen.
+
+    `wrapped.disable_adapter()` is a context in which the model is the base;
+    `wrapped.merge_and_unload()` adds the adapter to the weights.
+    """
 
     wrapped: Any
     size: int
@@ -38,11 +41,3 @@ class Adapter:
         wrapped = peft.get_peft_model(model, config)
         size = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
         return cls(wrapped, size)
-
-    def switched_off(self) -> AbstractContextManager[None]:
-        """A context in which the model is the base."""
-        return self.wrapped.disable_adapter()
-
-    def merged(self) -> Any:
-        """The model with the adapter added into its weights, an ordinary one again."""
-        return self.wrapped.merge_and_unload()

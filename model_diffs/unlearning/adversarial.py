@@ -3,7 +3,7 @@
 import torch
 
 from model_diffs.unlearning.data import Pair, SplitBatch
-from model_diffs.unlearning.losses import Terms, nll
+from model_diffs.unlearning.losses import Terms, method, nll
 from model_diffs.unlearning.network import Network, Perturbation
 from model_diffs.unlearning.reference import Reference
 from model_diffs.unlearning.representation import keeping, rerouting
@@ -14,9 +14,9 @@ def attack(network: Network, batch: SplitBatch, settings: Settings) -> Perturbat
     """The δ within ±ε at `lat_layer` under which the texts are likeliest, of those the search met.
 
     `lat_steps` times δ ← clip(δ − s·sign ∇_δ NLL(δ), ±ε) from δ = 0 (signed gradient descent, as in
-    latent adversarial training, Casper et al. 2024). The best iterate is kept text by text, so the
-    other texts of a batch have no say in it and none is ever worse than δ = 0. The result is
-    detached and zero at padding; gradients are taken with respect to δ alone.
+    latent adversarial training, Casper et al. 2024). The best iterate is kept text by text: it
+    does not depend on the rest of the batch and is never worse than δ = 0. The result is detached
+    and zero at padding; gradients are taken with respect to δ alone.
     """
     mask = batch.attention_mask.unsqueeze(-1)
     with torch.no_grad():
@@ -41,18 +41,18 @@ def attack(network: Network, batch: SplitBatch, settings: Settings) -> Perturbat
     return Perturbation(settings.lat_layer, best.detach())
 
 
+@method(adversary=True)
 def lat(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
     """−NLL(forget; δ*) + w·NLL(retain), δ* from `attack`."""
-    assert pair.retain is not None
     found = attack(network, pair.forget, settings)
     return Terms.of(
         -nll(network, pair.forget, found), settings.retain_weight * nll(network, pair.retain)
     )
 
 
+@method(targets=True, adversary=True, reference_states=("retain",))
 def cb_lat(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
     """The cb loss with its forget states under δ*."""
-    assert pair.retain is not None
     found = attack(network, pair.forget, settings)
     states = network.states(pair.forget, settings.layers, found)
     return Terms.of(

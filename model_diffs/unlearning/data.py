@@ -37,10 +37,11 @@ class SplitBatch(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """What a loss is called on; `retain` is None for methods without it."""
+    """What a loss is called on."""
 
     forget: SplitBatch
-    retain: SplitBatch | None
+    retain: Any
+    """A SplitBatch; None for methods without a retain term."""
 
 
 class Step(NamedTuple):

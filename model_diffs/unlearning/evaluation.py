@@ -27,8 +27,8 @@ class HeldOut(NamedTuple):
         return self.forget_NLL - self.retain_NLL
 
     def facts(self) -> dict[str, float | None]:
-        """For the records. A NLL beyond any number is written as None."""
-        values = {"forget_NLL": self.forget_NLL, "retain_NLL": self.retain_NLL, "gap": self.gap}
+        """For the records, with gap = forget_NLL − retain_NLL. Infinite values become None."""
+        values = {**self._asdict(), "gap": self.gap}
         return {k: v if v is None or math.isfinite(v) else None for k, v in values.items()}
 
 
@@ -49,26 +49,21 @@ def mean_nll(
         return None
     batches = length_batches([len(ids) for ids in texts], batch_size)
     total = torch.zeros((), dtype=torch.float64)
-    # All processes pass the same number of batches, as sharded weights demand.
+    # Sharded weights need equally many passes on all processes.
     for start in range(0, len(batches), accelerator.num_processes):
         mine = start + accelerator.process_index
         batch = split_batch(texts, batches[min(mine, len(batches) - 1)], pad_id, accelerator.device)
         value = passage(_sum_of_nll, batch).cpu()
         if mine < len(batches):
             total += value
-    # MPS has no fp64; a sum of at most a few million nats fits into fp32 well enough there.
+    # MPS has no fp64; fp32 is precise enough for a sum of at most a few million nats.
     moved = total.float() if accelerator.device.type == "mps" else total
     summed = accelerator.reduce(moved.to(accelerator.device), "sum")
     return float(summed) / sum(len(ids) - 1 for ids in texts)
 
 
-def _norms(network: Network, batch: SplitBatch, layers: Sequence[int]) -> Tensor:
-    mask = batch.attention_mask.bool()
-    found = network.states(batch, layers)
-    return torch.stack([at_least_fp32(found[one])[mask].norm(dim=-1).mean() for one in layers])
-
-
 @torch.no_grad()
-def mean_norms(passage: nn.Module, batch: SplitBatch, layers: Sequence[int]) -> list[float]:
+def mean_norms(network: Network, batch: SplitBatch, layers: Sequence[int]) -> list[float]:
     """Mean ‖h_ℓ‖₂ over the tokens of a batch, one number per block of `layers`."""
-    return [float(value) for value in passage(_norms, batch, list(layers))]
+    mask, found = batch.attention_mask.bool(), network.states(batch, layers)
+    return [float(at_least_fp32(found[one])[mask].norm(dim=-1).mean()) for one in layers]

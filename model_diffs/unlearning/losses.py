@@ -1,12 +1,19 @@
-"""What the losses share. Each term is a sum over this process's share of a step, divided by the
-totals of the whole step, so that processes and accumulated batches add up to one large batch."""
+"""What the losses share, and where they register.
 
+Each term is a sum over this process's share of a step, divided by the totals of the whole step, so
+that processes and accumulated batches add up to one large batch.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model_diffs.core.methods import METHODS
 from model_diffs.unlearning.network import Network, Perturbation, at_least_fp32
 
 
@@ -23,6 +30,55 @@ class Terms(NamedTuple):
         if retain is None:
             return cls(forget, forget.detach(), torch.zeros_like(forget.detach()))
         return cls(forget + retain, forget.detach(), retain.detach())
+
+
+# ── the registry ──────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss function and what the trainer has to provide for it."""
+
+    name: str
+    """Key of `model_diffs.core.methods.METHODS`."""
+    compute: Callable[..., Terms]
+    """(network, pair of batches, reference, settings) → Terms."""
+    uses_retain: bool = True
+    paired: bool = False
+    """The k-th forget text goes with the k-th retain text."""
+    reference_log_probs: tuple[str, ...] = ()
+    """Splits whose log-probability under the base the loss needs."""
+    reference_states: tuple[str, ...] = ()
+    """Splits whose hidden states under the base the loss needs, at the target blocks."""
+    targets: bool = False
+    """Reads hidden states at the blocks of --layer-id."""
+    adversary: bool = False
+    """Perturbs the hidden states at --lat-layer."""
+
+
+LOSSES: dict[str, Loss] = {}
+FAMILIES = ("gradient_ascent", "preference", "representation", "adversarial")
+
+
+def method(**needs: Any) -> Callable[[Callable[..., Terms]], Callable[..., Terms]]:
+    """Decorator: register a loss function under its own name, with the fields of `Loss`."""
+
+    def register(compute: Callable[..., Terms]) -> Callable[..., Terms]:
+        name = METHODS[compute.__name__].name
+        LOSSES[name] = Loss(name, compute, **needs)
+        return compute
+
+    return register
+
+
+def get_loss(name: str) -> Loss:
+    """The loss of a method."""
+    for family in FAMILIES:
+        importlib.import_module(f"model_diffs.unlearning.{family}")
+    return LOSSES[name]
+
+
+# ── terms ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def nll(network: Network, batch: Any, perturbation: Perturbation | None = None) -> Tensor:

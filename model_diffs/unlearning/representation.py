@@ -9,6 +9,7 @@ from model_diffs.unlearning.data import Pair, SplitBatch
 from model_diffs.unlearning.losses import (
     Terms,
     cosine,
+    method,
     random_direction,
     squared_distance,
     token_mean,
@@ -28,13 +29,13 @@ def _directions(states: Tensor, layer: int, settings: Settings) -> Tensor:
     return random_direction(states.shape[-1], layer, settings.seed).to(states)
 
 
+@method(targets=True, reference_states=("retain",))
 def rmu(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
     """Σ_ℓ mean_tokens‖h_ℓ(f) − c·u_ℓ‖²/d + α·mean_tokens‖h_ℓ(r) − h_ℓ^base(r)‖²/d.
 
     Representation misdirection (Li et al. 2024, eqs. 1–2), summed over the target blocks, with one
     fixed random unit vector u_ℓ per block.
     """
-    assert pair.retain is not None
     forget = retain = torch.zeros((), device=pair.forget.input_ids.device)
     for (layer, states), c in zip(
         network.states(pair.forget, settings.layers).items(), settings.steering, strict=True
@@ -47,13 +48,13 @@ def rmu(network: Network, pair: Pair, reference: Reference, settings: Settings) 
     return Terms.of(forget, settings.alpha * retain)
 
 
+@method(targets=True, reference_states=("retain",))
 def cb(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
     """Σ_ℓ −cos(h_ℓ(f), u_ℓ) + α(1 − cos(h_ℓ(r), h_ℓ^base(r))), means over tokens.
 
     `cb_target` orthogonal: ReLU(cos(h_ℓ(f), h_ℓ^base(f))) as the forget term, as published (circuit
     breakers, Zou et al. 2024, algorithm 1).
     """
-    assert pair.retain is not None
     forget_states = network.states(pair.forget, settings.layers)
     return Terms.of(
         rerouting(forget_states, pair.forget, reference, settings),

@@ -1,7 +1,9 @@
 """What an unlearning run leaves: an ordinary transformers folder with its record and its card."""
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +14,20 @@ from torch import nn
 from model_diffs.core.errors import BadInput
 from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.models.devices import DTYPES
+from model_diffs.unlearning.summary import cell
 
-_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_STORED = {"16": torch.float16, "B16": torch.bfloat16}
 
 
 def stored_dtype(base: Checkpoint, choice: str) -> torch.dtype:
     """The dtype to save in: `base` is the one that most of the base's weights have."""
     if choice != "base":
         return DTYPES[choice]
-    sizes: dict[str, int] = {}
-    for name in base.names:
-        size = 1
-        for side in base.shape(name):
-            size *= side
-        dtype = base.dtype(name).upper().removeprefix("TORCH.")
-        sizes[dtype] = sizes.get(dtype, 0) + size
-    most = max(sizes, key=lambda name: sizes[name])
-    names = {**_STORED, "FLOAT32": torch.float32, "FLOAT16": torch.float16}
-    return {**names, "BFLOAT16": torch.bfloat16}.get(most, torch.float32)
+    sizes: Counter[str] = Counter()
+    for entry in base.entries.values():
+        sizes[entry.dtype.upper().removeprefix("TORCH.")] += prod(entry.shape)
+    (most, _), *_ = sizes.most_common(1)
+    return _STORED.get(most.replace("FLOAT", "").replace("F", ""), torch.float32)
 
 
 def check_space(folder: Path, model: nn.Module, dtype: torch.dtype) -> None:
@@ -52,17 +50,16 @@ def save_model(
 ) -> None:
     """Write weights (safetensors, in `dtype`), configuration and tokenizer into `folder`.
 
-    `state_dict` stands in for the model's own where that is sharded. Raises BadInput for weights
-    that are not finite and for a disk that is full.
+    `state_dict` replaces the model's own where that is sharded. Raises BadInput for weights that
+    are not finite and for a disk that is full.
     """
     weights = model.state_dict() if state_dict is None else state_dict
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BadInput(f"{name} holds NaN or Inf after training: lower --lr; nothing is saved")
     # What shares memory is cast once: tied weights stay tied.
     cast: dict[tuple[int, torch.Size], torch.Tensor] = {}
     stored = {}
     for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise BadInput(f"{name} holds NaN or Inf after training: lower --lr; nothing is saved")
         place = (tensor.data_ptr(), tensor.shape)
         if place not in cast:
             cast[place] = tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -78,35 +75,27 @@ def save_model(
         model.config.dtype = training_dtype
 
 
-def _cell(value: Any) -> str:
-    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+CARD = """\
+# {base}, unlearned by {method}
+
+{method}: {says}. Made from `{base}` by `unlearn.py` in {steps} steps and {seconds:.1f} s. Removed
+knowledge may still be in the weights: see `relearn.py`.
+
+| | base | this model |
+|---|---|---|
+{measured}
+
+NLL in nats per token on texts held out of training; accuracies on four-choice questions.
+
+| argument | value |
+|---|---|
+{given}
+"""
 
 
 def model_card(record: Mapping[str, Any]) -> str:
     """The README.md of an unlearned model, from what `unlearning.json` says."""
-    rows = [
-        f"| {name} | {_cell(record['before'][name])} | {_cell(record['after'][name])} |"
-        for name in record["before"]
-    ]
-    arguments = [f"| `--{k.replace('_', '-')}` | {v} |" for k, v in record["arguments"].items()]
-    return "\n".join(
-        [
-            f"# {record['base']}, unlearned by {record['method']}",
-            "",
-            f"{record['method']}: {record['says']}. Made from `{record['base']}` by `unlearn.py` "
-            f"in {record['steps']} steps and {record['seconds']:.1f} s. What such a model no "
-            "longer says it may still hold: see `relearn.py`.",
-            "",
-            "| | base | this model |",
-            "|---|---|---|",
-            *rows,
-            "",
-            "NLL in nats per token on texts held out of training; accuracies on four-choice "
-            "questions.",
-            "",
-            "| argument | value |",
-            "|---|---|",
-            *arguments,
-            "",
-        ]
-    )
+    before, after = record["before"], record["after"]
+    measured = [f"| {name} | {cell(before[name])} | {cell(after[name])} |" for name in before]
+    given = [f"| `--{k.replace('_', '-')}` | {v} |" for k, v in record["arguments"].items()]
+    return CARD.format(**record, measured="\n".join(measured), given="\n".join(given))

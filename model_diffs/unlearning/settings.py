@@ -1,34 +1,149 @@
-"""What the losses take from the command line, resolved against the model."""
+"""Options of `unlearn.py`, each declared once, and what of them depends on the model.
 
-from dataclasses import dataclass
-from typing import Any
+Without torch: the script declares its command line with this.
+"""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal, get_args
+
+from model_diffs.core import methods
 from model_diffs.core.errors import BadInput
-from model_diffs.unlearning import Method
+from model_diffs.core.options import (
+    ALIASES,
+    Compute,
+    Run,
+    Splits,
+    flag,
+    natural,
+    option,
+    positive,
+    share,
+)
+
+if TYPE_CHECKING:
+    from model_diffs.unlearning.losses import Loss
+
+OptimizerName = Literal["adamw", "sgd", "adafactor", "muon"]
+OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
+DEFAULT_STEERING = 20.0
+# RMU's published coefficients are about this many times the norm of the frozen model's states.
+AUTO_STEERING = 2.0
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Numbers of the formulas; the defaults are those of `unlearn.py`."""
+def _acts_on(name: str, text: str) -> str:
+    """A help text that ends in the methods whose loss reads the option."""
+    readers = [method.name for method in methods.METHODS.values() if name in method.options]
+    return f"{text}: {', '.join(readers)}"
 
-    beta: float = 0.1
-    gamma: float = 0.0
-    logprob_reduction: str = "mean"
-    """`mean`: log-probability per token; `sum`: of the whole text."""
-    forget_weight: float = 1.0
-    retain_weight: float = 1.0
-    alpha: float = 100.0
+
+def _steering(text: str) -> str:
+    return text if text == "auto" else str(float(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula:
+    """Losses, and the methods that read each number."""
+
+    beta: float = option(0.1, _acts_on("beta", "β"), check=positive)
+    gamma: float = option(0.0, _acts_on("gamma", "γ"))
+    logprob_reduction: Literal["mean", "sum"] = option(
+        "mean", _acts_on("logprob_reduction", "log-probability per token, or of the whole text")
+    )
+    alpha: float = option(100.0, _acts_on("alpha", "weight of the retain term"), check=natural)
+    forget_weight: float = option(
+        1.0, _acts_on("forget_weight", "weight of the forget term"), check=natural
+    )
+    retain_weight: float = option(
+        1.0, _acts_on("retain_weight", "weight of the retain NLL"), check=natural
+    )
+    cb_target: Literal["random", "orthogonal"] = option(
+        "random",
+        _acts_on("cb_target", "towards a random direction, or away from the base's own states"),
+    )
+    lat_eps: float = option(0.1, _acts_on("lat_eps", "bound of the perturbation"), check=positive)
+    lat_steps: int = option(5, _acts_on("lat_steps", "steps of the adversary"), check=natural)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Formula):
+    """What a loss reads, resolved against the model."""
+
     layers: tuple[int, ...] = ()
     """Target blocks, 0-based, sorted; ℓ is the output of block ℓ."""
     steering: tuple[float, ...] = ()
     """c of rmu, one per target block."""
-    cb_target: str = "random"
-    """`random`: towards u_ℓ; `orthogonal`: away from the base's own direction."""
     lat_layer: int = 0
-    lat_eps: float = 0.1
-    lat_steps: int = 5
-    lat_step_size: float = 0.025
-    seed: int = 42
+    lat_step_size: float = 0.0
+    seed: int = Run.seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses(Formula):
+    """Losses: blocks and scales, resolved against the model."""
+
+    layer_id: str = option("5,6,7", _acts_on("layer_id", "target blocks, from 0"))
+    steering_coeff: str | None = option(
+        None,
+        _acts_on("steering_coeff", f"c, a number or auto (default: {DEFAULT_STEERING:g})"),
+        convert=_steering,
+    )
+    lat_layer: int | None = option(
+        None,
+        _acts_on("lat_layer", "block (default: lat the middle, cb_lat the first of --layer-id)"),
+        check=natural,
+    )
+    lat_step_size: float | None = option(
+        None, _acts_on("lat_step_size", "step of the adversary (default: ε/4)"), check=positive
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts(Splits):
+    """Reading of texts."""
+
+    max_samples: int = option(0, "samples per split; 0 = all", check=natural)
+    max_length: int = option(512, "tokens per sample", check=positive)
+    eval_split: float = option(0.1, "share of each split held out to measure NLL", check=share)
+    questions: str | None = option(None, "JSONL of four-choice questions to score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Training."""
+
+    lr: float = option(1e-5, "learning rate", check=positive)
+    epochs: int = option(1, "passes over the longer split", check=positive)
+    batch_size: int = option(4, "texts per split, process and pass", check=positive)
+    grad_accum_steps: int = option(1, "batches per optimizer step", check=positive)
+    warmup_steps: int = option(0, "steps of linear warm-up", check=natural)
+    grad_clip: float = option(1.0, "largest gradient norm; 0 = off", check=natural)
+    optimizer: OptimizerName = option("adamw", "muon: matrices inside blocks; AdamW for the rest")
+    trainable: str = option("all", "all, layers (those of --layer-id), or a name pattern")
+    lora_rank: int = option(0, "rank of a LoRA adapter (needs the lora extra)", check=natural)
+    gradient_checkpointing: bool | None = option(None, "default: on for cuda only")
+    eval_interval: int = option(0, "measure NLL every N steps; 0 = off", check=natural)
+    checkpoint_every: int = option(0, "keep the state every N steps; 0 = never", check=natural)
+    save_dtype: Literal["base", "fp32", "fp16", "bf16"] = option("base", "of the saved weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Losses, Texts, Training, Compute):
+    """Unlearning."""
+
+    model: str = option(help="base: org/name[@revision] or a folder", recorded=False)
+    method: str = option(
+        help="; ".join(f"{one.name}: {one.says}" for one in methods.METHODS.values()),
+        check=methods.known,
+    )
+    outdir: str | None = option(
+        None, "folder of the model (default: unlearned_models/<model>__<method>)", recorded=False
+    )
+    seed: int = option(Run.seed, "seed of everything random")
+    force: bool = option(False, "run again what is complete", recorded=False)
+
+
+# ── resolved against the model ────────────────────────────────────────────────────────────────────
 
 
 def parse_layers(text: str, blocks: int, flag: str = "--layer-id") -> tuple[int, ...]:
@@ -45,37 +160,39 @@ def parse_layers(text: str, blocks: int, flag: str = "--layer-id") -> tuple[int,
     return tuple(layers)
 
 
-def _adversary_layer(options: Any, method: Method, layers: tuple[int, ...], blocks: int) -> int:
-    if options.lat_layer is None:
-        return layers[0] if method.targets else layers[len(layers) // 2]
-    (layer,) = parse_layers(str(options.lat_layer), blocks, "--lat-layer")
-    if method.targets and layer > layers[-1]:
-        raise BadInput(f"--lat-layer {layer} lies above every block of --layer-id: no loss sees it")
-    return layer
-
-
-def resolve(options: Any, method: Method, blocks: int) -> Settings:
-    """The settings of a run on a model of `blocks` blocks.
+def resolve(options: Options, loss: "Loss", blocks: int) -> Settings:
+    """The settings of a run on a model of `blocks` blocks. Raises BadInput for a missing block.
 
     `steering` stays empty where --steering-coeff is auto: it is measured later.
-    Raises BadInput for a block that does not exist.
     """
-    by_layer = method.targets or method.adversary or options.trainable == "layers"
+    by_layer = loss.targets or loss.adversary or options.trainable == "layers"
     layers = parse_layers(options.layer_id, blocks) if by_layer else ()
-    given = options.steering_coeff
+    given, lat_layer = options.steering_coeff, 0
+    coefficient = DEFAULT_STEERING if given in (None, "auto") else float(given or 0)
+    if loss.adversary and options.lat_layer is None:
+        lat_layer = layers[0] if loss.targets else layers[len(layers) // 2]
+    elif loss.adversary:
+        (lat_layer,) = parse_layers(str(options.lat_layer), blocks, "--lat-layer")
+        if loss.targets and lat_layer > layers[-1]:
+            raise BadInput(
+                f"--lat-layer {lat_layer} lies above every block of --layer-id: no loss sees it"
+            )
     return Settings(
-        beta=options.beta,
-        gamma=options.gamma,
-        logprob_reduction=options.logprob_reduction,
-        forget_weight=options.forget_weight,
-        retain_weight=options.retain_weight,
-        alpha=options.alpha,
+        **{one.name: getattr(options, one.name) for one in fields(Formula)},
         layers=layers,
-        steering=() if given == "auto" else (float(given),) * len(layers),
-        cb_target=options.cb_target,
-        lat_layer=_adversary_layer(options, method, layers, blocks) if method.adversary else 0,
-        lat_eps=options.lat_eps,
-        lat_steps=options.lat_steps,
+        steering=() if given == "auto" and loss.name == "rmu" else (coefficient,) * len(layers),
+        lat_layer=lat_layer,
         lat_step_size=options.lat_step_size or options.lat_eps / 4,
         seed=options.seed,
     )
+
+
+def automatic_steering(norms: Sequence[float]) -> tuple[float, ...]:
+    """c of rmu per target block: twice the forget states' norm in the frozen model."""
+    return tuple(AUTO_STEERING * norm for norm in norms)
+
+
+if __name__ == "__main__":  # for run_unlearn.sh: the options that take a value, aliases first
+    named = {one.name for one in fields(Options) if one.type not in (bool, bool | None)}
+    also = [alias for alias, name in ALIASES.items() if name in named - {"model"}]
+    print(*map(flag, (*also, *sorted(named - {"method"}))))

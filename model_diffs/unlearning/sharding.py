@@ -1,4 +1,4 @@
-"""Weights cut over the processes of `accelerate launch --use_fsdp`, for models beyond one device.
+"""Weights divided over the processes of `accelerate launch --use_fsdp`, for large models.
 
 torch's `fully_shard` is called here and not through `Accelerator.prepare`, which knows it on
 accelerators alone: so what runs on several GPUs is what the tests run on two CPU processes.
@@ -12,20 +12,26 @@ from torch import Tensor, nn
 
 from model_diffs.core.errors import BadInput
 from model_diffs.unlearning.network import Network
+from model_diffs.unlearning.settings import Options
 
 
-def wanted() -> bool:
-    """Whether the launcher was asked for FSDP, on more than one process."""
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return asked and int(os.environ.get("WORLD_SIZE", "1")) > 1
+def take_over(options: Options) -> Any:
+    """accelerate's FSDP settings where the launcher asked for several processes, else None.
 
-
-def take_over() -> Any:
-    """accelerate's FSDP settings, once: from then on accelerate sees plain processes.
-
-    Raises BadInput for FSDP 1, which flattens weights, and for its checkpointing of activations,
-    which `--gradient-checkpointing` does.
+    From then on accelerate sees plain processes. Raises BadInput for options that do not work with
+    sharded weights, for FSDP 1, which flattens weights, and for its checkpointing of activations.
     """
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not asked or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    for flag, given in (
+        ("--lora-rank", options.lora_rank),
+        ("--checkpoint-every", options.checkpoint_every),
+        # torch's own has no rule for the norm of a matrix that lies in pieces
+        ("--optimizer adafactor", options.optimizer == "adafactor"),
+    ):
+        if given:
+            raise BadInput(f"{flag} and sharded weights do not go together: leave one of them")
     from accelerate.utils import FullyShardedDataParallelPlugin
 
     # The other processes would load empty weights, to be filled by Accelerator.prepare.

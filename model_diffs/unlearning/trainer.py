@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,46 +11,23 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers import get_cosine_schedule_with_warmup
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
-from model_diffs.unlearning import Method
+from model_diffs.unlearning import data
 from model_diffs.unlearning.checkpointing import gradient_checkpointing, load_state, save_state
-from model_diffs.unlearning.data import (
-    Pair,
-    SplitBatch,
-    Step,
-    Tokens,
-    plan_epoch,
-    share_of,
-    split_batch,
-)
-from model_diffs.unlearning.evaluation import HeldOut, mean_nll
-from model_diffs.unlearning.losses import Terms
+from model_diffs.unlearning.data import Pair, SplitBatch, Step, Tokens
+from model_diffs.unlearning.evaluation import HeldOut, mean_nll, mean_norms
+from model_diffs.unlearning.losses import Loss, Terms
 from model_diffs.unlearning.network import Network
-from model_diffs.unlearning.optimizers import make_optimizers, make_schedules
+from model_diffs.unlearning.optimizers import make_optimizers
 from model_diffs.unlearning.reference import Reference
-from model_diffs.unlearning.settings import Settings
+from model_diffs.unlearning.settings import Settings, Training
 from model_diffs.unlearning.sharding import is_sharded
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train; the defaults are those of `unlearn.py`."""
-
-    lr: float = 1e-5
-    epochs: int = 1
-    batch_size: int = 4
-    """Texts per split, process and pass."""
-    grad_accum_steps: int = 1
-    warmup_steps: int = 0
-    grad_clip: float = 1.0
-    """Largest gradient norm, 0 = as it comes."""
-    optimizer: str = "adamw"
-    gradient_checkpointing: bool = False
-    eval_interval: int = 0
-    checkpoint_every: int = 0
-    seed: int = 42
+# Texts of each split that norms of hidden states are measured on.
+NORM_TEXTS = 32
 
 
 class StepLog(NamedTuple):
@@ -72,9 +49,9 @@ class Trainer:
     """One method on one model with one set of texts."""
 
     network: Network
-    method: Method
+    loss: Loss
     settings: Settings
-    schedule: Schedule
+    options: Training
     forget: Tokens
     retain: Tokens
     pad_id: int
@@ -90,17 +67,24 @@ class Trainer:
     tokens: int = 0
 
     def __post_init__(self) -> None:
-        schedule, processes = self.schedule, self.accelerator.num_processes
-        batch = schedule.batch_size * schedule.grad_accum_steps * processes
-        lengths = [len(ids) for ids in self.forget.train]
-        retain = [len(ids) for ids in self.retain.train] if self.method.uses_retain else []
-        self.steps: list[Step] = [
-            step
-            for epoch in range(schedule.epochs)
-            for step in plan_epoch(lengths, retain, batch, schedule.seed, epoch, self.method.paired)
+        options, processes = self.options, self.accelerator.num_processes
+        batch = options.batch_size * options.grad_accum_steps * processes
+        forget, retain = ([len(ids) for ids in split.train] for split in (self.forget, self.retain))
+        self.steps: list[Step] = []
+        for epoch in range(options.epochs):
+            self.steps += data.plan_epoch(
+                forget,
+                retain if self.loss.uses_retain else [],
+                batch,
+                self.settings.seed,
+                epoch,
+                self.loss.paired,
+            )
+        self.optimizers = make_optimizers(options.optimizer, self.network, options.lr)
+        self.schedules = [
+            get_cosine_schedule_with_warmup(one, options.warmup_steps, len(self.steps))
+            for one in self.optimizers
         ]
-        self.optimizers = make_optimizers(schedule.optimizer, self.network, schedule.lr)
-        self.schedules = make_schedules(self.optimizers, schedule.warmup_steps, len(self.steps))
         self.passage: nn.Module = self.network
         if is_sharded(self.network):
             # As prepare() does, but no half-precision copy outlives the gathered weights.
@@ -122,18 +106,16 @@ class Trainer:
     ) -> SplitBatch:
         """Texts `indices` of a split, with totals over `step` (by default the same texts)."""
         device = self.accelerator.device
-        return split_batch(self.texts(split), indices, self.pad_id, device, step)
+        return data.split_batch(self.texts(split), indices, self.pad_id, device, step)
+
+    def _batches(self, split: str, step: Step) -> list[SplitBatch]:
+        """This process's batches of a split in an optimiser step."""
+        indices = getattr(step, split)
+        return [self.batch(split, one, indices) for one in self._share(indices)]
 
     def _share(self, indices: list[int]) -> list[list[int]]:
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        return share_of(indices, self.schedule.batch_size, rank, processes)
-
-    def _pairs(self, step: Step) -> list[Pair]:
-        forget = [self.batch("forget", one, step.forget) for one in self._share(step.forget)]
-        if not step.retain:
-            return [Pair(one, None) for one in forget]
-        retain = [self.batch("retain", one, step.retain) for one in self._share(step.retain)]
-        return [Pair(f, r) for f, r in zip(forget, retain, strict=True)]
+        return data.share_of(indices, self.options.batch_size, rank, processes)
 
     def used(self, split: str) -> list[int]:
         """Texts of a split that this process will meet, in order of index."""
@@ -146,59 +128,48 @@ class Trainer:
     def train(self, reference: Reference) -> None:
         """Run all steps that are not yet done. Raises BadInput where a loss is not finite."""
         started, done = time.perf_counter(), self._restore()
-        bar = progress(description=self.method.name, total=len(self.steps), unit="step")
-        bar.update(done)
-        with ExitStack() as stack:
-            stack.enter_context(bar)
-            stack.enter_context(
-                gradient_checkpointing(self.network.model, self.schedule.gradient_checkpointing)
-            )
+        wanted = self.options.gradient_checkpointing
+        recompute = self.accelerator.device.type == "cuda" if wanted is None else wanted
+        bar = progress(description=self.loss.name, total=len(self.steps), unit="step")
+        with bar, gradient_checkpointing(self.network.model, recompute):
+            bar.update(done)
             for number, step in enumerate(self.steps[done:], start=done + 1):
                 log = self._step(number, step, reference)
                 self._report(bar, log, time.perf_counter() - started)
-                self._evaluate_between(number)
                 self._keep(number)
         self.seconds += time.perf_counter() - started
 
     def _step(self, number: int, step: Step, reference: Reference) -> StepLog:
-        pairs = self._pairs(step)
+        forget = self._batches("forget", step)
+        retain: list[Any] = [*self._batches("retain", step)] or [None] * len(forget)
         parts = torch.zeros(3, device=self.accelerator.device)
-        for i, pair in enumerate(pairs):
-            with ExitStack() as stack:
-                if i < len(pairs) - 1:
-                    stack.enter_context(self.accelerator.no_sync(self.passage))
-                terms: Terms = self.passage(self.method.loss(), pair, reference, self.settings)
+        for i, pair in enumerate(map(Pair, forget, retain)):
+            last = i == len(forget) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.passage):
+                terms: Terms = self.passage(self.loss.compute, pair, reference, self.settings)
                 # Wrappers average gradients over processes; the shares of a loss are to be summed.
                 self.accelerator.backward(terms.loss * self.accelerator.num_processes)
             parts += torch.stack([part.detach().float() for part in terms])
-            self.tokens += int(pair.forget.attention_mask.sum())
-            self.tokens += 0 if pair.retain is None else int(pair.retain.attention_mask.sum())
-        loss, forget, retain = self.accelerator.reduce(parts, "sum").tolist()
-        self._check(number, loss, "loss")
-        norm = self._clipped_norm()
-        self._check(number, norm, "gradient norm")
+            self.tokens += sum(int(one.attention_mask.sum()) for one in pair if one is not None)
+        loss, of_forget, of_retain = self.accelerator.reduce(parts, "sum").tolist()
+        weights = [p for p in self.passage.parameters() if p.requires_grad]
+        limit = self.options.grad_clip or math.inf
+        norm: Tensor | None = self.accelerator.clip_grad_norm_(weights, limit)
+        gradient = math.nan if norm is None else float(norm)
+        for value, what in ((loss, "loss"), (gradient, "gradient norm")):
+            if not math.isfinite(value):
+                raise BadInput(
+                    f"{what} became {value} at step {number} of {len(self.steps)}: nothing is "
+                    "saved; lower --lr, or the weight of the forget term"
+                )
         lr = float(self.schedules[0].get_last_lr()[0])
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         for schedule in self.schedules:
             schedule.step()
-        log = StepLog(number, loss, forget, retain, norm, lr)
-        self.steps_log.append(log)
-        return log
-
-    def _clipped_norm(self) -> float:
-        weights = [p for p in self.passage.parameters() if p.requires_grad]
-        limit = self.schedule.grad_clip or math.inf
-        norm: Tensor | None = self.accelerator.clip_grad_norm_(weights, limit)
-        return float("nan") if norm is None else float(norm)
-
-    def _check(self, number: int, value: float, what: str) -> None:
-        if not math.isfinite(value):
-            raise BadInput(
-                f"{what} became {value} at step {number} of {len(self.steps)}: nothing is saved; "
-                "lower --lr, or the weight of the forget term"
-            )
+        self.steps_log.append(StepLog(number, loss, of_forget, of_retain, gradient, lr))
+        return self.steps_log[-1]
 
     def _report(self, bar: Any, log: StepLog, elapsed: float) -> None:
         bar.set_postfix_str(
@@ -214,6 +185,11 @@ class Trainer:
                 f"step {log.step}/{len(self.steps)}: loss {log.loss:.5g}, forget {log.forget:.5g}, "
                 f"retain {log.retain:.5g}, gradient {log.grad_norm:.3g}, lr {log.lr:.3g}"
             )
+        interval = self.options.eval_interval
+        if interval and log.step % interval == 0:
+            found = self.evaluate().facts()
+            self.evaluations.append({"step": log.step, **found})
+            self.say(f"step {log.step}: {found}")
 
     def say(self, line: str) -> None:
         """Print a line once, however many processes there are."""
@@ -224,24 +200,26 @@ class Trainer:
 
     def evaluate(self) -> HeldOut:
         """NLL on the held-out texts of both splits."""
-        size = 2 * self.schedule.batch_size
+        size = 2 * self.options.batch_size
         values = [
             mean_nll(self.passage, self.accelerator, split.held_out, size, self.pad_id)
             for split in (self.forget, self.retain)
         ]
         return HeldOut(*values)
 
-    def _evaluate_between(self, number: int) -> None:
-        interval = self.schedule.eval_interval
-        if interval and number % interval == 0:
-            found = self.evaluate().facts()
-            self.evaluations.append({"step": number, **found})
-            self.say(f"step {number}: {found}")
+    def state_norms(self) -> dict[str, list[float]]:
+        """Mean ‖h_ℓ‖ per target block on the first texts of each split."""
+        found = {}
+        for split in ("forget", "retain"):
+            first = range(min(NORM_TEXTS, len(self.texts(split))))
+            batch = self.batch(split, first)
+            found[split] = self.passage(mean_norms, batch, list(self.settings.layers))
+        return found
 
     # ── interrupted runs ──────────────────────────────────────────────────────────────────────────
 
     def _keep(self, number: int) -> None:
-        every = self.schedule.checkpoint_every
+        every = self.options.checkpoint_every
         if not every or number % every or self.resume is None or number == len(self.steps):
             return
         if self.accelerator.is_main_process:
@@ -261,7 +239,7 @@ class Trainer:
 
     def _restore(self) -> int:
         """Take up what an interrupted run left; returns the number of steps that are done."""
-        if not self.schedule.checkpoint_every or self.resume is None:
+        if not self.options.checkpoint_every or self.resume is None:
             return 0
         state = load_state(self.resume, self.arguments)
         if state is None:
