@@ -1,7 +1,7 @@
 """Step 16. What did each intervention do? Everything that the steps found, on one page.
 
-Reads the tables under an outroot, takes from each the few numbers that make a model's signature,
-draws conclusions from their intervals by stated rules, and writes a page that needs nothing else.
+Reads the tables under an outroot, takes from each the measures that its step declares, draws
+conclusions from their intervals by stated rules, and writes a page that needs no network.
 
     uv run report.py --outroot outputs
     uv run report.py --model-a ./models/miniature-base --filtered miniature-filtered \\
@@ -10,104 +10,101 @@ draws conclusions from their intervals by stated rules, and writes a page that n
 Writes <outroot>/report/: report.html, signature.csv (one row per comparison), signature.png.
 """
 
-import argparse
 import dataclasses
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from model_diffs.core import arguments
-from model_diffs.core import results as runs
+from model_diffs.core import results
 from model_diffs.core.errors import BadInput
+from model_diffs.core.options import Run, option, recorded
 from model_diffs.core.results import PlannedRun
+from model_diffs.core.script import run_step
+from model_diffs.core.step import Step, Table, load_steps
 from model_diffs.report import inventory
-from model_diffs.report.comparisons import Pair, choose_pairs, comparisons_of
-from model_diffs.report.inventory import Result
+from model_diffs.report.comparisons import choose_comparisons, with_roles
 
-FOLDER = "report"
+STEP = Step(
+    number=16,
+    folder=inventory.FOLDER,
+    question="What did each intervention do?",
+    scope="study",
+    tables=(Table("signature"),),
+)
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = arguments.new_parser(__doc__)
-    group = parser.add_argument_group("models")
-    group.add_argument("--model-a", default=None, help="base; none: that of all comparisons")
-    group.add_argument("--model-b", default=None, nargs="+", help="changed models; none: all found")
-    group.add_argument(
-        "--filtered", default=None, help="which one never learned; none: known by `filter` in it"
+@dataclass(frozen=True, kw_only=True)
+class Options(Run):
+    """Comparisons."""
+
+    model_a: str | None = option(
+        None, "base; none: that of all comparisons under --outroot", recorded=False
     )
-    group = parser.add_argument_group("run")
-    group.add_argument("--outroot", default="outputs", help="folder of all results")
-    group.add_argument("--seed", type=int, default=42, help="seed of everything random")
-    group.add_argument("--force", action="store_true", help="run again what is complete")
-    return parser.parse_args(argv)
+    model_b: tuple[str, ...] = option(
+        (), "changed models; none: all that were compared with the base", recorded=False
+    )
+    filtered: str | None = option(
+        None, "label or short name of the model that never learned; none: by `filter` in its name"
+    )
+    control: tuple[str, ...] = option(
+        (), "labels or short names of models trained without unlearning"
+    )
 
 
-def found_results(options: argparse.Namespace) -> tuple[list[Pair], list[Result]]:
-    """The comparisons of the report and the state of every step's result."""
-    outroot = Path(options.outroot)
-    pairs = choose_pairs(outroot, options.model_a, options.model_b)
-    return pairs, inventory.take_inventory(outroot, pairs)
-
-
-def planned_runs(options: argparse.Namespace) -> list[PlannedRun]:
+def planned_runs(options: Options) -> list[PlannedRun]:
     """One folder; a result that is new, gone, failed or stale makes another page."""
-    pairs, results = found_results(options)
     outroot = Path(options.outroot)
+    comparisons = choose_comparisons(outroot, options.model_a, options.model_b)
+    found = inventory.take_inventory(outroot, comparisons, load_steps())
+    # The base's or the study's results are no result of a comparison.
+    if not any(one.there and one.comparison for one in found):
+        raise BadInput(f"{outroot} holds no result of these comparisons: run steps first")
     decided = {
-        **arguments.recorded(options),
-        "base": pairs[0].base if pairs else None,
-        "changed": [pair.changed for pair in pairs],
-        "results": inventory.fingerprint(outroot, results),
+        **recorded(options),
+        "base": comparisons[0].base,
+        "changed": [one.changed for one in comparisons],
+        "results": inventory.fingerprint(outroot, found),
     }
-    return [PlannedRun(outroot / FOLDER, "report", decided)]
+    return [PlannedRun(Path(options.outdir or outroot / STEP.folder), "report", decided)]
 
 
-def write_report(run: runs.Run, options: argparse.Namespace) -> Path:
-    """Assemble, draw and write; returns the page's path while the run is open."""
+def write_report(run: results.Run, options: Options) -> None:
+    """Assemble, draw and write the page."""
     from model_diffs.report import assembling, conditions, page, signature_figure
 
-    outroot = Path(options.outroot)
-    found = choose_pairs(outroot, options.model_a, options.model_b)
-    comparisons = comparisons_of(found, options.filtered)
-    pairs = [Pair(one.label, one.base, one.changed) for one in comparisons]
-    results = inventory.take_inventory(outroot, pairs)
-    missing = inventory.missing_of(results)
-    signature = assembling.assemble(outroot, pairs[0].base, comparisons, missing, options.seed)
-    signature = dataclasses.replace(
-        signature, provenance=conditions.conditions(outroot, pairs, results)
+    outroot, scripts = Path(options.outroot), load_steps()
+    chosen = choose_comparisons(outroot, options.model_a, options.model_b)
+    comparisons = with_roles(chosen, options.filtered, options.control)
+    found = inventory.take_inventory(outroot, comparisons, scripts)
+    signature = assembling.assemble(
+        outroot, comparisons, inventory.missing_of(found), options.seed, scripts
     )
-    run.reads(*inventory.files_of(results, ".csv", ".json", ".png", ".svg"))
-    run.reads(*(one.folder / runs.RECORD for one in results if one.there))
+    provenance = conditions.conditions(outroot, comparisons, found)
+    signature = dataclasses.replace(signature, provenance=provenance)
+    run.reads(*inventory.files_of(found, ".csv", ".json", ".png", ".svg"))
+    run.reads(*(one.folder / results.RECORD for one in found if one.there))
     run.table("signature", assembling.signature_rows(signature))
     image = b""
     if signature.measures:
         run.figure("signature", signature_figure.draw(signature))
         image = (run.path / "signature.png").read_bytes()
     html = page.render(signature, image, outroot)
-    path = run.path / "report.html"
-    path.write_text(html, encoding="utf-8")
+    (run.path / "report.html").write_text(html, encoding="utf-8")
     run.record(
-        comparisons=[comparison.label for comparison in comparisons],
-        measures=[measure.key for measure in signature.measures],
+        comparisons=[one.label for one in comparisons],
+        measures=[one.key for one in signature.measures],
         sentences=len(signature.sentences),
-        missing=len(missing),
-        page_bytes=path.stat().st_size,
+        missing=len(signature.missing),
+        page_bytes=len(html.encode()),
     )
-    return path
 
 
-def main() -> None:
-    """Make the page unless nothing that it reads has changed."""
-    options = parse_arguments()
-    _, results = found_results(options)
-    # What the base or the study has is no result of a comparison.
-    if not any(one.there and one.comparison for one in results):
-        raise BadInput(f"{options.outroot} holds no result of these comparisons: run steps first")
-    for planned in runs.pending(planned_runs(options), options.force):
-        with runs.open_run(planned) as run:
-            name = write_report(run, options).name
-        print(planned.folder / name)
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Make the page."""
+    for planned in todo:
+        with results.open_run(planned) as run:
+            write_report(run, options)
+        print(planned.folder / "report.html")
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    run_step(__name__)

@@ -48,6 +48,7 @@ class Tables:
     def __init__(self, outroot: Path) -> None:
         self.outroot = outroot
         self._tables: dict[str, pd.DataFrame] = {}
+        self._checked: dict[tuple[tuple[str, ...], ...], pd.DataFrame] = {}
         self._records: dict[str, dict[str, Any]] = {}
 
     def record(self, folder: str) -> Mapping[str, Any]:
@@ -82,8 +83,22 @@ class Tables:
         """The columns `names` (text) and `numbers` (finite) of a CSV.
 
         Columns in `empty` may have empty cells (NaN here); no two rows share `key`. Raises Absent.
+        The table is shared: not to be written to.
         """
         names, numbers = list(dict.fromkeys(names)), list(dict.fromkeys(numbers))
+        asked = ((path,), (*numbers,), (*names,), (*key,), (*empty,))
+        if asked not in self._checked:
+            self._checked[asked] = self._check(path, numbers, names, key, empty)
+        return self._checked[asked]
+
+    def _check(
+        self,
+        path: str,
+        numbers: list[str],
+        names: list[str],
+        key: Sequence[str],
+        empty: Sequence[str],
+    ) -> "pd.DataFrame":
         found = self._read(path)
         lacking = [c for c in (*numbers, *names) if c not in found.columns]
         if lacking:

@@ -1,120 +1,142 @@
-"""The axes of the signature: what each asks, and how its numbers and figures are read."""
+"""The sections of the page, in order, and what steps declare for each of them."""
 
+from collections.abc import Iterable
+from itertools import chain
+from typing import NamedTuple
+
+from model_diffs.core.step import Measure, Script
 from model_diffs.report.signature import Axis, Figure
 
-MAGNITUDE = Axis(
-    "magnitude",
-    "Magnitude",
-    "How much of the weights did the intervention change?",
-    "Relative ‖ΔW‖ sets the size of the whole change against the size of the base's weights. The "
-    "changed share says how many entries are stored otherwise than before. A small change is no "
-    "shallow one by itself, but a model that was made anew cannot have a small one.",
-    (1, 2),
-    (
-        Figure("{comparison}/param_plots/layer_locality_mlp.png", "‖ΔW‖/‖W‖ by block, MLP"),
-        Figure("{comparison}/param_plots/layer_locality_attn.png", "‖ΔW‖/‖W‖ by block, attention"),
-    ),
-)
-LOCATION = Axis(
-    "location",
-    "Location",
-    "Where in the model does the change lie?",
-    "The ratio compares how much MLPs and attention changed, each relative to its own weights: 1 "
-    "says both alike. The depth is that up to which half of the blocks' ‖ΔW‖² lies: one half for "
-    "a change that is spread evenly, near 0 or 1 for one at an end.",
-    (1, 6),
-    (
-        Figure("{comparison}/mlp_attn_analysis/mlp_vs_attn_magnitude.png", "MLP beside attention"),
-        Figure("{comparison}/mlp_attn_analysis/mlp_vs_attn_detailed.png", "The same in detail"),
-    ),
-)
-GEOMETRY = Axis(
-    "geometry",
-    "Geometry",
-    "How many directions does the change use, and which?",
-    "Few directions with much of ‖ΔW‖² are a nudge; many are a rewrite. An alignment of 1 says "
-    "that a matrix's main directions stayed where they were. Null-space energy sets what ΔW writes "
-    "outside the directions that W uses against what a random change of that size would: below 1 "
-    "it works inside them.",
-    (1, 7, 10),
-    (
-        Figure("{comparison}/null_space_analysis/null_space_visualization.png", "Rank and angles"),
-        Figure("{comparison}/mlp_nullspace/mlp_nullspace_alignment.png", "Inside W's own spaces"),
-        Figure("{comparison}/param_plots/stable_rank_mlp.png", "Stable rank by block, MLP"),
-    ),
-)
-FUNCTION = Axis(
-    "function",
-    "Function",
-    "How far do hidden states move, on forget and on retain texts?",
-    "All four kinds of number are means over the outputs of the blocks. A filtered model moves "
-    "states on both kinds of text, since it is another model. Forget states that move farther than "
-    "under filtering, while retain states stay, are thrown out of the way rather than computed "
-    "otherwise; so are texts of the two kinds that are driven apart.",
-    (4, 5, 8, 9),
-    (
-        Figure("{comparison}/activation_plots/activation_diffs_forget.png", "‖Δh‖, forget texts"),
-        Figure("{comparison}/activation_plots/activation_diffs_retain.png", "‖Δh‖, retain texts"),
-        Figure(
-            "{comparison}/activation_separation/activation_separation_analysis.png",
-            "Separation of forget and retain texts",
-        ),
-        Figure("{comparison}/activation_covariance/covariance_analysis.png", "Spectra of states"),
-    ),
-)
-PRECISION = Axis(
-    "precision",
-    "Precision",
-    "Is the change aimed at forget inputs?",
-    "Both numbers are forget over retain, so 1 is a change that treats both kinds of text alike. "
-    "Row space: do inputs lie where ΔW reads? Effect: how large is ΔW x beside W x?",
-    (11,),
-    (Figure("{comparison}/row_space_projection/row_space_projection.png", "Inputs against ΔW"),),
-)
-STABILITY = Axis(
-    "stability",
-    "Stability",
-    "Does the model react more or less to small disturbances of its input?",
-    "The changed model over the base, so 1 is no change. Response to noise: random disturbances of "
-    "the embeddings. Jacobian norm: the worst one. Below 1 the model became smoother around these "
-    "texts, as where everything is sent to one place; above 1 rougher, as where it knows little.",
-    (12,),
-    (Figure("{comparison}/lipschitzness/lipschitzness_analysis.png", "Sensitivity by text kind"),),
-)
-LOCALISATION = Axis(
-    "localisation",
-    "Localisation",
-    "At which depth did it become easier or harder to tell forget from retain texts?",
-    "The change of a linear probe's AUC, averaged over each third of the blocks. Probes find the "
-    "topic, not the knowledge: no change is usual, also where everything was forgotten.",
-    (13,),
-    (Figure("{model}/linear_probes/linear_probe_analysis.png", "Probes by depth"),),
-)
-KNOWLEDGE = Axis(
-    "knowledge",
-    "Knowledge",
-    "What does the model still answer, at its output and inside?",
-    "Shares of four-choice questions answered rightly; guessing gives 0.25. Adjacent and general "
-    "questions say what forgetting cost. Inside: hazard questions read from the outputs of all "
-    "blocks but the last, as if the blocks above were not there. Knowledge that is higher inside "
-    "than in the filtered model is hidden rather than gone.",
-    (13,),
-    (Figure("{model}/linear_probes/knowledge_by_layer.png", "Knowledge by depth"),),
-)
-BRITTLENESS = Axis(
-    "brittleness",
-    "Brittleness",
-    "Does fine-tuning on other facts bring back what was forgotten?",
-    "The attack never states the facts that are asked. The share is that of the gap to the base "
-    "which came back, at the rate and step that are worst while the model stays whole. 0 is what a "
-    "model that never learned has to give; 1 is everything.",
-    (14,),
-    (
-        Figure("relearning/relearning.png", "Held-out knowledge over the steps of the attack"),
-        Figure("relearning/relearning_by_rate.png", "The same for each learning rate"),
-    ),
-)
 AXES = (
-    *(MAGNITUDE, LOCATION, GEOMETRY, FUNCTION, PRECISION),
-    *(STABILITY, LOCALISATION, KNOWLEDGE, BRITTLENESS),
+    Axis(
+        "magnitude",
+        "Magnitude",
+        "How much of the weights did the intervention change?",
+        "Relative ‖ΔW‖ is the norm of the whole change divided by the norm of the base's weights. "
+        "The changed share counts the entries whose stored value differs. A small ΔW does not "
+        "imply shallow unlearning, but a model retrained from scratch never has one.",
+    ),
+    Axis(
+        "location",
+        "Location",
+        "Where in the model is the change?",
+        "The ratio compares the relative change of MLPs and attention: 1 means both changed "
+        "equally. The depth is where the running sum of the blocks' ‖ΔW‖² reaches half: 0.5 for "
+        "a change spread evenly, near 0 or 1 for a change in the first or last blocks.",
+    ),
+    Axis(
+        "geometry",
+        "Geometry",
+        "How many directions does the change use, and which?",
+        "A change with most of its ‖ΔW‖² in few directions is low-rank; full retraining gives "
+        "many. An alignment of 1 means that a matrix kept its leading directions. Null-space "
+        "energy compares what ΔW writes outside the directions that W uses with a random change "
+        "of the same size: below 1, the change stays within them.",
+    ),
+    Axis(
+        "function",
+        "Function",
+        "How far do hidden states move, on forget and on retain texts?",
+        "All numbers are means over the outputs of the blocks. A filtered model moves hidden "
+        "states on both sets, since it was trained separately. Forget-set states that move farther "
+        "than in the filtered model while retain-set states stay indicate that activations are "
+        "displaced rather than that the knowledge is absent; so does a separation of forget and "
+        "retain texts that grows more than by filtering.",
+    ),
+    Axis(
+        "precision",
+        "Precision",
+        "Is the change specific to forget inputs?",
+        "Both numbers are ratios of forget over retain texts: 1 means that the change affects both "
+        "equally. Row space: share of the inputs' energy in the row space of ΔW. Effect: size of "
+        "ΔW x relative to W x.",
+    ),
+    Axis(
+        "stability",
+        "Stability",
+        "Does the model react more or less to small perturbations of its input?",
+        "Ratios of the changed model over the base: 1 means no change. Response to noise: random "
+        "perturbations of the embeddings. Jacobian norm: the worst-case perturbation. Below 1, the "
+        "model became smoother around these texts, as when many inputs map to one output; above "
+        "1, it became more sensitive.",
+    ),
+    Axis(
+        "localisation",
+        "Localisation",
+        "At which depth did forget and retain texts become easier or harder to tell apart?",
+        "Change of the AUC of linear probes, averaged over each third of the blocks. Probes detect "
+        "the topic, not the knowledge: no change is usual, also where all knowledge is gone.",
+    ),
+    Axis(
+        "knowledge",
+        "Knowledge",
+        "Which questions does the model still answer, at its output and at inner layers?",
+        "Accuracy on four-choice questions; chance is 0.25. Adjacent and general questions measure "
+        "the cost of unlearning. Inside: logit-lens accuracy on hazard questions at the outputs "
+        "of all blocks but the last. Accuracy inside above the filtered model's means that the "
+        "knowledge is hidden rather than removed.",
+    ),
+    Axis(
+        "brittleness",
+        "Brittleness",
+        "Does fine-tuning on other facts restore what was forgotten?",
+        "The attack texts do not contain the facts that are asked. The recovered share is the part "
+        "of the accuracy gap to the base that the attack closes, at the worst-case rate and step "
+        "at which general accuracy stays above the floor: 0 for a model that never learned, 1 for "
+        "complete recovery.",
+    ),
 )
+
+# The first numbers of the page, in words; the table has the measures under their headings.
+AT_A_GLANCE = {
+    "hazard_accuracy": "Hazard questions answered correctly",
+    "hazard_inside": "… answered correctly at inner layers",
+    "recovered_share": "Share recovered by an attack",
+    "general_accuracy": "General questions answered correctly",
+    "dh_forget": "Relative change of forget-set hidden states",
+    "relative_change": "Relative change of the weights",
+}
+# Measures whose conclusions stand at the top of the page.
+SUMMARY = ("relative_change", "dh_forget", "hazard_accuracy", "hazard_inside", "recovered_share")
+
+
+class Declared(NamedTuple):
+    """A measure with the script that declares it."""
+
+    script: Script
+    measure: Measure
+
+
+def _figures(script: Script) -> Iterable[tuple[str, Figure]]:
+    step = script.step
+    places = {
+        "comparison": f"{{comparison}}/{step.folder}",
+        "model": f"{{model}}/{step.folder}",
+        "study": step.folder,
+    }
+    for place in (places[step.scope], *([step.folder] if step.summary else [])):
+        for one in step.figures:
+            yield one.axis, Figure(f"{place}/{one.name}", one.caption)
+
+
+def declared_by(scripts: Iterable[Script], base: str) -> tuple[list[Axis], list[Declared]]:
+    """Axes with their steps and figures, and all measures in the order of the axes.
+
+    An axis that AXES does not have is titled by its key and asks its first step's question.
+    """
+    scripts = [one for one in scripts if one.step.scope != "other"]
+    measures = [Declared(script, one) for script in scripts for one in script.step.measures]
+    shown = [(script, axis, one) for script in scripts for axis, one in _figures(script) if axis]
+    named = chain(((d.measure.axis, d.script) for d in measures), ((a, s) for s, a, _ in shown))
+    axes = {axis.key: axis for axis in AXES}
+    for key, script in named:
+        axis = axes.setdefault(key, Axis(key, key.capitalize(), script.step.question, ""))
+        numbers = sorted({*axis.steps, script.step.number})
+        axes[key] = axis._replace(steps=tuple(numbers))
+    for key, axis in axes.items():
+        own = [
+            one._replace(path=one.path.replace("{base}", base)) for _, a, one in shown if a == key
+        ]
+        axes[key] = axis._replace(figures=tuple(own))
+    order = [*axes]
+    return [*axes.values()], sorted(measures, key=lambda d: order.index(d.measure.axis))

@@ -1,83 +1,66 @@
 """Single numbers as the page shows them: text, interval, tooltip, and where they come from."""
 
 from typing import NamedTuple
-from urllib.parse import quote
 
+from model_diffs.core.step import Measure
+from model_diffs.core.tables import Source
 from model_diffs.report import formatting
-from model_diffs.report.signature import Axis, Comparison, Measure, Signature, Source, Value
-
-
-class SourceLink(NamedTuple):
-    """A table to open and the cell to look for."""
-
-    name: str
-    href: str
-    cell: str
+from model_diffs.report.signature import Comparison, Signature
+from model_diffs.stats.estimates import Estimate
 
 
 class Cell(NamedTuple):
-    """One number."""
+    """One number, or the reason why there is none."""
 
     text: str
-    interval: str
-    exact: str
-    """As sorted by; empty where there is no number."""
-    tooltip: str
-    anchor: str
+    interval: str = ""
+    exact: str = ""
+    """All digits, as sorted by; empty where there is no number."""
+    tooltip: str = ""
+    anchor: str = ""
     """Id of its row among the axis's numbers; empty where it has none."""
-    source: SourceLink | None
+    source: Source | None = None
 
 
-def link(path: str) -> str:
-    """A file under the outroot, seen from the report's folder beside it."""
-    return "../" + quote(path)
+def number_cell(one: Estimate, measure: Measure, name: str, anchor: str = "") -> Cell:
+    """A number as text; its tooltip has all digits and the source."""
+    text, interval = formatting.number(one.value, measure.unit, one.low, one.high)
+    exact = formatting.exact(one.value)
+    tooltip = f"{name}, {measure.heading}: {exact}"
+    if one.low is not None and one.high is not None:
+        low, high = formatting.exact(one.low), formatting.exact(one.high)
+        tooltip += f" (95 % interval {low} to {high})"
+    return Cell(text, interval, exact, f"{tooltip}\n{one.source}", anchor, one.source)
 
 
-def source_link(source: Source) -> SourceLink:
-    """A source as a link and the words for its cell."""
-    cell = source.column + (f", {source.rows}" if source.rows else "")
-    return SourceLink(source.path, link(source.path), cell)
-
-
-def number_cell(value: Value, measure: Measure, name: str, anchor: str = "") -> Cell:
-    """A value as text; its tooltip has all digits and the source."""
-    text, interval = formatting.number(value.value, measure.unit, value.low, value.high)
-    tooltip = f"{name}, {measure.label}: {formatting.exact(value.value)}"
-    if value.low is not None and value.high is not None:
-        ends = formatting.exact(value.low), formatting.exact(value.high)
-        tooltip += f" (95 % interval {ends[0]} to {ends[1]})"
-    tooltip += f"\n{value.source}"
-    exact = formatting.exact(value.value)
-    return Cell(text, interval, exact, tooltip, anchor, source_link(value.source))
-
-
-def reference_cell(signature: Signature, measure: Measure) -> Cell:
-    """What the base has: its own value, or what an unchanged model would show."""
+def base_cell(signature: Signature, measure: Measure) -> Cell:
+    """What the base has: its own number, or that of a model identical to it."""
     own = signature.base_values.get(measure.key)
     if own is not None:
         return number_cell(own, measure, signature.base)
     if measure.unchanged is None:
-        return Cell(formatting.NO_VALUE, "", "", "not defined for an unchanged model", "", None)
+        return Cell(formatting.NO_VALUE, tooltip="not defined for an unchanged model")
     text, _ = formatting.number(measure.unchanged, measure.unit)
-    tooltip = f"{text} by definition: a model that is identical to the base"
-    return Cell(text, "", formatting.exact(measure.unchanged), tooltip, "", None)
+    tooltip = f"{text} by definition: a model identical to the base"
+    return Cell(text, exact=formatting.exact(measure.unchanged), tooltip=tooltip)
 
 
-def absent_cell(
-    signature: Signature, comparison: Comparison, measure: Measure, axis: Axis | None
-) -> Cell:
-    """An empty cell that says why."""
-    why = signature.reasons.get((comparison.label, measure.key))
-    why = why or absence(signature, comparison, axis) or "not in the tables"
-    return Cell(formatting.NO_VALUE, "", "", why, "", None)
+def model_cell(signature: Signature, position: int, column: int) -> Cell:
+    """The number of one comparison and measure, both by position, or why there is none."""
+    comparison, measure = signature.comparisons[position], signature.measures[column]
+    at = comparison.label, measure.key
+    if at in signature.values:
+        anchor = f"n{position}-{column}"
+        return number_cell(signature.values[at], measure, comparison.short, anchor)
+    why = signature.reasons.get(at) or _missing(signature, comparison, measure.axis)
+    return Cell(formatting.NO_VALUE, tooltip=why or "not in the tables")
 
 
-def absence(signature: Signature, comparison: Comparison, axis: Axis | None) -> str:
-    """Why an axis has nothing on a comparison, as far as the list of what is missing knows."""
-    steps = axis.steps if axis else ()
+def _missing(signature: Signature, comparison: Comparison, axis: str) -> str:
+    steps = next((one.steps for one in signature.axes if one.key == axis), ())
     reasons = [
-        f"step {m.step} ({m.script}): {m.reason}"
-        for m in signature.missing
-        if m.step in steps and m.comparison in ("", comparison.label)
+        f"step {one.step} ({one.script}): {one.reason}"
+        for one in signature.missing
+        if one.step in steps and one.comparison in ("", comparison.label)
     ]
     return "; ".join(dict.fromkeys(reasons))

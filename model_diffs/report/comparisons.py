@@ -1,100 +1,101 @@
-"""The comparisons under an outroot: which there are, which are asked for, which one is filtered.
+"""The comparisons under an outroot: which there are, which are asked for, and the models' roles.
 
-Comparisons are known by the models that the records of their runs name. Standard library only: the
-pipeline asks before anything is read.
+Comparisons are known by the models that the records of their runs name. Light at import.
 """
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from model_diffs.core import naming, results
 from model_diffs.core.errors import BadInput
-from model_diffs.report.signature import Comparison
+from model_diffs.report.signature import Comparison, Role
 
 BETWEEN = "__to__"
 
 
-class Pair(NamedTuple):
-    """A comparison by its three labels."""
-
-    label: str
-    base: str
-    changed: str
+def comparison(label: str, base: str, changed: str) -> Comparison:
+    """A comparison by its labels, its role not yet known."""
+    return Comparison(label, base, changed, changed.removeprefix(base + "__") or changed)
 
 
-def _labels_of(folder: str, model_a: str) -> Pair | None:
-    """Part a comparison's folder name by the base that its record names.
+def _named_by(folder: str, model_a: str) -> Comparison | None:
+    """Split a comparison's folder name at the base that its record names.
 
-    A model's label depends on whether its folder is there, and it may be gone: both are tried.
+    A model's label depends on whether its folder exists, and it may be gone: both are tried.
     """
     path = Path(model_a)
-    names = [path.parent.name] if path.name == "unlearned_model" else [path.name]
-    for base in (*names, model_a.rstrip("/").replace("/", "_")):
+    local = path.parent.name if path.name == "unlearned_model" else path.name
+    for base in (local, model_a.rstrip("/").replace("/", "_")):
         if base and folder.startswith(base + BETWEEN):
-            return Pair(folder, base, folder[len(base + BETWEEN) :])
+            return comparison(folder, base, folder[len(base + BETWEEN) :])
     return None
 
 
-def find_pairs(outroot: Path) -> list[Pair]:
-    """Every comparison under an outroot that at least one readable run.json vouches for."""
-    found = []
-    for folder in sorted(outroot.glob(f"*{BETWEEN}*")):
-        for record in sorted(folder.glob(f"*/{results.RECORD}")):
-            written = results.read_record(record.parent)
-            arguments = written.get("arguments") if isinstance(written, dict) else None
-            base = arguments.get("model_a") if isinstance(arguments, dict) else None
-            pair = _labels_of(folder.name, base) if isinstance(base, str) and base else None
-            if pair:
-                found.append(pair)
-                break
-    return found
+def find_comparisons(outroot: Path) -> list[Comparison]:
+    """Every comparison under an outroot with at least one readable run.json."""
+    found: dict[str, Comparison] = {}
+    for path in sorted(outroot.glob(f"*{BETWEEN}*/*/{results.RECORD}")):
+        record = results.read_record(path.parent)
+        arguments = record.get("arguments") if isinstance(record, dict) else None
+        model_a = arguments.get("model_a") if isinstance(arguments, dict) else None
+        if isinstance(model_a, str) and (one := _named_by(path.parts[-3], model_a)):
+            found.setdefault(one.label, one)
+    return sorted(found.values())
 
 
-def choose_pairs(
-    outroot: Path, model_a: str | None = None, model_b: Sequence[str] | None = None
-) -> list[Pair]:
+def choose_comparisons(
+    outroot: Path, model_a: str | None = None, model_b: Sequence[str] = ()
+) -> list[Comparison]:
     """The comparisons that were asked for, else all of the base, else all there are.
 
-    Raises BadInput where they have more than one base.
+    Sorted, so that the order of --model-b makes no other report. Raises BadInput where they have
+    more than one base.
     """
-    if model_b:
-        if not model_a:
-            raise BadInput("--model-b needs its base: name --model-a too")
+    if model_b and not model_a:
+        raise BadInput("--model-b needs its base: name --model-a too")
+    if model_a and model_b:
         base = naming.model_label(model_a)
-        named = [
-            Pair(naming.comparison_label(model_a, b), base, naming.model_label(b)) for b in model_b
-        ]
-        return sorted({*named})  # the order in which they were named makes no other report
-    pairs = find_pairs(outroot)
+        return sorted(
+            {
+                comparison(naming.comparison_label(model_a, b), base, naming.model_label(b))
+                for b in model_b
+            }
+        )
+    found = find_comparisons(outroot)
     if model_a:
-        return [pair for pair in pairs if pair.base == naming.model_label(model_a)]
-    bases = sorted({pair.base for pair in pairs})
+        return [one for one in found if one.base == naming.model_label(model_a)]
+    bases = sorted({one.base for one in found})
     if len(bases) > 1:
         raise BadInput(
             f"{outroot} holds comparisons of {len(bases)} bases ({', '.join(bases)}): "
             "a report is of one, name it by --model-a"
         )
-    return pairs
+    return found
 
 
-def comparisons_of(pairs: Iterable[Pair], filtered: str | None) -> list[Comparison]:
-    """Comparisons for a report, the filtered model first and the others by name.
+def with_roles(
+    comparisons: Iterable[Comparison], filtered: str | None = None, control: Sequence[str] = ()
+) -> list[Comparison]:
+    """The comparisons with their models' roles, the filtered model first and the others by name.
 
-    `filtered` is its label or short name; without it, models are known as everywhere in figures.
-    Raises BadInput where no comparison has that name.
+    Models are named by label or short name. Without `filtered`, the filtered model is the one whose
+    name says so, as in the colours of figures. Raises BadInput where no model has a given name.
     """
     from model_diffs.core.figures import FILTERED, model_colour
 
-    found = []
-    for label, base, changed in pairs:
-        short = changed.removeprefix(base + "__") or changed
-        if filtered is None:
-            is_filtered = model_colour(changed) == FILTERED
-        else:
-            is_filtered = filtered in (label, changed, short)
-        found.append(Comparison(label, base, changed, short, is_filtered))
-    if filtered is not None and not any(one.filtered for one in found):
-        there = ", ".join(one.short for one in found) or "none"
-        raise BadInput(f"--filtered {filtered}: no such changed model; there are: {there}")
-    return sorted(found, key=lambda one: (not one.filtered, one.short))
+    comparisons = list(comparisons)
+    names = {one: (one.label, one.changed, one.short) for one in comparisons}
+    for flag, given in (("--filtered", [filtered] if filtered else []), ("--control", control)):
+        for name in given:
+            if not any(name in known for known in names.values()):
+                there = ", ".join(one.short for one in comparisons) or "none"
+                raise BadInput(f"{flag} {name}: no such changed model; there are: {there}")
+
+    def role(one: Comparison) -> Role:
+        if {*control} & {*names[one]}:
+            return "control"
+        guessed = not filtered and model_colour(one.changed) == FILTERED
+        return "filtered" if guessed or filtered in names[one] else "unlearned"
+
+    found = [one._replace(role=role(one)) for one in comparisons]
+    return sorted(found, key=lambda one: (one.role != "filtered", one.short))

@@ -30,7 +30,7 @@ def _decimals(value: float, unit: str) -> int:
 
 def _written(value: float, decimals: int, unit: str) -> str:
     plus = unit == "change"
-    if value and (abs(value) >= 100_000 or (unit == "ratio" and abs(value) < 0.00095)):
+    if value and (abs(value) >= 100_000 or (unit in ("ratio", "nats") and abs(value) < 0.00095)):
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{_signed(mantissa, plus)}e{int(exponent)}".replace("-", "−")
     return _signed(f"{value:.{decimals}f}", plus)
@@ -41,10 +41,12 @@ def number(
 ) -> tuple[str, str]:
     """A number and its interval as text, the interval empty where there is none.
 
-    `unit`: `ratio`, `share`, `accuracy`, `change`, `rank` or `steps`. All three have the same
-    decimals, and more of them where the interval is narrower than a unit of the last.
+    `unit`: as in `Measure`. All three have the same decimals, and more of them where the interval
+    is narrower than a unit of the last.
     """
-    decimals = 0 if value == 0 and low is None and unit == "ratio" else _decimals(value, unit)
+    decimals = (
+        0 if value == 0 and low is None and unit in ("ratio", "nats") else _decimals(value, unit)
+    )
     if low is None or high is None:
         return _written(value, decimals, unit), ""
     while low != high and decimals < 4 and abs(high - low) < 10**-decimals:
@@ -70,7 +72,7 @@ def size(count: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person would say them."""
+    """Seconds in the largest convenient unit."""
     if seconds is None:
         return NO_VALUE
     if seconds < 120:

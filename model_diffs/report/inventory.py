@@ -1,72 +1,42 @@
-"""Which step left a result for which comparison, and in which state it is.
+"""Which step left a result for which comparison, and in which state it is. Light at import.
 
-Standard library only: the pipeline asks before anything is read.
+A record is checked here, where it is read: what is not of the expected type is not recorded.
 """
 
+import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model_diffs.core import results as runs
+from model_diffs.core import results
 from model_diffs.core.results import PlannedRun
-from model_diffs.report.comparisons import Pair
-from model_diffs.report.signature import Missing
+from model_diffs.core.step import Script, Step
+from model_diffs.report.signature import Comparison, Missing
 
-# The one line of bad input, the last of a traceback, what the system says of a killed process.
-FAILURE = re.compile(
-    r"\S+\.py: |[\w.]*(Error|Exception|Interrupt)\b|Killed|Segmentation|Terminated"
-)
-
-
-class Step(NamedTuple):
-    """One step of the pipeline and where it leaves its results."""
-
-    number: int
-    script: str
-    folder: str
-    scope: str = "comparison"
-    """Whose folder it is in: a `comparison`'s, a `model`'s, or of the whole `study`."""
-    optional: bool = False
-    """A study may do without: its absence is worth a line only where another comparison has it."""
-
-
-STEPS = (
-    Step(1, "collect_param_stats.py", "param_stats"),
-    Step(2, "plot_param_stats.py", "param_plots"),
-    Step(4, "collect_activation_norms.py", "activation_stats"),
-    Step(5, "plot_activation_norms.py", "activation_plots"),
-    Step(5, "plot_side_by_side.py", "{base}__side_by_side", "study"),
-    Step(6, "analyze_mlp_vs_attn.py", "mlp_attn_analysis"),
-    Step(7, "null_space_analysis.py", "null_space_analysis"),
-    Step(8, "activation_separation_analysis.py", "activation_separation"),
-    Step(9, "activation_covariance_analysis.py", "activation_covariance"),
-    Step(10, "mlp_nullspace_alignment.py", "mlp_nullspace"),
-    Step(11, "row_space_projection_analysis.py", "row_space_projection"),
-    Step(12, "local_lipschitzness_analysis.py", "lipschitzness"),
-    Step(13, "linear_probe_analysis.py", "linear_probes", "model"),
-    Step(14, "relearn.py", "relearning", "model"),
-    Step(14, "relearn.py", "relearning", "study"),
-    Step(15, "diff.py", "itda_diffing", optional=True),
-)
+FOLDER = "report"
+"""The report's own folder, which is no result to be reported."""
 
 
 class Result(NamedTuple):
     """The folder of one step for one comparison, model or study, and its state."""
 
-    step: Step
+    script: Script
     owner: str
     """Label of the comparison or model; empty for the study."""
     comparison: str
-    """Label of the comparison that it serves; empty where it serves all."""
+    """Label of the comparison that it belongs to; empty where it serves all."""
     folder: Path
     status: str
     """`complete`, `stale`, `missing` or `failed`."""
     reason: str
     record: Mapping[str, Any]
-    """Its run.json; empty where there is none."""
+    """Its facts (see `facts`); empty where it cannot be read."""
+
+    @property
+    def step(self) -> Step:
+        return self.script.step
 
     @property
     def there(self) -> bool:
@@ -74,135 +44,168 @@ class Result(NamedTuple):
         return self.status in ("complete", "stale")
 
 
-# ── results ───────────────────────────────────────────────────────────────────────────────────────
+# ── records ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _places(outroot: Path, pairs: Sequence[Pair]) -> list[tuple[Step, str, str, Path]]:
-    """Step, owner, comparison and folder of everything that the pipeline leaves for these pairs."""
-    base = pairs[0].base
-    found = []
-    for step in STEPS:
-        if step.scope == "study":
-            found.append((step, "", "", outroot / step.folder.format(base=base)))
-        elif step.scope == "comparison":
-            found += [(step, p.label, p.label, outroot / p.label / step.folder) for p in pairs]
-        else:
-            found.append((step, base, "", outroot / base / step.folder))
-            found += [(step, p.changed, p.label, outroot / p.changed / step.folder) for p in pairs]
-    return found
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
-def _last_line(log: Path) -> str:
-    text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else ""
+def _of(kind: Any, value: Any) -> Any:
+    return value if isinstance(value, kind) and not isinstance(value, bool) else None
 
 
-def _absence(outroot: Path, step: Step, newest: float) -> tuple[str, str]:
-    """Status and reason of a folder that is not there; `newest`: time of the step's last result.
+def _text_facts(record: Mapping[str, Any], split: str) -> dict[str, Any]:
+    read = _mapping(_mapping(record.get("texts")).get(split))
+    left_out = _mapping(_mapping(record.get("left_out")).get(split))
+    number = int | float
+    return {
+        "split": split,
+        "path": _of(str, read.get("path")),
+        "texts": _of(number, read.get("texts")),
+        "tokens": _of(number, _mapping(record.get("tokens")).get(split)),
+        "texts_left_out": _of(number, left_out.get("documents")),
+        "tokens_left_out": _of(number, left_out.get("tokens")),
+        "sha256": _of(str, read.get("sha256")),
+    }
 
-    A log that is newer than every result and ends as errors do is that of a failure; also any log
-    where there is no result at all.
+
+def facts(record: Any) -> dict[str, Any] | None:
+    """A run.json with every value of the type that runs write, else None.
+
+    None where the record has not the shape of a run: its arguments, files or inputs.
     """
-    log = outroot / "logs" / f"{step.number}_{step.script.removesuffix('.py')}.log"
-    if log.is_file() and log.stat().st_mtime > newest:
-        last = _last_line(log)
-        if FAILURE.match(last) or not newest:
-            return "failed", f"failed, {last or 'its log is empty'}"
-    return "missing", "not run"
-
-
-def _well_formed(record: Mapping[str, Any]) -> bool:
-    """Whether what is read from a record of a run has the types that runs write."""
+    if not isinstance(record, dict):
+        return None
     files, inputs = record.get("outputs", []), record.get("inputs", [])
-    return (
+    if not (
         isinstance(record.get("arguments", {}), dict)
         and isinstance(files, list)
         and all(isinstance(name, str) for name in files)
         and isinstance(inputs, list)
         and all(isinstance(one, dict) and {*one} >= {"path", "mtime_ns", "size"} for one in inputs)
         and all(isinstance(one["path"], str) for one in inputs)
-    )
+    ):
+        return None
+    words = ("device", "device_name", "dtype", "finished", "python", "git_commit", "command")
+    return {
+        "arguments": record.get("arguments", {}),
+        "outputs": files,
+        "models": {
+            name: {
+                "bytes": _of(int | float, _mapping(one).get("bytes")),
+                "config_sha256": _of(str, _mapping(one).get("config_sha256")),
+            }
+            for name, one in _mapping(record.get("models")).items()
+        },
+        "texts": [_text_facts(record, split) for split in _mapping(record.get("texts"))],
+        "seconds": _of(int | float, record.get("seconds")),
+        "versions": _mapping(record.get("packages")),
+        **{word: _of(str, record.get(word)) for word in words},
+    }
 
 
-def _state(folder: Path, label: str) -> tuple[str, str, dict[str, Any]]:
-    record = runs.read_record(folder)
-    if not isinstance(record, dict) or not _well_formed(record):
-        there = (folder / runs.RECORD).exists()
-        return (
-            ("failed", f"failed, its {runs.RECORD} cannot be read", {}) if there else ("", "", {})
-        )
-    # Against its own arguments: what may have changed is files.
-    found = runs.state(PlannedRun(folder, label, record.get("arguments", {})))
-    if found.status == "stale" and found.reason.endswith(" is gone"):
-        return "failed", f"failed, {found.reason}", record
-    return found.status, found.reason, record
+# ── states ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def take_inventory(outroot: Path, pairs: Sequence[Pair]) -> list[Result]:
-    """The state of every step's result for these pairs, in the order of the steps."""
-    if not pairs:
-        return []
-    places = _places(outroot, pairs)
-    # Of all results, also those of other comparisons: the log is one for all of them.
-    newest: dict[str, float] = {}
-    for step in STEPS:
-        pattern = step.folder.format(base="*") if step.scope == "study" else f"*/{step.folder}"
-        for written in outroot.glob(f"{pattern}/{runs.RECORD}"):
-            newest[step.script] = max(newest.get(step.script, 0.0), written.stat().st_mtime)
+def _failure(folder: Path) -> str:
+    """Why a step of the pipeline failed to make this folder, as noted beside it; else empty."""
+    try:
+        content = json.loads(results.failure_record(folder).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError):
+        content = {}
+    reason = _mapping(content).get("reason")
+    return f"failed, {str(reason)[:200]}" if reason else "failed"
+
+
+def _state(folder: Path, owner: str) -> tuple[str, str, dict[str, Any]]:
+    """Status, reason and facts of a folder."""
+    failure = _failure(folder)
+    if not (folder / results.RECORD).exists():
+        return ("failed", failure, {}) if failure else ("missing", "not run", {})
+    record = results.read_record(folder)
+    known = facts(record)
+    if record is None or known is None:
+        return "failed", f"failed, its {results.RECORD} cannot be read", {}
+    if failure:
+        return "stale", f"{failure}; an earlier result is shown", known
+    # Against its own arguments: only files can have changed.
+    status, reason = results.state(PlannedRun(folder, owner, known["arguments"]))
+    if status == "stale" and reason.endswith(" is gone"):
+        return "failed", f"failed, {reason}", known
+    if status == "stale":
+        # Worded relative to the working folder; the page is read from elsewhere.
+        here = os.path.relpath(folder.parent.parent) + os.sep
+        reason = reason.removeprefix(here).removeprefix(f"{owner}/")
+        reason = f"stale, {reason} since; the earlier result is shown"
+    return status, reason, known
+
+
+def _places(
+    outroot: Path, comparisons: Sequence[Comparison], step: Step
+) -> list[tuple[str, str, Path]]:
+    """Owner, comparison and folder of everything that a step leaves for these comparisons."""
+    base = comparisons[0].base
+    if step.scope == "comparison":
+        return [(c.label, c.label, outroot / c.label / step.folder) for c in comparisons]
+    study = [("", "", outroot / step.folder.format(base=base))]
+    if step.scope == "study":
+        return study
+    models = [(base, "", outroot / base / step.folder)]
+    models += [(c.changed, c.label, outroot / c.changed / step.folder) for c in comparisons]
+    return models + (study if step.summary else [])
+
+
+def take_inventory(
+    outroot: Path, comparisons: Sequence[Comparison], scripts: Iterable[Script]
+) -> list[Result]:
+    """The state of every step's result for these comparisons, in the order of the steps."""
     found = []
-    for step, owner, comparison, folder in places:
-        status, reason, record = _state(folder, owner)
-        if not status:
-            status, reason = _absence(outroot, step, newest.get(step.script, 0.0))
-            if step.optional and status == "missing" and step.script not in newest:
-                continue
-        elif status == "stale":
-            # Said from where one stands; the page is read from elsewhere.
-            here = os.path.relpath(outroot) + os.sep
-            reason = reason.removeprefix(here).removeprefix(f"{owner}/")
-            reason = f"stale, {reason} since; what it left is shown as it was"
-        found.append(Result(step, owner, comparison, folder, status, reason, record))
+    for script in scripts if comparisons else ():
+        step = script.step
+        if step.scope == "other" or step.folder == FOLDER:
+            continue
+        made = [
+            Result(script, owner, label, folder, *_state(folder, owner))
+            for owner, label, folder in _places(outroot, comparisons, step)
+        ]
+        if not (step.optional and all(one.status == "missing" for one in made)):
+            found += made
     return found
 
 
-def missing_of(results: Iterable[Result]) -> list[Missing]:
+def missing_of(inventory: Iterable[Result]) -> list[Missing]:
     """What is missing, stale or failed, for the list on the page."""
     found = []
-    for one in results:
+    for one in inventory:
         if one.status != "complete":
-            # A model that serves all comparisons is the base; its row has to say so.
-            reason = (
-                f"{one.owner}: {one.reason}" if one.owner and not one.comparison else one.reason
-            )
-            found.append(Missing(one.step.number, one.step.script, one.comparison, reason))
+            # Of the models, the base serves all comparisons: its line has to name it.
+            whose = f"{one.owner}: " if one.owner and not one.comparison else ""
+            reason = whose + one.reason
+            found.append(Missing(one.step.number, one.script.name, one.comparison, reason))
     return found
 
 
-def files_of(results: Iterable[Result], *endings: str) -> list[Path]:
+def files_of(inventory: Iterable[Result], *endings: str) -> list[Path]:
     """The files with these endings that the readable results say they wrote."""
-    found = []
-    for one in results:
-        if one.there:
-            for name in one.record.get("outputs", []):
-                inside = os.path.normpath(name)
-                if name.endswith(endings) and not inside.startswith(("..", os.sep)):
-                    found.append(one.folder / inside)
-    return sorted(set(found))
+    found = set()
+    for one in inventory:
+        for name in one.record["outputs"] if one.there else ():
+            inside = os.path.normpath(name)
+            if name.endswith(endings) and not inside.startswith(("..", os.sep)):
+                found.add(one.folder / inside)
+    return sorted(found)
 
 
-def fingerprint(outroot: Path, results: Iterable[Result]) -> str:
+def fingerprint(outroot: Path, inventory: Iterable[Result]) -> str:
     """Which results there are and in which state, in a few letters: a new one changes it."""
-    # Why a result is stale is said from where one stands, which is no difference in the result.
+    # Why a result is stale is worded relative to the working folder: no difference in the result.
     lines = [
-        "\t".join(
-            (
-                one.folder.relative_to(outroot).as_posix(),
-                one.status,
-                one.reason if one.status == "failed" else "",
-            )
-        )
-        for one in results
+        f"{one.folder.relative_to(outroot).as_posix()}\t{one.status}\t"
+        + (one.reason if one.status == "failed" else "")
+        for one in inventory
     ]
     there = sum(line.split("\t")[1] in ("complete", "stale") for line in lines)
     digest = sha256("\n".join(lines).encode()).hexdigest()

@@ -1,76 +1,14 @@
-"""What a report says, before it is drawn or written: comparisons, measures, values, sentences.
-
-Every value knows the cell, or the cells, that it was taken from.
-"""
+"""What the page, the figure and signature.csv are made from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from model_diffs.core.step import Measure
+from model_diffs.core.tables import Source
+from model_diffs.stats.estimates import Estimate
 
-class Source(NamedTuple):
-    """Where a number can be looked up."""
-
-    path: str
-    """Of the table, relative to the outroot, with forward slashes."""
-    column: str
-    """The column of the value (its interval stands in `<column>_low` and `_high`)."""
-    rows: str
-    """Which rows, and how they were combined: `layer=3, split=forget` or `mean over layer 0-3`."""
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.column}" + (f", {self.rows}" if self.rows else "")
-
-
-@dataclass(frozen=True)
-class Value:
-    """One number with its 95 % interval, where its step gave one."""
-
-    value: float
-    source: Source
-    low: float | None = None
-    high: float | None = None
-
-
-class Measure(NamedTuple):
-    """One column of the signature."""
-
-    key: str
-    """Column of signature.csv; the interval's ends are `<key>_low` and `<key>_high`."""
-    axis: str
-    """Key of the axis it belongs to."""
-    label: str
-    """Whole words: heading of the table and label in the figure."""
-    meaning: str
-    """One sentence: what the number is, with its unit."""
-    unit: str
-    """How to write it: `ratio`, `share`, `accuracy` (both 0 to 1), `change`, `rank` or `steps`."""
-    unchanged: float | None
-    """The value that a model identical to the base has; None where it is not defined (rank of ΔW)
-    or where the base's own value is the reference (see `Signature.base_values`)."""
-    logarithmic: bool = False
-    """Distances between values are ratios."""
-
-
-class Figure(NamedTuple):
-    """A figure that a step drew."""
-
-    path: str
-    """Relative to the outroot; `{comparison}` and `{model}` stand for folders."""
-    caption: str
-
-
-class Axis(NamedTuple):
-    """One aspect of the signature, with what a reader needs to understand it."""
-
-    key: str
-    title: str
-    question: str
-    reading: str
-    """How to read figure and numbers; plain text, some sentences."""
-    steps: tuple[int, ...]
-    """Steps of the pipeline that it is made from."""
-    figures: tuple[Figure, ...]
+Role = Literal["filtered", "control", "unlearned"]
 
 
 class Comparison(NamedTuple):
@@ -84,53 +22,85 @@ class Comparison(NamedTuple):
     """Label of the changed model."""
     short: str
     """The changed model's name without the base's, for headings."""
-    filtered: bool
-    """It never learned: the reference that the others are held against."""
+    role: Role = "unlearned"
+    """`filtered` never learned and is the reference; a `control` is trained without unlearning."""
+
+
+class Figure(NamedTuple):
+    """A figure of a step."""
+
+    path: str
+    """Without ending, relative to the outroot; `{comparison}` and `{model}` stand for folders."""
+    caption: str
+
+
+class Axis(NamedTuple):
+    """One aspect of the signature, a section of the page."""
+
+    key: str
+    title: str
+    question: str
+    reading: str
+    """How to read its numbers and figures."""
+    steps: tuple[int, ...] = ()
+    """Numbers of the steps with measures or figures of it."""
+    figures: tuple[Figure, ...] = ()
 
 
 class Missing(NamedTuple):
-    """A table that a step has not left, so that values or an axis are left out."""
+    """A result that is not there, stale or failed."""
 
     step: int
     script: str
     comparison: str
-    """Label, or empty where the step is one of the whole study."""
+    """Label, or empty where the result serves all comparisons."""
     reason: str
-    """`not run`, `stale …`, `failed …`: as one would say it after 'step 8, for rmu:'."""
+    """`not run`, `stale, …`, `failed, …`: worded to follow 'step 8, rmu:'."""
 
 
 class Sentence(NamedTuple):
-    """A conclusion that a stated rule drew from intervals."""
+    """A conclusion drawn by a rule from intervals, or numbers without one side by side."""
 
     axis: str
     comparison: str
-    text: str
-    """Shows its numbers."""
+    key: str
+    """Of the (first) measure that it is about."""
+    claim: str
+    """What is said after the model's name."""
+    evidence: str
+    """The numbers."""
     rule: str
-    """The rule, in words."""
     sources: tuple[Source, ...]
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Everything that signature.csv, signature.png and report.html are made from."""
+    """All numbers and conclusions of the comparisons with one base."""
 
     base: str
     comparisons: Sequence[Comparison]
     axes: Sequence[Axis]
-    """Those with at least one value."""
+    """All of them; a section is shown for those with a measure."""
     measures: Sequence[Measure]
-    """Those with at least one value."""
-    values: Mapping[tuple[str, str], Value]
+    """Those with at least one number."""
+    values: Mapping[tuple[str, str], Estimate]
     """By comparison label and measure key; absent where there is none."""
-    base_values: Mapping[str, Value]
-    """By measure key: the base's own value, where it has one (accuracies)."""
+    base_values: Mapping[str, Estimate]
+    """By measure key: the base's own number, where it has one."""
     sentences: Sequence[Sentence]
     missing: Sequence[Missing]
     reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """By comparison label and measure key: why there is no value although the step ran."""
+    """By comparison label and measure key: why there is no number although the step ran."""
     notes: Sequence[str] = ()
-    """What holds for all conclusions: how many intervals were looked at, what was not there."""
+    """What holds for all conclusions."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """How it was made: `models` [{label, id, …}], `texts` [{split, path, texts, tokens, sha256}],
-    `runs` [{step, comparison, folder, device, dtype, seconds, versions, …}]."""
+    """See `conditions.py`."""
+
+    @property
+    def filtered(self) -> Comparison | None:
+        """The reference model that never learned."""
+        return next((one for one in self.comparisons if one.role == "filtered"), None)
+
+    def of_axis(self, key: str) -> list[Measure]:
+        """Its measures that have a number."""
+        return [measure for measure in self.measures if measure.axis == key]

@@ -1,0 +1,308 @@
+"""A measure's number, read from the tables of its step: a few reductions serve all measures.
+
+Four choices hold for every measure: a mean over hidden states 1 to N weights each the same; what
+describes ΔW weights a matrix by its ‖ΔW‖²; what describes the model weights all matrices alike;
+relative sizes are ratios of root-sum-squares.
+"""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model_diffs.core.step import Measure
+from model_diffs.core.tables import (
+    NOT_RUN,
+    Absent,
+    Place,
+    Source,
+    identity,
+    questions_read,
+    texts_read,
+)
+from model_diffs.stats.estimates import Estimate, Floats, resampled, weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNITS = {"": "", "text": "text", "question": "id", "resample": "resample"}
+THIRDS = ("early", "middle", "late")
+
+
+def third_of(state: int, blocks: int) -> str:
+    """The third of the depth that the middle of the block with output state 1, …, N is in."""
+    return THIRDS[min(2, 3 * (2 * state - 1) // (2 * blocks))]
+
+
+def choose_states(path: str, layers: "pd.Series", chosen: str) -> list[int]:
+    """The chosen ones of the hidden states 0, 1, …, N of a table. Raises Absent."""
+    found = sorted({int(layer) for layer in layers})
+    blocks = len(found) - 1
+    if blocks < 1 or found != list(range(blocks + 1)):
+        raise Absent(f"failed, {path} has not every hidden state", defect=True)
+    kept = {"states": found[1:], "inside": found[1:-1], "last": found[-1:]}.get(chosen)
+    if kept is None:
+        kept = [state for state in found[1:] if third_of(state, blocks) == chosen]
+    if not kept:
+        raise Absent(f"the model has {blocks} blocks: no state is {chosen}")
+    return kept
+
+
+def words(measure: Measure, which: str, base: str = "base", changed: str = "changed") -> str:
+    """How the rows `which` are reduced, and which cells they have."""
+    own = measure.weights or ()
+    weight = " · ".join(f"{c}²" if own.count(c) == 2 else c for c in dict.fromkeys(own))
+    column, below = measure.column, measure.relative_to
+    if measure.norm:
+        how = f"√(Σ {column}² / Σ {below}²) over {which}"
+    elif below:
+        how = f"Σ {column} · {weight} / Σ {below} · {weight} over {which}"
+    elif measure.layers == "last":
+        how = which
+    else:
+        how = f"mean over {which}" + (f", weighted by {weight}" if weight else "")
+        how += f" of {measure.weights_from}.csv" if measure.weights_from else ""
+    given = [f"{k}={v}" for k, v in measure.where.items() if k not in measure.over]
+    sides = [", ".join(f"{k}={cells[k]}" for k in measure.over)
+             for cells in (measure.where, measure.over)]  # fmt: skip
+    text = ", ".join([how, *given, *([" over ".join(sides)] if measure.over else [])])
+    return text.replace("{base}", base).replace("{changed}", changed)
+
+
+class _Reading:
+    """One measure in one result folder."""
+
+    def __init__(self, measure: Measure, place: Place) -> None:
+        self.measure, self.place, self.tables = measure, place, place.tables
+        self.path = place.path(measure.table)
+        header = self.tables.columns(self.path)
+        self.unit = UNITS[measure.paired_by]
+        own_unit = "" if measure.kept else self.unit
+        self.key = next((c for c in (own_unit, "name", "layer") if c and c in header), "")
+        self.weights = measure.weights
+        if self.weights is None:
+            self.weights = ("tokens",) if own_unit == "text" and "tokens" in header else ()
+        self.columns = [measure.column, *filter(None, [measure.relative_to])]
+        self.rows = self._rows({**measure.where})
+        self.other = self._rows({**measure.where, **measure.over}) if measure.over else None
+        if self.other is not None and sorted(self.rows[self.key]) != sorted(self.other[self.key]):
+            raise Absent(
+                f"failed, {self.path} has not the same {self.key}s on both sides", defect=True
+            )
+
+    @cached_property
+    def _table(self) -> "pd.DataFrame":
+        measure = self.measure
+        names = [*measure.where, *measure.over, *({"id", "name"} & {self.key})]
+        numbers = [*self.columns, *(() if measure.weights_from else self.weights or ())]
+        numbers += [self.key] if self.key not in ("", *names) else []
+        numbers += ["layer"] if measure.layers else []
+        empty = self.columns if measure.may_be_empty else ()
+        return self.tables.table(self.path, numbers, names, empty=empty)
+
+    def _rows(self, cells: dict[str, str]) -> "pd.DataFrame":
+        """The rows with these cells and the measure's layers, each unit once."""
+        measure, place, found = self.measure, self.place, self._table
+        cells = {k: v.format(base=place.base, changed=place.changed) for k, v in cells.items()}
+        for column, cell in cells.items():
+            found = found[found[column].astype(str) == cell]
+        if measure.over and place.base == place.changed:
+            # A model against itself: the base's rows come first.
+            again = found.duplicated([self.key])
+            found = found[again if cells == {**measure.where} else ~again]
+        if found.empty and not measure.undefined:
+            named = ", ".join(f"{k}={v}" for k, v in cells.items())
+            raise Absent(f"failed, {self.path} has no row with {named}", defect=True)
+        if self.key and found.duplicated([self.key]).any():
+            raise Absent(f"failed, {self.path} has two rows of one {self.key}", defect=True)
+        if self.key in ("layer", "text"):
+            found = found.sort_values(self.key)
+        if measure.layers == "blocks":
+            found = found[found["layer"] >= 0]
+        elif measure.layers and not found.empty:
+            chosen = choose_states(self.path, found["layer"], measure.layers)
+            found = found[found["layer"].isin(chosen)]
+        return self._defined(self._weighted(found) if measure.weights_from else found)
+
+    def _weighted(self, rows: "pd.DataFrame") -> "pd.DataFrame":
+        """The rows with the weights of another table, joined by name."""
+        other = f"{self.place.folder.rpartition('/')[0]}/{self.measure.weights_from}.csv"
+        own = list(self.weights or ())
+        try:
+            found = self.tables.table(other, own, ["name"], ["name"])
+        except Absent as error:
+            if error.reason != NOT_RUN:
+                raise
+            raise Absent(f"its weights, of {self.measure.weights_from}, are not there") from None
+        joined = rows.merge(found, on="name", how="left")
+        if joined[own].isna().any(axis=None):
+            raise Absent(f"failed, {self.path} and {other} name other matrices", defect=True)
+        return joined
+
+    def _defined(self, rows: "pd.DataFrame") -> "pd.DataFrame":
+        """The rows that count: Absent where there is none, or a cell is empty."""
+        if self.weights:
+            rows = rows[rows[[*self.weights]].prod(axis=1) > 0]
+        undefined = self.measure.undefined
+        if rows.empty:
+            raise Absent(undefined or f"failed, {self.path} has no row", defect=not undefined)
+        if rows[self.columns].isna().any(axis=None):
+            empty = f"failed, {self.path} has an empty cell in {self.measure.column}"
+            raise Absent(empty if self.weights else undefined, defect=bool(self.weights))
+        return rows
+
+    # ── the number ────────────────────────────────────────────────────────────────────────────────
+
+    def _number(self, rows: "pd.DataFrame") -> float:
+        measure, values = self.measure, rows[self.measure.column]
+        weight = rows[[*self.weights]].prod(axis=1) if self.weights else None
+        if not measure.relative_to:
+            return float(values.mean() if weight is None else np.average(values, weights=weight))
+        below = rows[measure.relative_to]
+        if measure.norm:
+            values, below = values**2, below**2
+        if weight is not None:
+            values, below = values * weight, below * weight
+        if below.sum() == 0:
+            raise Absent(measure.undefined or f"{measure.relative_to} is zero")
+        found = float(values.sum() / below.sum())
+        return float(np.sqrt(found)) if measure.norm else found
+
+    def value(self) -> float:
+        """The number."""
+        found = self._number(self.rows)
+        if self.other is None:
+            return found
+        below = self._number(self.other)
+        if found <= 0 or below <= 0:
+            column = self.measure.column
+            raise Absent(self.measure.undefined or f"{column} is zero: there is no ratio")
+        return found / below
+
+    def source(self) -> Source:
+        """Where the number is."""
+        which = f"{len(self.rows)} row{'s' * (len(self.rows) > 1)}"
+        if self.measure.layers == "blocks":
+            which += " of blocks"
+        elif self.measure.layers:
+            first, last = (int(end(self.rows["layer"])) for end in (min, max))
+            which = f"layer {first}-{last}" if first < last else f"layer={first}"
+        text = words(self.measure, which, self.place.base, self.place.changed)
+        return Source(self.path, self.measure.column, text)
+
+    def cell_interval(self) -> tuple[float, float] | None:
+        """The interval that the table has of a single cell: it was made with the step's seed."""
+        header, column = self.tables.columns(self.path), self.measure.column
+        for ends in ((f"{column}_low", f"{column}_high"), ("low", "high")):
+            if {*ends} <= {*header} and len(self.rows) == 1:
+                found = self.tables.table(self.path, ends).loc[self.rows.index[0]]
+                return float(found[ends[0]]), float(found[ends[1]])
+        return None
+
+    # ── its resamples ─────────────────────────────────────────────────────────────────────────────
+
+    def design(self) -> list[Any]:
+        """What must be equal for two numbers to be compared, beside the units themselves."""
+        measure, record = self.measure, self.tables.record(self.place.folder)
+        given = self.tables.arguments(self.place.folder)
+        names = (*measure.options, *(["seed"] if self.unit == "resample" else []))
+        sampled = (
+            questions_read(record) if self.unit == "id"
+            else texts_read(record, measure.where.values())
+        )  # fmt: skip
+        return [sampled, [given.get(name) for name in names]]
+
+    def _kept(self, column: str) -> "pd.DataFrame":
+        """Values and weights per unit, in the order in which the units are drawn."""
+        measure, unit, path = self.measure, self.unit, self.place.path(self.measure.kept)
+        header = self.tables.columns(path)
+        names = [c for c in measure.where if c in header] + ["id"] * (unit == "id")
+        numbers = [c for c in ("layer", "tokens", unit) if c in header and c not in names]
+        found = self.tables.table(path, [column, *numbers], names)
+        for name in (c for c in measure.where if c in header):
+            found = found[found[name] == measure.where[name]]
+        keys = [unit]
+        if "layer" in header and measure.layers:
+            keys, states = [unit, "layer"], self.rows["layer"].unique()
+            found = found[found["layer"].isin(states)]
+            if (found.groupby(unit).size() != len(states)).any():
+                raise Absent(f"failed, {path} has not every layer and {measure.paired_by}")
+        if found.empty or found.duplicated(keys).any():
+            raise Absent(f"failed, {path} has no row, or two of one {measure.paired_by}")
+        return found.groupby(unit, sort=unit != "id", as_index=False).mean(numeric_only=True)
+
+    def _draws(
+        self, rows: "pd.DataFrame", own: tuple[str, ...], column: str
+    ) -> tuple[tuple[float, float], tuple[Floats, Floats | float]]:
+        """Sums of values and weights over the units, and the same on each resample."""
+        values, drawn = rows[column].to_numpy(), weights(len(rows), self.place.seed)
+        if not own:
+            return (float(values.sum()), len(values)), (drawn @ values, float(len(values)))
+        weight = rows[[*own]].prod(axis=1).to_numpy()
+        sums = weight * values
+        return (float(sums.sum()), float(weight.sum())), (drawn @ sums, drawn @ weight)
+
+    def resamples(self, value: float) -> tuple[float, Floats, str]:
+        """The number from the values per unit, on each resample, and the sample's identity."""
+        measure, rows, own, column = self.measure, self.rows, self.weights or (), ""
+        if measure.kept:
+            column = measure.kept_column or measure.column
+            rows = self._kept(column)
+            own = ("tokens",) if self.unit == "text" and "tokens" in rows else ()
+        column = column or measure.column
+        units = rows[self.unit].tolist()
+        if self.unit == "resample":
+            return value, rows[column].to_numpy(), identity(self.design(), units)
+        same = identity(self.design(), units, rows[[*own]].to_numpy().tolist(), self.place.seed)
+        (sums, counts), (drawn, drawn_counts) = self._draws(rows, own, column)
+        if self.other is None:
+            return sums / counts, drawn / drawn_counts, same
+        (below, other), (drawn_below, drawn_other) = self._draws(self.other, own, column)
+        if not own:  # as many on both sides
+            return sums / below, drawn / drawn_below, same
+        found = (drawn / drawn_counts) / (drawn_below / drawn_other)
+        return (sums / counts) / (below / other), found, same
+
+    def estimate(self) -> Estimate:
+        """The number with its interval and resamples."""
+        value, source = self.value(), self.source()
+        if not self.measure.paired_by:
+            return Estimate(value, source)
+        units = "questions" if self.unit == "id" else "texts"
+        found = resampled(value, source, units, lambda: self.resamples(value))
+        low, high = self.cell_interval() or (found.low, found.high)
+        return Estimate(value, source, low, high, found.sample, found.unpaired)
+
+
+def _minus_base(measure: Measure, place: Place) -> Estimate:
+    folder = place.folder.replace(place.changed, place.base, 1)
+    readings = [_Reading(measure, place), _Reading(measure, place._replace(folder=folder))]
+    changed, base = (one.estimate() for one in readings)
+    if readings[0].design() != readings[1].design() or changed.source.rows != base.source.rows:
+        raise Absent("measured on other texts, or with other options, than the base", defect=True)
+    value = changed.value - base.value
+    source = changed.source._replace(rows=f"{base.source.rows}, minus that of {base.source.path}")
+
+    def draw() -> tuple[float, Floats, str]:
+        a, b = base.sample, changed.sample
+        if a is None or b is None:
+            raise Absent(changed.unpaired or base.unpaired)
+        if a.identity != b.identity:
+            raise Absent("base and changed model have not the same resamples")
+        return value, b.resampled - a.resampled, a.identity
+
+    return resampled(value, source, "texts", draw)
+
+
+def read(measure: Measure, place: Place) -> Estimate:
+    """The number of a measure with its interval and resamples. Raises Absent."""
+    place.tables.record(place.folder)
+    if measure.compute:
+        return measure.compute(place, measure)
+    if measure.paired_by == "question" and not place.tables.arguments(place.folder).get(
+        "questions", True
+    ):
+        raise Absent("its step was run without --questions")
+    if measure.less_base:
+        return _minus_base(measure, place)
+    return _Reading(measure, place).estimate()
