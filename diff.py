@@ -26,7 +26,7 @@ from model_diffs.dictionaries.options import DatasetTexts
 
 if TYPE_CHECKING:
     from model_diffs.dictionaries import diffing
-    from model_diffs.dictionaries.itda_reading import Reading
+    from model_diffs.dictionaries.reading import Reading
 
 STEP = Step(
     number=15,
@@ -88,54 +88,50 @@ def write(
     run: Run,
     found: "diffing.Comparison",
     opened: "diffing.ModelDiffing",
-    reading: "Reading",
+    texts: "Reading",
     options: Options,
 ) -> None:
     """Table, summary, figure and examples of one comparison."""
     from model_diffs.core.figures import model_colour
-    from model_diffs.data import text_datasets
-    from model_diffs.dictionaries import diffing_contexts, diffing_examples, diffing_report, itda
-    from model_diffs.models.checkpoints import Checkpoint
+    from model_diffs.dictionaries import examples, itda, reading, tables
 
-    planned = run.planned
-    title, (name_a, name_b) = title_of(planned), names_of(planned)
-    atoms = diffing_report.atoms_of(options.itda)
-    run.table("latents", diffing_report.latent_rows(found, opened.itda, atoms))
-    shares = diffing_contexts.shares(found, reading, options.top)
-    run.document("summary", diffing_report.summary(found, shares, name_b))
-    colour = model_colour(planned.model_b)
-    heading = f"Model diffing, layer {opened.itda.layer}: {title}"
-    run.figure(STEP.folder, diffing_report.figure(found, heading, (name_a, name_b), colour))
-    names = diffing_examples.Names(f"{title}, layer {opened.itda.layer}", name_a, name_b)
-    said = diffing_report.notes(found, shares, name_b)
-    shown = diffing_examples.Shown(options.top, options.contexts)
-    page = diffing_examples.page(found, reading, opened.tokenizer, atoms, names, shown, said)
-    (run.path / "examples.html").write_text(page, encoding="utf-8")
-    checkpoints = [Checkpoint.open(m) for m in (planned.model_a, planned.model_b)]
-    for checkpoint in checkpoints:
-        run.reads(*checkpoint.files)
-    run.reads(*itda.files_of(options.itda))
-    run.reads(*(file for split in reading.splits for file in text_datasets.files_of(split)))
-    run.record(
-        models={c.model: c.identity() for c in checkpoints},
-        dictionary=opened.itda.metadata,
-        device=str(opened.device),
-        **reading.facts(),
+    planned, layer = run.planned, opened.itda.layer
+    title, names = title_of(planned), names_of(planned)
+    atoms = tables.read_atoms(options.itda)
+    latents = run.table("latents", tables.latents(found, opened.itda, atoms))
+    shares = tables.shares(found, texts, options.top)
+    notes = tables.notes(found, shares, names[1])
+    run.document("summary", tables.summary(found, shares, notes))
+    heading = f"Model diffing, layer {layer}: {title}"
+    run.figure(STEP.folder, tables.figure(found, heading, names, model_colour(planned.model_b)))
+    page = examples.page(
+        found,
+        latents,
+        atoms,
+        texts,
+        opened.tokenizer,
+        title=f"{title}, layer {layer}",
+        names=names,
+        notes=notes,
+        shown=options.top,
+        count=options.contexts,
     )
-    for note in said:
+    (run.path / "examples.html").write_text(page, encoding="utf-8")
+    run.reads(*itda.files_of(options.itda))
+    models, device = [planned.model_a, planned.model_b], str(opened.device)
+    reading.describe(run, models, texts, dictionary=opened.itda.metadata, device=device)
+    for note in notes:
         print(f"{planned.folder}: {note}")
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Compare what is not complete; the base is encoded once for all changed models."""
     from model_diffs.dictionaries.diffing import ModelDiffing
-    from model_diffs.dictionaries.itda import ITDA
 
-    layer = options.layer
     opened = ModelDiffing(
         options.itda,
         options.model_a,
-        ITDA.from_pretrained(options.itda).layer if layer is None else layer,
+        options.layer,
         options.device,
         options.seq_len,
         options.batch_size,
@@ -146,12 +142,12 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
         seed=options.seed,
         scratch=options.outroot,
     )
-    reading = opened.read(options.dataset, options.max_samples)
+    texts = opened.read(options.dataset, options.max_samples)
     changed = [planned.model_b for planned in todo]
-    found = opened.compare(options.model_a, changed, reading, options.max_steps)
+    found = opened.compare(options.model_a, changed, texts, options.max_steps)
     for planned, one in zip(todo, found, strict=True):
         with open_run(planned) as run:
-            write(run, one, opened, reading, options)
+            write(run, one, opened, texts, options)
 
 
 def start() -> None:

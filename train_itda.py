@@ -17,7 +17,7 @@ atoms.csv, training.csv, training.png and summary.json.
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_diffs.core import naming
 from model_diffs.core.options import Compute, Figures, option, recorded
@@ -27,8 +27,24 @@ from model_diffs.core.step import Figure, Step, Table, title_of
 from model_diffs.dictionaries.options import Training
 
 if TYPE_CHECKING:
-    from model_diffs.dictionaries.itda_reading import Reading
-    from model_diffs.dictionaries.itda_training import Trained
+    from model_diffs.dictionaries.reading import Reading
+    from model_diffs.dictionaries.training import Trained
+
+# Tokens shown before an atom's own in atoms.csv.
+CONTEXT = 12
+
+
+class AtomRow(NamedTuple):
+    """A row of atoms.csv: where an atom was found."""
+
+    latent: int
+    sequence: int
+    """Row of the text in the data sets, one after the other."""
+    position: int
+    token: str
+    before: str
+    """The text up to the token."""
+
 
 STEP = Step(
     number=15,
@@ -37,7 +53,7 @@ STEP = Step(
     scope="other",
     needs=("forget", "retain", "dictionary"),
     optional=True,
-    tables=(Table("atoms"), Table("training")),
+    tables=(Table("atoms", AtomRow), Table("training")),
     figures=(Figure("training", "Size and fit of the dictionary as it is trained"),),
 )
 
@@ -69,38 +85,104 @@ def planned_runs(options: Options) -> list[PlannedRun]:
     ]
 
 
-def write(run: Run, one: "Trained", reading: "Reading", tokenizer: Any, options: Options) -> None:
-    """A dictionary's folder."""
-    from model_diffs.data import text_datasets
-    from model_diffs.dictionaries import itda_training_report as report
-    from model_diffs.models.checkpoints import Checkpoint
+def metadata(one: "Trained", texts: "Reading", tokenizer: Any, options: Options) -> dict[str, Any]:
+    """metadata.yaml: the published keys, then the criterion and hashes of texts and tokenizer."""
+    from model_diffs.dictionaries.reading import tokenizer_sha256
 
-    checkpoint = Checkpoint.open(options.model)
-    metadata = report.metadata(one, reading, tokenizer, options.model, options)
-    report.dictionary(one, metadata).save(run.path)
-    run.table("atoms", report.atom_rows(one, reading, tokenizer))
-    run.table("training", one.steps)
-    run.document("summary", report.summary(one))
-    run.figure("training", report.figure(one, title_of(run.planned)))
-    run.reads(*checkpoint.files)
-    run.reads(*(file for split in reading.splits for file in text_datasets.files_of(split)))
-    run.record(
-        models={checkpoint.model: checkpoint.identity()},
-        tokens_per_second=round(one.tokens_per_second),
-        **reading.facts(),
+    return {
+        "lm_name": options.model,
+        "layer": one.layer,
+        "submodule_name": None,
+        "activation_dim": one.atoms.shape[1],
+        "k": options.k,
+        "loss_threshold": options.loss_threshold,
+        "dataset": ", ".join(options.dataset),
+        "seq_len": options.seq_len,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "max_dict_size": options.max_atoms,
+        "steps": len(one.rows),
+        "fvu_threshold": options.fvu_threshold if options.loss_threshold is None else None,
+        "keep_bos": options.keep_bos,
+        "skip_first": options.skip_first,
+        "dataset_sha256": texts.sha256(),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
+    }
+
+
+def atom_rows(one: "Trained", texts: "Reading", tokenizer: Any) -> list[AtomRow]:
+    """A row per atom, with its token and the `CONTEXT` tokens before as text."""
+    row_of = {int(text): row for row, text in enumerate(texts.tokens.documents)}
+    rows = []
+    for latent, (sequence, position) in enumerate(one.atom_indices.tolist()):
+        ids = texts.tokens.ids[row_of[sequence]]
+        before = tokenizer.decode(ids[max(0, position - CONTEXT) : position])
+        token = tokenizer.decode(ids[position : position + 1])
+        rows.append(AtomRow(latent, sequence, position, token, before))
+    return rows
+
+
+def summary(one: "Trained") -> dict[str, Any]:
+    """What summary.json holds. No times: the same inputs give the same bytes."""
+    judged = one.judged
+    return {
+        "layer": one.layer,
+        "atoms": len(one.atoms),
+        "tokens_seen": one.rows[-1].tokens,
+        "fvu": {name: float(value) for name, value in judged.fvu._asdict().items()},
+        "fvu_tokens": judged.tokens,
+        "dead_share": judged.dead_share,
+        "dead_tokens": judged.dead_tokens,
+    }
+
+
+def draw(run: Run, one: "Trained") -> None:
+    """Atoms, and FVU of each batch, against tokens read."""
+    from model_diffs.core.figures import FILTERED, MLP, Line, Panel, layer_figure
+
+    tokens = [row.tokens for row in one.rows]
+    atoms = Line("atoms", tokens, [row.atoms for row in one.rows], FILTERED)
+    fvu = Line("each batch, before it could add atoms", tokens, [row.fvu for row in one.rows], MLP)
+    panels = [
+        Panel("Size of the dictionary", "atoms", [atoms], from_zero=True, xlabel="tokens seen"),
+        Panel("Fit", "mean FVU", [fvu], from_zero=True, xlabel="tokens seen"),
+    ]
+    drawn = layer_figure(f"ITDA training: {title_of(run.planned)}", panels)
+    drawn.axes[0].legend(loc="lower right")
+    drawn.axes[1].legend(loc="upper right")
+    run.figure("training", drawn)
+
+
+def write(run: Run, one: "Trained", texts: "Reading", tokenizer: Any, options: Options) -> None:
+    """The folder of a dictionary."""
+    from model_diffs.dictionaries import reading
+    from model_diffs.dictionaries.itda import ITDA
+
+    found = metadata(one, texts, tokenizer, options)
+    ITDA(one.atoms, one.atom_indices, found).save(run.path)
+    run.table("atoms", atom_rows(one, texts, tokenizer))
+    run.table("training", one.rows)
+    run.document("summary", summary(one))
+    draw(run, one)
+    speed = round(one.tokens_per_second)
+    reading.describe(run, [options.model], texts, tokens_per_second=speed)
+    judged = one.judged
+    dead = "unknown" if judged.dead_share is None else f"{judged.dead_share:.1%}"
+    print(
+        f"{run.planned.folder}: {len(one.atoms)} atoms from {one.rows[-1].tokens} tokens, FVU "
+        f"{judged.fvu.mean:.3f} [{judged.fvu.low:.3f}, {judged.fvu.high:.3f}] on the last "
+        f"{judged.tokens}, share of dead atoms {dead} in {judged.dead_tokens}, {speed:,} tokens/s"
     )
-    print(f"{run.planned.folder}: {report.line(one)}")
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Train the dictionaries that are not complete, in one pass."""
-    from model_diffs.activations import passes
-    from model_diffs.dictionaries import itda_reading, itda_training
-    from model_diffs.models import devices
-    from model_diffs.models import loading as models
+    from model_diffs.activations.passes import Reader
+    from model_diffs.dictionaries import reading, training
+    from model_diffs.models import loading
 
-    tokenizer = models.load_tokenizer(options.model, options.trust_remote_code)
-    reading = itda_reading.read(
+    tokenizer = loading.load_tokenizer(options.model, options.trust_remote_code)
+    texts = reading.read(
         options.dataset,
         tokenizer,
         options.seq_len,
@@ -109,17 +191,13 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
         max_samples=options.max_samples,
         seed=options.seed,
     )
-    device = devices.pick_device(options.device)
-    dtype = devices.pick_dtype(options.dtype, device)
-    model = models.load_model(options.model, device, dtype, options.trust_remote_code)
-    reader = passes.Reader(options.model, model)
-    layers = [int(planned.arguments["layer"]) for planned in todo]
+    reader = Reader(options.model, loading.load_for(options, options.model))
+    layers = [planned.arguments["layer"] for planned in todo]
     with ExitStack() as folders:
         opened = [folders.enter_context(open_run(planned)) for planned in todo]
-        pad = tokenizer.pad_token_id
-        trained = itda_training.train(reader, reading, pad, layers, options)
+        trained = training.train(reader, texts, tokenizer.pad_token_id, layers, options)
         for run, one in zip(opened, trained, strict=True):
-            write(run, one, reading, tokenizer, options)
+            write(run, one, texts, tokenizer, options)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from model_diffs.activations import passes
+from model_diffs.activations.tokens import padded_batches
 from model_diffs.core.figures import OTHERS, Line, Panel, layer_figure
 from model_diffs.data import text_datasets
-from model_diffs.dictionaries import itda_reading, itda_training, pursuit
-from model_diffs.dictionaries.itda_reading import Reading
+from model_diffs.dictionaries import pursuit, reading, training
 from model_diffs.dictionaries.options import Training
+from model_diffs.dictionaries.reading import Reading
 from model_diffs.models import loading
 from model_diffs.stats.intervals import ratio_interval
 
@@ -68,20 +69,19 @@ def train_model(texts: list[str], steps: int, folder: Path) -> None:
 
 
 @torch.inference_mode()
-def states(reader: passes.Reader, reading: Reading) -> tuple[Tensor, np.ndarray]:
+def states(reader: passes.Reader, texts: Reading) -> tuple[Tensor, np.ndarray]:
     """Outputs of the layer `[n, d]`, and the document of each."""
     order = [
-        range(i, min(i + 16, len(reading.tokens.ids)))
-        for i in range(0, len(reading.tokens.ids), 16)
+        range(i, min(i + 16, len(texts.tokens.ids))) for i in range(0, len(texts.tokens.ids), 16)
     ]
     found: list[Tensor] = []
     documents: list[np.ndarray] = []
-    for at in itda_reading.padded_batches(reading.tokens, order, 0, torch.device("cpu")):
+    for at in padded_batches(texts.tokens, order, 0, torch.device("cpu")):
         counted = at.counted
-        itda_reading.stream_block_outputs(
+        reading.stream_block_outputs(
             reader.anatomy, at.batch, [LAYER], lambda _, h, c=counted: found.append(h[c])
         )
-        documents.append(np.array(at.rows)[at.documents.numpy()])
+        documents.append(np.array(at.rows)[at.places[:, 0].numpy()])
     return torch.cat(found), np.concatenate(documents)
 
 
@@ -147,7 +147,7 @@ def main() -> None:
         for name, lines in zip(("train", "test"), long, strict=True):
             file = Path(scratch) / f"{name}.txt"
             file.write_text("\n".join(lines))
-            readings.append(itda_reading.read([str(file)], tokenizer, LENGTH))
+            readings.append(reading.read([str(file)], tokenizer, LENGTH))
         model = loading.load_model(str(folder), torch.device("cpu"), torch.float32)
         measure(passes.Reader(str(folder), model), *readings, options)
 
@@ -157,12 +157,12 @@ def fill(reader: passes.Reader, train: Reading, size: int) -> Tensor:
     for threshold in THRESHOLDS:
         settings = Training(layer=(LAYER,), k=10, max_atoms=size, fvu_threshold=threshold)
         start = time.perf_counter()
-        (found,) = itda_training.train(reader, train, 0, [LAYER], settings)
+        (found,) = training.train(reader, train, 0, [LAYER], settings)
         if len(found.atoms) == size:
             break
     dead = found.judged.dead_share
     print(
-        f"{len(found.atoms)} atoms, threshold {threshold:.3f}, {found.steps[-1].tokens} tokens, "
+        f"{len(found.atoms)} atoms, threshold {threshold:.3f}, {found.rows[-1].tokens} tokens, "
         f"{time.perf_counter() - start:.0f} s; dead {'unknown' if dead is None else f'{dead:.1%}'}",
         flush=True,
     )

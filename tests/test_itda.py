@@ -19,11 +19,11 @@ from model_diffs.core import results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import parse
 from model_diffs.core.script import execute, run_script
-from model_diffs.dictionaries import itda, itda_reading, itda_training
+from model_diffs.dictionaries import itda, reading, training
 from model_diffs.dictionaries.itda import ITDA
-from model_diffs.dictionaries.itda_reading import Reading
-from model_diffs.dictionaries.itda_training import Trained
 from model_diffs.dictionaries.options import Training
+from model_diffs.dictionaries.reading import Reading
+from model_diffs.dictionaries.training import Trained
 from model_diffs.models import loading
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ class Place(NamedTuple):
     folder: Path
     reader: passes.Reader
     tokenizer: Any
-    reading: Reading
+    texts: Reading
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +45,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tiny_models.save("llama", root / "model")
     (root / "texts.txt").write_text("\n".join(tiny_study.texts("forget", 40)))
     tokenizer = loading.load_tokenizer(str(folder))
-    reading = itda_reading.read([str(root / "texts.txt")], tokenizer, 24)
+    texts = reading.read([str(root / "texts.txt")], tokenizer, 24)
     reader = passes.Reader(str(folder), loading.load_model(str(folder), CPU, torch.float32))
-    return Place(folder, reader, tokenizer, reading)
+    return Place(folder, reader, tokenizer, texts)
 
 
 def train(place: Place, layers: list[int], **changed: Any) -> list[Trained]:
     settings = replace(SETTINGS, **changed)
-    return itda_training.train(
-        place.reader, place.reading, place.tokenizer.pad_token_id, layers, settings
-    )
+    return training.train(place.reader, place.texts, place.tokenizer.pad_token_id, layers, settings)
 
 
 def outputs(place: Place, layer: int) -> list[np.ndarray]:
@@ -66,7 +64,7 @@ def outputs(place: Place, layer: int) -> list[np.ndarray]:
 
     handle = place.reader.anatomy.blocks[layer].register_forward_hook(keep)
     with torch.no_grad():
-        for ids in place.reading.tokens.ids:
+        for ids in place.texts.tokens.ids:
             place.reader.model(torch.tensor([ids]))
     handle.remove()
     return found
@@ -90,23 +88,24 @@ def test_a_layer_is_what_its_block_gives_out_before_the_final_norm(family: str) 
 
         return hook
 
-    for layer, block in enumerate(anatomy.blocks):
-        block.register_forward_hook(keep(layer))
+    own = [block.register_forward_hook(keep(layer)) for layer, block in enumerate(anatomy.blocks)]
     found: dict[int, Tensor] = {}
     with torch.inference_mode():
         for layers in ([2, 0], [1], [2]):
-            itda_reading.stream_block_outputs(anatomy, batch, layers, found.__setitem__)
+            reading.stream_block_outputs(anatomy, batch, layers, found.__setitem__)
             assert set(layers) <= set(found)
             for layer in layers:
                 assert torch.equal(found.pop(layer), reference[layer])
             assert not found
-    assert not anatomy.final_norm._forward_pre_hooks
+    for handle in own:
+        handle.remove()
+    assert not any(block._forward_hooks for block in anatomy.blocks)
 
 
 def test_padding_and_bos_never_become_atoms(place: Place) -> None:
     everything = train(place, [1], fvu_threshold=1e-4)[0]
     sequences, positions = everything.atom_indices.T
-    lengths = torch.tensor([len(ids) for ids in place.reading.tokens.ids])
+    lengths = torch.tensor([len(ids) for ids in place.texts.tokens.ids])
     assert (positions >= 1).all() and (positions < lengths[sequences]).all()
     assert 1 in positions
     states = outputs(place, 1)
@@ -175,14 +174,13 @@ def test_the_atoms_are_those_of_a_loop_over_single_tokens(
 
 
 def test_repeated_activations_enter_once(place: Place, tmp_path: Path) -> None:
-    lines = place.reading.texts[:10]
+    lines = place.texts.texts[:10]
     (tmp_path / "thrice.txt").write_text("\n".join(line for line in lines for _ in range(3)))
     (tmp_path / "once.txt").write_text("\n".join(lines))
     counts = []
     for name in ("once", "thrice"):
         path = str(tmp_path / f"{name}.txt")
-        reading = itda_reading.read([path], place.tokenizer, 24)
-        repeated = place._replace(reading=reading)
+        repeated = place._replace(texts=reading.read([path], place.tokenizer, 24))
         # Batches of the same distinct texts.
         size = {"once": 2, "thrice": 6}[name]
         found = train(repeated, [1], fvu_threshold=1e-7, k=1, batch_size=size, max_atoms=2000)[0]
@@ -198,30 +196,30 @@ def test_one_pass_serves_several_layers_and_repeats_itself_exactly(place: Place)
         alone = train(place, [one.layer])[0]
         assert torch.equal(one.atoms, alone.atoms)
         assert torch.equal(one.atom_indices, alone.atom_indices)
-        assert one.steps == alone.steps and one.judged == alone.judged
+        assert one.rows == alone.rows and one.judged == alone.judged
     assert not torch.equal(together[0].atoms[:5], together[1].atoms[:5])
 
 
 def test_a_full_dictionary_ends_the_pass_once_it_is_judged(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(itda_training, "JUDGED", 100)
+    monkeypatch.setattr(training, "JUDGED", 100)
     found = train(place, [1], max_atoms=10)[0]
     assert len(found.atoms) == 10
-    full = next(step for step in found.steps if step.atoms == 10)
-    assert len(found.steps) < 5 and found.steps[-1].tokens - full.tokens >= 100
-    x = [outputs(place, 1)[s][1:] for s in range(len(found.steps) * SETTINGS.batch_size)]
+    full = next(step for step in found.rows if step.atoms == 10)
+    assert len(found.rows) < 5 and found.rows[-1].tokens - full.tokens >= 100
+    x = [outputs(place, 1)[s][1:] for s in range(len(found.rows) * SETTINGS.batch_size)]
     later = torch.from_numpy(np.concatenate(x))[full.tokens :]
     fvu = ITDA(found.atoms, found.atom_indices, {"layer": 1, "k": 4}).encode(later).fvu
     assert found.judged.tokens == len(later)
-    assert found.judged.fvu == pytest.approx(float(fvu.double().mean()), rel=1e-4)
+    assert found.judged.fvu.mean == pytest.approx(float(fvu.double().mean()), rel=1e-4)
 
 
 def test_a_finer_threshold_gives_more_atoms_and_a_better_fit(place: Place) -> None:
     coarse, fine = (train(place, [1], fvu_threshold=t, max_atoms=5000)[0] for t in (0.4, 0.05))
     assert len(coarse.atoms) < len(fine.atoms)
-    assert coarse.judged.fvu > fine.judged.fvu
-    assert [s.atoms for s in fine.steps] == sorted(s.atoms for s in fine.steps)
+    assert coarse.judged.fvu.mean > fine.judged.fvu.mean
+    assert [s.atoms for s in fine.rows] == sorted(s.atoms for s in fine.rows)
 
 
 # ── the script ────────────────────────────────────────────────────────────────────────────────────
@@ -232,7 +230,7 @@ def plan(words: list[str]) -> list[results.PlannedRun]:
 
 
 def words_of(place: Place, outdir: Path, *more: str) -> list[str]:
-    texts = str(place.reading.splits[0].path)
+    texts = str(place.texts.splits[0].path)
     return [
         *("--model", str(place.folder), "--layer", "1", "--dataset", texts, "--k", "4"),
         *("--max-atoms", "60", "--outdir", str(outdir), "--device", "cpu", *more),
@@ -254,7 +252,7 @@ def test_the_script_fills_a_folder_per_layer_and_skips_what_is_complete(
     }
     metadata = yaml.safe_load((planned[1].folder / "metadata.yaml").read_text())
     assert list(metadata)[: len(itda.PUBLISHED_KEYS)] == list(itda.PUBLISHED_KEYS)
-    assert metadata["layer"] == 2 and metadata["dataset_sha256"] == place.reading.sha256()
+    assert metadata["layer"] == 2 and metadata["dataset_sha256"] == place.texts.sha256()
     capsys.readouterr()
     execute(train_itda, words)
     assert capsys.readouterr().out.count("complete, skipped") == 2
@@ -305,7 +303,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(itda_training.LayerTrainer, "update", full)
+    monkeypatch.setattr(training.LayerTrainer, "update", full)
     words = words_of(place, outdir)
     with pytest.raises(BadInput, match="--batch-size 16: try --batch-size 8"):
         execute(train_itda, words)

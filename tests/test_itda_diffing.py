@@ -9,16 +9,11 @@ import torch
 from itda_study import LAYER, compare, diffing, edited, make
 from scipy import stats
 
-from model_diffs.dictionaries import (
-    diffing_contexts,
-    diffing_examples,
-    diffing_pass,
-    diffing_report,
-    itda_reading,
-)
+from model_diffs.activations.tokens import padded_batches
+from model_diffs.dictionaries import examples, reading, tables
 from model_diffs.dictionaries.diffing import ModelDiffing
-from model_diffs.dictionaries.diffing_sums import BatchCodes, ModelTotals, PairedSums, sum_codes
 from model_diffs.dictionaries.itda import ITDA
+from model_diffs.dictionaries.sums import BatchCodes, Encoded, ModelTotals, PairedSums, sum_codes
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +101,13 @@ def test_the_base_is_encoded_once_for_all_changed_models(
     study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
-    original = ModelDiffing._load
+    original = ModelDiffing.load
 
     def load(self: ModelDiffing, name: str) -> Any:
         loaded.append(name)
         return original(self, name)
 
-    monkeypatch.setattr(ModelDiffing, "_load", load)
+    monkeypatch.setattr(ModelDiffing, "load", load)
     both = compare(study, study.model_b, study.model_a)
     assert loaded == [study.model_a, study.model_b, study.model_a]
     (alone,) = compare(study, study.model_b)
@@ -126,11 +121,11 @@ def halves(itda: ITDA, states: torch.Tensor, order: np.ndarray) -> PairedSums:
     """Documents `[D, tokens, d]` of one model, split in two and set against each other in pairs."""
     paired = PairedSums(itda.size)
     size = states.shape[1]
-    documents, positions = torch.arange(20).repeat_interleave(size), torch.arange(size).repeat(20)
+    places = torch.cartesian_prod(torch.arange(20), torch.arange(size))
     for start in range(0, len(order) // 2, 20):
         sides = [order[start : start + 20], order[len(order) // 2 :][start : start + 20]]
         codes = [itda.encode(states[side].flatten(0, 1)) for side in sides]
-        paired.add(*(sum_codes(c, documents, positions, 20, itda.size) for c in codes))
+        paired.add(*(sum_codes(c, places, 20, itda.size) for c in codes))
     return paired
 
 
@@ -141,14 +136,12 @@ def test_p_values_of_two_halves_of_one_model_are_uniform(study: tiny_study.Study
     lines = [" ".join(draw.choice(words, 4))[:18].ljust(18, ".") for _ in range(800)]
     (study.root / "equal.txt").write_text("\n".join(lines))
     opened = diffing(study)
-    reading = opened.read([str(study.root / "equal.txt")])
-    reader = opened._load(study.model_a)
+    texts = opened.read([str(study.root / "equal.txt")])
+    reader = opened.load(study.model_a)
     states: list[torch.Tensor] = []
     with torch.inference_mode():
-        for at in itda_reading.padded_batches(
-            reading.tokens, [range(len(lines))], 0, torch.device("cpu")
-        ):
-            itda_reading.stream_block_outputs(
+        for at in padded_batches(texts.tokens, [range(len(lines))], 0, torch.device("cpu")):
+            reading.stream_block_outputs(
                 reader.anatomy, at.batch, [LAYER], lambda _, h: states.append(h)
             )
     p = []
@@ -187,16 +180,15 @@ def test_one_document_has_no_error_and_says_nothing_of_the_fit(study: tiny_study
     opened = diffing(study)
     (found,) = opened.compare(study.model_a, [study.model_b], opened.read([str(one)]))
     assert found.fits["all"].documents == 1 and not found.fits["all"].worse
-    rows = diffing_report.latent_rows(found, opened.itda, {})
-    assert {row.std_error for row in rows} == {None}
+    assert tables.latents(found, opened.itda, {})["std_error"].isna().all()
 
 
 def _codes(indices: list[list[int]], values: list[list[float]]) -> Any:
     from model_diffs.dictionaries.pursuit import Codes, merged
 
     codes = Codes(torch.tensor(indices), torch.tensor(values), torch.zeros(len(indices)))
-    documents = torch.arange(len(indices))
-    return sum_codes(merged(codes), documents, torch.zeros_like(documents), len(indices), 3)
+    places = torch.tensor([[row, 0] for row in range(len(indices))])
+    return sum_codes(merged(codes), places, len(indices), 3)
 
 
 def test_the_test_is_students_over_the_documents_with_the_latent() -> None:
@@ -220,7 +212,7 @@ def test_the_test_is_students_over_the_documents_with_the_latent() -> None:
 def test_what_is_kept_does_not_grow_with_tokens(study: tiny_study.Study) -> None:
     opened = diffing(study)
 
-    def kept(encoded: diffing_pass.Encoded) -> int:
+    def kept(encoded: Encoded) -> int:
         totals, paired = vars(encoded.totals), vars(encoded.paired)
         tensors = [*totals.values(), *totals["top"], *paired.values(), *encoded.kept]
         return sum(t.numel() for t in tensors if isinstance(t, torch.Tensor))
@@ -241,7 +233,7 @@ def test_contexts_are_where_a_latent_is_highest(study: tiny_study.Study) -> None
     (found,) = compare(study, study.model_b)
     dense = dense_codes(study, study.model_a, ITDA.from_pretrained(study.root / "itda"))
     top = found.base.totals.top
-    for latent in range(0, found.base.totals.latents, 5):
+    for latent in range(0, top.values.shape[1], 5):
         highest = sorted((float(c[:, latent].max()) for c in dense), reverse=True)
         values = [v for v in top.values[:, latent].tolist() if v > 0]
         assert np.allclose(values, highest[: len(values)], atol=1e-3)
@@ -262,11 +254,11 @@ def test_a_latent_is_of_the_data_set_that_nearly_all_its_activity_comes_from() -
     counts = torch.tensor([5.0, 5, 40]).double()
     codes = BatchCodes(sums, nothing, nothing, nothing.long(), torch.zeros(3).double(), counts)
     totals.add(codes, [0, 1, 2])
-    found = diffing_contexts.owners(totals)
+    found = tables.owners(totals)
     # 18/10 against 0; 2/10 against 200/40; 2/10 against 8/40; 0 against 1/40; nothing
-    shared, unused = diffing_contexts.SHARED, diffing_contexts.UNUSED
+    shared, unused = tables.SHARED, tables.UNUSED
     assert found.tolist() == [0, 1, shared, 1, unused]
-    ranked = diffing_contexts._share(np.array([2, 0, 4, 1, 3]), found, ["one", "other"], 2)
+    ranked = tables.share_of(np.array([2, 0, 4, 1, 3]), found, ["one", "other"], 2)
     assert (ranked.latents, ranked.shared) == (2, 1)
     assert ranked.share == {"one": 0.5, "other": 0.5}
     assert ranked.chance == {"one": 1 / 3, "other": 2 / 3}
@@ -278,12 +270,20 @@ def test_text_with_markup_is_shown_not_obeyed(study: tiny_study.Study) -> None:
     harmful = '<script>alert("x")</script> & <b>bold</b>'
     path.write_text(f"{harmful}\nplain\n")
     opened = diffing(study)
-    reading = opened.read([str(path)])
-    (found,) = opened.compare(study.model_a, [study.model_b], reading)
-    atoms = {n: diffing_examples.Atom("<i>", "</i>") for n in range(found.base.totals.latents)}
-    names = diffing_examples.Names("A <to> B", "<A>", "B & C")
-    page = diffing_examples.page(
-        found, reading, opened.tokenizer, atoms, names, diffing_examples.Shown(50, 5), ["<note>"]
+    texts = opened.read([str(path)])
+    (found,) = opened.compare(study.model_a, [study.model_b], texts)
+    atoms = dict.fromkeys(range(opened.itda.size), tables.Atom("<i>", "</i>"))
+    page = examples.page(
+        found,
+        tables.latents(found, opened.itda, atoms),
+        atoms,
+        texts,
+        opened.tokenizer,
+        title="A <to> B",
+        names=("<A>", "B & C"),
+        notes=["<note>"],
+        shown=50,
+        count=5,
     )
     for tag in ("<script", "<b>", "<i>", "<to>", "<A>", "<note>"):
         assert tag not in page

@@ -1,4 +1,4 @@
-"""Model diffing: which latents of a dictionary a tuned model uses more, or less, than the initial.
+"""Model diffing: which latents of a dictionary a changed model uses more, or less, than its base.
 
 diffing = ModelDiffing("artifacts/runs/one", "models/miniature-base", layer=2, device="cpu")
 found = diffing.run_model_diffing(
@@ -13,24 +13,34 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch
+from torch import Tensor
 
 from model_diffs.activations.passes import Reader
+from model_diffs.activations.tokens import TokenBatch, padded_batches
+from model_diffs.core import folders
 from model_diffs.core.errors import BadInput
-from model_diffs.dictionaries import diffing_pass, itda_reading
-from model_diffs.dictionaries.diffing_pass import Encoded, Plan
-from model_diffs.dictionaries.diffing_sums import Changes
+from model_diffs.core.progress import progress
+from model_diffs.data.texts import length_batches
+from model_diffs.dictionaries import reading
 from model_diffs.dictionaries.itda import ITDA
-from model_diffs.dictionaries.itda_reading import Reading
+from model_diffs.dictionaries.options import DatasetTexts
+from model_diffs.dictionaries.pursuit import Codes
+from model_diffs.dictionaries.reading import Reading
+from model_diffs.dictionaries.sums import (
+    BatchCodes,
+    Changes,
+    Encoded,
+    ModelTotals,
+    PairedSums,
+    sum_codes,
+)
 from model_diffs.models import devices, loading
 from model_diffs.models.checkpoints import Checkpoint, check_configs
 from model_diffs.stats.intervals import Interval, ratio_interval
 
-# Documents kept per context that is shown: many begin alike, and then only one of them is.
+# Documents kept per context that is shown: of documents that begin alike only one is shown.
 SPARE = 4
-# Side by side only where the models take less than this share of the free memory.
-SHARE = 0.5
 
 
 class Fit(NamedTuple):
@@ -45,7 +55,7 @@ class Fit(NamedTuple):
 
     @property
     def worse(self) -> bool:
-        """Whether the tuned model is fitted worse, beyond chance; one document cannot say."""
+        """Whether FVU is significantly higher in the changed model; never for one document."""
         return self.documents > 1 and float(self.change.low) > 0
 
 
@@ -68,10 +78,10 @@ class ModelDiffing:
         self,
         itda_path: str | Path,
         model_name: str,
-        layer: int,
+        layer: int | None,
         device: str = "auto",
-        seq_len: int = 128,
-        batch_size: int = 16,
+        seq_len: int = DatasetTexts.seq_len,
+        batch_size: int = DatasetTexts.batch_size,
         *,
         dtype: str = "auto",
         trust_remote_code: bool = False,
@@ -82,19 +92,20 @@ class ModelDiffing:
     ) -> None:
         """Open the dictionary and the tokenizer of `model_name`, the base.
 
-        Where models do not fit side by side, files wait in `scratch` while the pass lasts. Raises
-        BadInput where there is no dictionary, or it is of another layer or tokenizer.
+        Without `layer`, the dictionary's own is used. Where models do not fit side by side,
+        temporary files go to `scratch`. Raises BadInput where there is no dictionary, or it is of
+        another layer or tokenizer.
         """
         self.device = devices.pick_device(device)
         self.itda = ITDA.from_pretrained(itda_path, self.device)
-        if self.itda.layer != layer:
+        if layer not in (None, self.itda.layer):
             raise BadInput(f"{itda_path} is a dictionary of layer {self.itda.layer}, not {layer}")
         self.model_name, self.seq_len, self.batch_size = model_name, seq_len, batch_size
-        self.dtype, self.trust_remote_code = dtype, trust_remote_code
-        self.side_by_side, self.contexts, self.seed = side_by_side, contexts, seed
-        self.scratch = Path(scratch)
+        self.dtype = devices.pick_dtype(dtype, self.device)
+        self.trust_remote_code, self.side_by_side = trust_remote_code, side_by_side
+        self.contexts, self.seed, self.scratch = contexts, seed, Path(scratch)
         known = self.itda.metadata.get("tokenizer_sha256")
-        if known and known != itda_reading.tokenizer_sha256(self.tokenizer):
+        if known and known != reading.tokenizer_sha256(self.tokenizer):
             raise BadInput(
                 f"{model_name} has another tokenizer than {self.itda.metadata.get('lm_name')}, on "
                 f"which {itda_path} was trained: train a dictionary for it"
@@ -107,7 +118,7 @@ class ModelDiffing:
 
     def read(self, names: Sequence[str], max_samples: int = 0) -> Reading:
         """The evaluation texts as tokens; the same positions are left out as in training."""
-        return itda_reading.read(
+        return reading.read(
             names,
             self.tokenizer,
             self.seq_len,
@@ -117,40 +128,131 @@ class ModelDiffing:
             seed=self.seed,
         )
 
+    def load(self, name: str) -> Reader:
+        """Load a model. Raises BadInput where the dictionary is not for its layers or width."""
+        model = loading.load_model(name, self.device, self.dtype, self.trust_remote_code)
+        reader = Reader(name, model)
+        reading.check_layers(reader.anatomy, [self.itda.layer], name)
+        width = int(model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+        if width != self.itda.activation_dim:
+            raise BadInput(
+                f"{name} is {width} wide and the dictionary's atoms {self.itda.activation_dim}: "
+                f"it was trained on another model, {self.itda.metadata.get('lm_name')}"
+            )
+        return reader
+
     def compare(
         self,
         base: str,
         changed: Sequence[str],
-        reading: Reading,
+        texts: Reading,
         max_steps: int = 0,
         keep_activations: bool = False,
     ) -> list[Comparison]:
         """Each changed model against the base, which is encoded once.
 
         Raises BadInput for models of another architecture or tokenizer, `max_steps` that end before
-        a data set is reached, states that are not finite, and memory that does not suffice.
+        a data set is reached, states that are not finite, and too little memory.
         """
-        self._check_steps(reading, max_steps)
-        checkpoints = [Checkpoint.open(name) for name in (base, *changed)]
+        last = texts.sources[: max_steps * self.batch_size or None][-1]
+        if last < texts.sources[-1]:
+            raise BadInput(
+                f"--max-steps {max_steps} ends before {', '.join(texts.names[last + 1 :])}: use "
+                "--max-samples, which takes some of each data set"
+            )
+        names = [base, *changed]
+        checkpoints = [Checkpoint.open(name) for name in names]
         for checkpoint in checkpoints[1:]:
             check_configs(checkpoints[0], checkpoint)
-        for name in (base, *changed):
-            if name != self.model_name:
-                other = loading.load_tokenizer(name, self.trust_remote_code)
-                loading.check_same_tokenizer(self.model_name, self.tokenizer, name, other)
-        plan = Plan(
-            self.itda,
-            reading,
-            self.tokenizer.pad_token_id,
-            self.batch_size,
-            max_steps,
-            SPARE * self.contexts,
-            keep_activations,
-            self.device,
+        different = list(dict.fromkeys([self.model_name, *names]))
+        loading.common_tokenizer(different, self.trust_remote_code)
+        size, sources = self.itda.size, torch.from_numpy(texts.sources)
+        paired = [None, *(PairedSums(size) for _ in changed)]
+        kept = SPARE * self.contexts
+        found = [Encoded(ModelTotals(size, sources, kept), one) for one in paired]
+
+        def encode(todo: Sequence[tuple[Reader, Encoded]], scratch: Path | None = None) -> None:
+            self._encode(todo, texts, max_steps, keep_activations, scratch)
+
+        with reading.out_of_memory(self.batch_size):
+            if loading.fit_together(checkpoints, self.side_by_side, self.device, self.dtype):
+                encode([(self.load(name), one) for name, one in zip(names, found, strict=True)])
+            else:
+                left = iter(found)
+                with folders.scratch_folder(self.scratch / "itda_codes") as scratch:
+                    loading.one_by_one(
+                        self.load, names, lambda reader: encode([(reader, next(left))], scratch)
+                    )
+        return [self._comparison(found[0], one, texts) for one in found[1:]]
+
+    @torch.inference_mode()
+    def _encode(
+        self,
+        todo: Sequence[tuple[Reader, Encoded]],
+        texts: Reading,
+        max_steps: int,
+        keep_activations: bool,
+        scratch: Path | None,
+    ) -> None:
+        """Run models over all batches, the base first; with `scratch` its sums wait there."""
+        tokens = texts.tokens
+        lengths = tokens.lengths[: max_steps * self.batch_size or None]
+        bar = progress(length_batches(lengths, self.batch_size), "encoding", unit="batch")
+        pad_id = self.tokenizer.pad_token_id
+        for number, at in enumerate(padded_batches(tokens, bar, pad_id, self.device)):
+            file = (scratch or Path()) / f"{number}.npz"
+            base: BatchCodes | None = None
+            for reader, one in todo:
+                codes = self._codes(reader, at)
+                sums = sum_codes(codes, at.places, len(at.rows), self.itda.size)
+                one.totals.add(sums, at.rows)
+                if one.paired is None:
+                    base = sums
+                    if scratch:
+                        sums.save(file)
+                else:
+                    one.paired.add(base or BatchCodes.load(file), sums)
+                if keep_activations:
+                    one.keep(codes, at.places, tokens.documents[at.rows])
+
+    def _codes(self, reader: Reader, at: TokenBatch) -> Codes:
+        found: list[Codes] = []
+
+        def receive(layer: int, hidden: Tensor) -> None:
+            try:
+                found.append(self.itda.encode(hidden[at.counted.to(hidden.device)]))
+            except BadInput as error:
+                raise BadInput(f"{reader.name}, block {layer}: {error}") from error
+
+        reading.stream_block_outputs(reader.anatomy, at.batch, [self.itda.layer], receive)
+        return found[0]
+
+    def _comparison(self, base: Encoded, changed: Encoded, texts: Reading) -> Comparison:
+        assert changed.paired is not None
+        changes = changed.paired.changes()
+        counts = base.totals.counts.numpy()
+        read = counts > 0  # --max-steps may leave documents unread
+        subsets = {"all": read}
+        if len(texts.splits) > 1:
+            subsets |= {name: read & (texts.sources == i) for i, name in enumerate(texts.names)}
+        fits = {
+            name: self._fit(base, changed, counts, rows)
+            for name, rows in subsets.items()
+            if rows.any()
+        }
+        order = np.argsort(-changes.difference, kind="stable")
+        return Comparison(base, changed, changes, fits, order)
+
+    def _fit(self, base: Encoded, changed: Encoded, counts: np.ndarray, rows: np.ndarray) -> Fit:
+        a, b = (one.totals.unexplained.numpy()[rows] for one in (base, changed))
+        counts = counts[rows]
+        return Fit(
+            a=ratio_interval(a, counts, self.seed),
+            b=ratio_interval(b, counts, self.seed),
+            change=ratio_interval(b - a, counts, self.seed),
+            documents=len(counts),
+            tokens=int(counts.sum()),
         )
-        scratch = None if self._all_fit(checkpoints) else self.scratch
-        first, *others = diffing_pass.encode_models(self._load, base, changed, plan, scratch)
-        return [self._comparison(first, one, reading) for one in others]
 
     def run_model_diffing(
         self,
@@ -168,13 +270,15 @@ class ModelDiffing:
         over documents, `p_values` and `q_values` (NaN where a latent occurs in too few documents),
         `frequency_differences`, and `fvu`, a `Fit`.
         """
-        one = isinstance(evaluation_dataset, str)
-        reading = self.read([evaluation_dataset] if one else list(evaluation_dataset))  # type: ignore[list-item]
+        names = [evaluation_dataset] if isinstance(evaluation_dataset, str) else evaluation_dataset
         (found,) = self.compare(
-            initial_model_name, [fine_tuned_model_name], reading, max_steps, keep_activations
+            initial_model_name,
+            [fine_tuned_model_name],
+            self.read(names),
+            max_steps,
+            keep_activations,
         )
         changes, order = found.changes, found.order
-        frequency = found.changed.totals.frequency - found.base.totals.frequency
         arrays = {
             "activation_differences": changes.difference,
             "sorted_indices": order,
@@ -182,7 +286,7 @@ class ModelDiffing:
             "std_errors": changes.std_error,
             "p_values": changes.p_value,
             "q_values": changes.q_value,
-            "frequency_differences": frequency,
+            "frequency_differences": found.changed.totals.frequency - found.base.totals.frequency,
         }
         return {
             **{name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()},
@@ -190,46 +294,3 @@ class ModelDiffing:
             "activations_MD": found.changed.activations(),
             "fvu": found.fits["all"],
         }
-
-    def _check_steps(self, reading: Reading, max_steps: int) -> None:
-        last = reading.sources[: max_steps * self.batch_size or None][-1]
-        if last < reading.sources[-1]:
-            unread = ", ".join(reading.names[last + 1 :])
-            raise BadInput(
-                f"--max-steps {max_steps} ends before {unread}: use --max-samples, which takes "
-                "some of each data set"
-            )
-
-    def _load(self, name: str) -> Reader:
-        dtype = devices.pick_dtype(self.dtype, self.device)
-        return Reader(name, loading.load_model(name, self.device, dtype, self.trust_remote_code))
-
-    def _all_fit(self, checkpoints: Sequence[Checkpoint]) -> bool:
-        if self.side_by_side != "auto":
-            return self.side_by_side == "yes"
-        dtype = devices.pick_dtype(self.dtype, self.device)
-        values = sum(int(np.prod(c.shape(name))) for c in checkpoints for name in c.names)
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-        else:
-            free = psutil.virtual_memory().available
-        return values * dtype.itemsize < SHARE * free
-
-    def _comparison(self, base: Encoded, changed: Encoded, reading: Reading) -> Comparison:
-        assert changed.paired is not None
-        changes = changed.paired.changes()
-        fits = {"all": self._fit(base, changed, np.ones(len(reading.sources), dtype=bool))}
-        if len(reading.splits) > 1:
-            for number, name in enumerate(reading.names):
-                if (base.totals.counts.numpy()[reading.sources == number] > 0).any():
-                    fits[name] = self._fit(base, changed, reading.sources == number)
-        order = np.argsort(-changes.difference, kind="stable")
-        return Comparison(base, changed, changes, fits, order)
-
-    def _fit(self, base: Encoded, changed: Encoded, rows: np.ndarray) -> Fit:
-        counts = base.totals.counts.numpy()
-        rows = rows & (counts > 0)  # those that --max-steps left unread have none
-        a, b = (one.totals.unexplained.numpy()[rows] for one in (base, changed))
-        counts = counts[rows]
-        ends_a, ends_b, ends_change = (ratio_interval(x, counts, self.seed) for x in (a, b, b - a))
-        return Fit(ends_a, ends_b, ends_change, len(counts), int(counts.sum()))

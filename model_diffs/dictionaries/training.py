@@ -1,8 +1,8 @@
 """Training of ITDA dictionaries: one pass in which badly reconstructed activations become atoms.
 
-Every batch is encoded with the dictionary as it stands; tokens whose error is above the threshold
-become atoms, in reading order, unless one that just entered covers them already. One pass over the
-model serves a dictionary per layer. Nothing is random.
+Each batch is encoded with the dictionary as it stands; tokens whose error is above the threshold
+become atoms, in reading order, unless one that was just added covers them. One pass over the model
+serves a dictionary per layer. Nothing is random.
 """
 
 import time
@@ -16,26 +16,27 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from model_diffs.activations.passes import Reader
+from model_diffs.activations.tokens import TokenBatch, padded_batches
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
-from model_diffs.dictionaries import itda_reading, pursuit
-from model_diffs.dictionaries.itda_reading import PaddedBatch, Reading
+from model_diffs.dictionaries import pursuit, reading
 from model_diffs.dictionaries.options import Training
-from model_diffs.stats.intervals import ratio_interval
+from model_diffs.dictionaries.reading import Reading
+from model_diffs.stats.intervals import Interval, ratio_interval
 
 # Cosines above this are the same direction, to the rounding of fp32.
 SAME = 1 - 1e-6
-# Tokens read last, on which the finished dictionary is judged.
+# The finished dictionary is judged on this many tokens, those read last.
 JUDGED = 8192
 _BLOCK = 1024  # candidates that are compared with one another at a time
 
 
-class Step(NamedTuple):
+class TrainingRow(NamedTuple):
     """A row of training.csv: the dictionary after a batch."""
 
     step: int
     tokens: int
-    """Seen so far."""
+    """Read so far."""
     atoms: int
     fvu: float
     """Mean over the batch's tokens, before they could become atoms."""
@@ -44,33 +45,30 @@ class Step(NamedTuple):
 class Judged(NamedTuple):
     """How good a finished dictionary is."""
 
-    fvu: float
+    fvu: Interval
     """Mean over the tokens read last, each encoded before it could become an atom."""
-    fvu_low: float
-    fvu_high: float
     tokens: int
     dead_share: float | None
-    """Share of atoms that none of the tokens read last uses, themselves aside; None where all of
-    those are atoms."""
+    """Share of atoms that none of `dead_tokens` uses; None where there is no such token."""
     dead_tokens: int
-    """How many tokens that was asked of."""
+    """Tokens read last that are no atoms themselves."""
 
 
 class Trained(NamedTuple):
-    """A dictionary and how it came to be."""
+    """A dictionary and how it was made."""
 
     layer: int
     atoms: Tensor
     """`[n, d]` fp32, on the CPU."""
     atom_indices: Tensor
     """`[n, 2]` int64: document, as row of the texts, and position."""
-    steps: list[Step]
+    rows: list[TrainingRow]
     judged: Judged
     tokens_per_second: float
 
 
 class _Seen(NamedTuple):
-    """A batch's tokens, kept until they are too long ago."""
+    """Tokens of a batch, kept until `JUDGED` later ones were read."""
 
     x: Tensor
     where: Tensor
@@ -78,18 +76,23 @@ class _Seen(NamedTuple):
 
 
 class LayerTrainer:
-    """One layer's dictionary as it grows."""
+    """The growing dictionary of one layer."""
 
-    def __init__(self, layer: int, width: int, settings: Training, device: torch.device) -> None:
-        self.layer, self.settings, self.count = layer, settings, 0
+    def __init__(self, width: int, settings: Training, device: torch.device) -> None:
+        self.settings, self.count = settings, 0
         room = settings.max_atoms
         self._atoms = torch.empty(room, width, device=device)
         keeps_gram = room**2 * 4 <= pursuit.GRAM_BYTES
         self._gram = torch.empty(room, room, device=device) if keeps_gram else None
         self.indices = torch.empty(0, 2, dtype=torch.int64)
-        self.steps: list[Step] = []
+        self.rows: list[TrainingRow] = []
         self.recent: deque[_Seen] = deque()
         self.tokens = self.tokens_since_full = 0
+        loss = settings.loss_threshold
+        self.threshold = settings.fvu_threshold if loss is None else loss
+        # |cosine| from which one atom alone meets the threshold for another token.
+        covering = max(0.0, 1 - self.threshold) ** 0.5 if loss is None else 1 - loss * width / 2
+        self.covering = min(SAME, covering)
 
     @property
     def full(self) -> bool:
@@ -117,21 +120,20 @@ class LayerTrainer:
         self.tokens_since_full += len(x) if self.full else 0
         codes = pursuit.matching_pursuit(x, self.atoms, self.settings.k, self.gram)
         norms = torch.linalg.vector_norm(x, dim=1)
-        candidates = (self._error(x, codes) > self._threshold()) & (norms > 0)
+        candidates = (self._errors(x, codes) > self.threshold) & (norms > 0)
         candidates &= codes.values[:, 0].abs() < SAME * norms
         if not self.full and bool(candidates.any()):
-            rows = candidates.nonzero()[:, 0]
-            chosen = rows[self._different(normalize(x[rows], dim=1))]
+            places = candidates.nonzero()[:, 0]
+            chosen = places[self._different(normalize(x[places], dim=1))]
             self._add(normalize(x[chosen], dim=1), where[chosen.cpu()])
-        self._remember(x, where, codes.fvu)
+        self.recent.append(_Seen(x, where, codes.fvu.cpu()))
+        while sum(len(seen.x) for seen in self.recent) - len(self.recent[0].x) >= JUDGED:
+            self.recent.popleft()
         fvu = float(codes.fvu.double().mean())
-        self.steps.append(Step(len(self.steps) + 1, self.tokens, self.count, fvu))
+        self.rows.append(TrainingRow(len(self.rows) + 1, self.tokens, self.count, fvu))
 
-    def _threshold(self) -> float:
-        loss = self.settings.loss_threshold
-        return self.settings.fvu_threshold if loss is None else loss
-
-    def _error(self, x: Tensor, codes: pursuit.Codes) -> Tensor:
+    def _errors(self, x: Tensor, codes: pursuit.Codes) -> Tensor:
+        """`[n]`, by the chosen criterion."""
         if self.settings.loss_threshold is None:
             return codes.fvu
         if not self.count:
@@ -139,29 +141,19 @@ class LayerTrainer:
         x_hat = pursuit.decode(codes, self.atoms)
         return (normalize(x, dim=1) - normalize(x_hat, dim=1)).square().mean(1)
 
-    def _covering_cosine(self, width: int) -> float:
-        """|cosine| from which one atom alone meets the threshold for another token."""
-        loss = self.settings.loss_threshold
-        if loss is None:
-            return min(SAME, max(0.0, 1 - self.settings.fvu_threshold) ** 0.5)
-        return min(SAME, 1 - loss * width / 2)
-
     def _different(self, units: Tensor) -> Tensor:
         """Positions of unit rows that no earlier chosen one covers; greedy, in order."""
-        enough = self._covering_cosine(units.shape[1])
         room = self.settings.max_atoms - self.count
         chosen = torch.empty(0, dtype=torch.int64, device=units.device)
         for start in range(0, len(units), _BLOCK):
             block = units[start : start + _BLOCK]
-            gone = np.zeros(len(block), dtype=bool)
-            if len(chosen):
-                gone = ((block @ units[chosen].T).abs() >= enough).any(1).cpu().numpy()
-            covers = ((block @ block.T).abs() >= enough).cpu().numpy()
+            covered = ((block @ units[chosen].T).abs() >= self.covering).any(1).cpu().numpy()
+            covers = ((block @ block.T).abs() >= self.covering).cpu().numpy()
             kept = []
             for row in range(len(block)):
-                if not gone[row]:
+                if not covered[row]:
                     kept.append(start + row)
-                    gone |= covers[row]
+                    covered |= covers[row]
             chosen = torch.cat([chosen, torch.tensor(kept, dtype=torch.int64).to(chosen.device)])
             if len(chosen) >= room:
                 break
@@ -172,76 +164,81 @@ class LayerTrainer:
         self._atoms[old : self.count] = new
         self.indices = torch.cat([self.indices, where])
         if self._gram is not None:
-            rows = new @ self.atoms.T
-            self._gram[old : self.count, : self.count] = rows
-            self._gram[: self.count, old : self.count] = rows.T
-
-    def _remember(self, x: Tensor, where: Tensor, fvu: Tensor) -> None:
-        self.recent.append(_Seen(x, where, fvu.cpu()))
-        while sum(len(seen.x) for seen in self.recent) - len(self.recent[0].x) >= JUDGED:
-            self.recent.popleft()
+            products = new @ self.atoms.T
+            self._gram[old : self.count, : self.count] = products
+            self._gram[: self.count, old : self.count] = products.T
 
     def judge(self) -> Judged:
         """Measure the finished dictionary on the tokens read last."""
-        where = torch.cat([seen.where for seen in self.recent])
-        fvu = torch.cat([seen.fvu for seen in self.recent]).double().numpy()
-        # While the dictionary was young it fitted little; the last tenth speaks for the finished.
+        x, where, fvu = (torch.cat(part) for part in zip(*self.recent, strict=True))
+        # A young dictionary fits little, so only the last tenth is evidence for the finished one.
         last = slice(-max(1, min(len(fvu), max(self.tokens // 10, self.tokens_since_full))), None)
         documents = np.unique(where[last, 0].numpy(), return_inverse=True)[1]
-        sums = np.bincount(documents, fvu[last])
+        sums = np.bincount(documents, fvu[last].double().numpy())
         interval = ratio_interval(sums, np.bincount(documents), self.settings.seed)
         atoms_at = set(map(tuple, self.indices.tolist()))
-        others = [tuple(place) not in atoms_at for place in where.tolist()]
-        x = torch.cat([seen.x for seen in self.recent])[torch.tensor(others).to(self._atoms.device)]
+        others = torch.tensor([tuple(place) not in atoms_at for place in where.tolist()])
+        x = x[others.to(x.device)]
         codes = pursuit.matching_pursuit(x, self.atoms, self.settings.k, self.gram)
         used = codes.indices[codes.values != 0].unique()
-        return Judged(
-            float(interval.mean),
-            float(interval.low),
-            float(interval.high),
-            len(documents),
-            1 - len(used) / self.count if len(x) else None,
-            len(x),
+        dead_share = 1 - len(used) / self.count if len(x) else None
+        return Judged(interval, len(documents), dead_share, len(x))
+
+    def trained(self, layer: int, seconds: float) -> Trained:
+        """The result. Raises BadInput where no atom was found."""
+        if not self.count:
+            raise BadInput(
+                f"layer {layer}: no activation has an error above the threshold, so there is "
+                "no atom; lower --fvu-threshold (or --loss-threshold)"
+            )
+        return Trained(
+            layer=layer,
+            atoms=self.atoms.cpu().clone(),
+            atom_indices=self.indices,
+            rows=self.rows,
+            judged=self.judge(),
+            tokens_per_second=self.tokens / seconds,
         )
 
 
 @torch.inference_mode()
 def train(
-    reader: Reader, reading: Reading, pad_id: int, layers: Sequence[int], settings: Training
+    reader: Reader, texts: Reading, pad_id: int, layers: Sequence[int], settings: Training
 ) -> list[Trained]:
     """A dictionary for each of `layers`, from one pass over the model, in the texts' order.
 
     The pass ends early once all dictionaries are full and judged. Raises BadInput for a layer that
-    the model has not, states that are not finite, and memory that does not suffice.
+    the model does not have, states that are not finite, and too little memory.
     """
-    anatomy = reader.anatomy
-    itda_reading.check_layers(anatomy, layers, reader.name)
-    device = anatomy.embedding.weight.device
-    rows = range(len(reading.tokens.ids))
-    order = [rows[i : i + settings.batch_size] for i in range(0, len(rows), settings.batch_size)]
+    reading.check_layers(reader.anatomy, layers, reader.name)
+    device = reader.anatomy.embedding.weight.device
+    documents = list(range(len(texts.tokens.ids)))
+    size = settings.batch_size
+    order = [documents[start : start + size] for start in range(0, len(documents), size)]
     order = order[: settings.max_steps or None]
     trainers: dict[int, LayerTrainer] = {}
     started = time.perf_counter()
-    with itda_reading.out_of_memory(settings.batch_size):
-        batches = itda_reading.padded_batches(reading.tokens, order, pad_id, device)
-        for at in progress(batches, "dictionary", total=len(order), unit="batch"):
-            _learn(reader, at, reading, layers, settings, trainers)
+    with reading.out_of_memory(size):
+        bar = progress(order, "dictionary", unit="batch")
+        for at in padded_batches(texts.tokens, bar, pad_id, device):
+            _learn(reader, at, texts.tokens.documents, layers, settings, trainers)
             if all(trainer.finished for trainer in trainers.values()):
                 break
         seconds = time.perf_counter() - started
-        return [_trained(trainers[layer], seconds) for layer in layers]
+        return [trainers[layer].trained(layer, seconds) for layer in layers]
 
 
 def _learn(
     reader: Reader,
-    at: PaddedBatch,
-    reading: Reading,
+    at: TokenBatch,
+    documents: np.ndarray,
     layers: Sequence[int],
     settings: Training,
     trainers: dict[int, LayerTrainer],
 ) -> None:
-    texts = torch.from_numpy(reading.tokens.documents[at.rows])[at.documents]
-    where = torch.stack([texts, at.positions], 1)
+    """Show a batch to the trainer of each layer. `documents`: row of the texts, per document."""
+    rows, positions = at.places.cpu().unbind(1)
+    where = torch.stack([torch.from_numpy(documents[at.rows])[rows], positions], 1)
 
     def receive(layer: int, hidden: Tensor) -> None:
         x = hidden[at.counted.to(hidden.device)].float()
@@ -250,24 +247,8 @@ def _learn(
                 f"{reader.name}: the output of block {layer} holds NaN or Inf: try --dtype fp32"
             )
         if layer not in trainers:
-            trainers[layer] = LayerTrainer(layer, x.shape[1], settings, x.device)
+            trainers[layer] = LayerTrainer(x.shape[1], settings, x.device)
         if not trainers[layer].finished:
             trainers[layer].update(x, where)
 
-    itda_reading.stream_block_outputs(reader.anatomy, at.batch, layers, receive)
-
-
-def _trained(trainer: LayerTrainer, seconds: float) -> Trained:
-    if not trainer.count:
-        raise BadInput(
-            f"layer {trainer.layer}: no activation has an error above the threshold, so there is "
-            "no atom; lower --fvu-threshold (or --loss-threshold)"
-        )
-    return Trained(
-        trainer.layer,
-        trainer.atoms.cpu().clone(),
-        trainer.indices,
-        trainer.steps,
-        trainer.judge(),
-        trainer.tokens / seconds,
-    )
+    reading.stream_block_outputs(reader.anatomy, at.batch, layers, receive)

@@ -1,4 +1,4 @@
-"""What a model's codes add up to, batch by batch, and the changes between two models.
+"""Sums over a model's codes, batch by batch, and the changes between two models.
 
 Nothing here grows with the number of tokens: per latent there are a few sums over documents and the
 few documents in which it is most active. A document's sum of a latent's coefficients is one
@@ -6,6 +6,7 @@ observation; tokens of a document are not independent.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -36,35 +37,43 @@ class BatchCodes(NamedTuple):
     unexplained: Tensor
     """`[B]` fp64, Σ FVU over a document's tokens."""
     counts: Tensor
-    """`[B]` fp64, tokens of each document that count."""
+    """`[B]` fp64, counted tokens of each document."""
+
+    def save(self, path: Path) -> None:
+        """Write what `PairedSums` needs of a base; zeros take no room."""
+        arrays = {name: getattr(self, name).numpy() for name in ("sums", "fires", "counts")}
+        np.savez_compressed(path, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "BatchCodes":
+        """What `save` wrote; peaks and fit are empty."""
+        nothing = torch.empty(0)
+        with np.load(path, allow_pickle=False) as found:
+            sums, fires, counts = (torch.from_numpy(found[n]) for n in ("sums", "fires", "counts"))
+        return cls(sums, fires, nothing, nothing, nothing, counts)
 
 
-def sum_codes(
-    codes: Codes, documents: Tensor, positions: Tensor, batch: int, latents: int
-) -> BatchCodes:
-    """Sum merged codes `[n, k]` of tokens that are of `documents` `[n]`, at `positions` `[n]`."""
+def sum_codes(codes: Codes, places: Tensor, batch: int, latents: int) -> BatchCodes:
+    """Sum merged codes `[n, k]` of tokens at `places` `[n, 2]`: document of `batch`, position."""
     indices, values, fvu = (part.cpu() for part in codes)
+    documents, positions = places.cpu().unbind(1)
     place = (documents[:, None] * latents + indices).flatten()
     used = (values != 0).flatten()
     place, flat = place[used], values.flatten()[used]
     where = positions[:, None].expand_as(indices).flatten()[used]
-    size = batch * latents
-    sums = torch.zeros(size, dtype=torch.float64).index_add_(0, place, flat.double())
-    fires = torch.bincount(place, minlength=size).double()
+    size, shape = batch * latents, (batch, latents)
     peaks = torch.full((size,), -torch.inf).scatter_reduce_(0, place, flat, "amax")
     # Of equal peaks, the last position: any choice that does not depend on order will do.
     at_peak = torch.where(flat == peaks[place], where, -1)
     peak_positions = torch.full((size,), -1).scatter_reduce_(0, place, at_peak, "amax")
-    unexplained = torch.zeros(batch, dtype=torch.float64).index_add_(0, documents, fvu.double())
-    counts = torch.bincount(documents, minlength=batch).double()
-    shape = (batch, latents)
+    zeros = torch.zeros(size, dtype=torch.float64)
     return BatchCodes(
-        sums.view(shape),
-        fires.view(shape),
-        peaks.view(shape),
-        peak_positions.view(shape),
-        unexplained,
-        counts,
+        sums=zeros.index_add(0, place, flat.double()).view(shape),
+        fires=torch.bincount(place, minlength=size).double().view(shape),
+        peaks=peaks.view(shape),
+        peak_positions=peak_positions.view(shape),
+        unexplained=zeros[:batch].index_add(0, documents, fvu.double()),
+        counts=torch.bincount(documents, minlength=batch).double(),
     )
 
 
@@ -77,33 +86,22 @@ class Contexts(NamedTuple):
     positions: Tensor
 
 
-@dataclass
 class ModelTotals:
-    """One model's sums over all documents."""
+    """One model's sums over all documents.
 
-    latents: int
-    sources: Tensor
-    """`[documents]` number of the data set that each document is of."""
-    contexts: int
-    """How many documents are kept per latent."""
-    tokens: float = 0.0
-    sums: Tensor = field(init=False)
-    fires: Tensor = field(init=False)
-    unexplained: Tensor = field(init=False)
-    """`[documents]` Σ FVU, for its interval."""
-    counts: Tensor = field(init=False)
-    activity: Tensor = field(init=False)
-    """`[data sets, m]` Σ over documents of |Σ coefficients|."""
-    top: Contexts = field(init=False)
+    `sources` `[documents]`: index of the data set that each is from; `contexts`: how many documents
+    are kept per latent.
+    """
 
-    def __post_init__(self) -> None:
-        self.sums, self.fires = torch.zeros(2, self.latents, dtype=torch.float64).unbind()
-        documents, count = len(self.sources), int(self.sources.max()) + 1
-        self.unexplained, self.counts = torch.zeros(2, documents, dtype=torch.float64).unbind()
-        self.activity = torch.zeros(count, self.latents, dtype=torch.float64)
-        shape = (self.contexts, self.latents)
-        nowhere = torch.full(shape, -1)
-        self.top = Contexts(torch.full(shape, -torch.inf), nowhere, nowhere.clone())
+    def __init__(self, latents: int, sources: Tensor, contexts: int) -> None:
+        self.sources, self.contexts, self.tokens = sources.long(), contexts, 0.0
+        self.sums, self.fires = torch.zeros(2, latents, dtype=torch.float64)
+        # [documents]: Σ FVU and counted tokens.
+        self.unexplained, self.counts = torch.zeros(2, len(sources), dtype=torch.float64)
+        # [data sets, m]: Σ over documents of |Σ coefficients|.
+        self.activity = torch.zeros(int(sources.max()) + 1, latents, dtype=torch.float64)
+        nowhere = torch.full((contexts, latents), -1)
+        self.top = Contexts(torch.full(nowhere.shape, -torch.inf), nowhere, nowhere.clone())
 
     def add(self, codes: BatchCodes, rows: list[int]) -> None:
         """Add a batch of the documents `rows`."""
@@ -114,19 +112,16 @@ class ModelTotals:
         self.unexplained[where] = codes.unexplained
         self.counts[where] = codes.counts
         self.activity.index_add_(0, self.sources[where], codes.sums.abs())
-        values = torch.cat([self.top.values, codes.peaks])
-        documents = torch.cat([self.top.documents, where[:, None].expand_as(codes.peaks)])
-        positions = torch.cat([self.top.positions, codes.peak_positions])
+        documents = where[:, None].expand_as(codes.peaks)
+        batch = (codes.peaks, documents, codes.peak_positions)
+        values, *_ = both = [torch.cat(parts) for parts in zip(self.top, batch, strict=True)]
         order = values.argsort(dim=0, descending=True, stable=True)[: self.contexts]
-        chosen = (part.gather(0, order) for part in (values, documents, positions))
-        self.top = Contexts(*chosen)
+        self.top = Contexts(*(part.gather(0, order) for part in both))
 
     @property
-    def source_tokens(self) -> Tensor:
-        """`[data sets]` tokens that counted."""
-        return torch.zeros(len(self.activity), dtype=torch.float64).index_add_(
-            0, self.sources, self.counts
-        )
+    def source_tokens(self) -> Array:
+        """`[data sets]` counted tokens."""
+        return np.bincount(self.sources, self.counts, len(self.activity)).astype(np.float64)
 
     @property
     def mean(self) -> Array:
@@ -178,10 +173,9 @@ class PairedSums:
         """Differences, their errors, and tests of no difference.
 
         The difference is a ratio of totals, Σ d / Σ n, with the error of its linearisation (Cochran
-        1977, eq. 2.39). The test is Student's t of d over the documents that have the latent: where
-        both models are alike, d is symmetric about 0 whatever documents those are, while all other
-        documents would only make a rare latent look better measured than it is. No p-value is below
-        what the agreement of all signs has.
+        1977, eq. 2.39). The test is Student's t of d over the documents that have the latent: if
+        the models are alike, d is symmetric about 0 in any choice of documents, whereas all other
+        documents would only make a rare latent look better measured than it is.
         """
         d, dd, dn, m = (x.numpy() for x in (self.d, self.dd, self.dn, self.documents_with))
         difference = d / self.tokens
@@ -204,9 +198,48 @@ def _t_test(total: Array, squares: Array, count: Array) -> Array:
     variance = np.maximum(dd - d**2 / m, 0.0) / (m - 1)
     t = np.abs(d) / np.sqrt(np.maximum(variance, 1e-12 * dd + np.finfo(float).tiny) * m)
     found = 2 * stats.t.sf(t, m - 1)
-    # Where d is symmetric, m signs agree in one of 2^(m−1) cases, whatever the values are: texts
-    # that begin alike give equal values, of which t would make far more.
+    # If d is symmetric, m signs agree with chance 2^(1−m), whatever the values are: texts that
+    # begin alike give equal values, for which t would be far too small a p-value.
     found = np.maximum(found, 2.0 ** (1 - m))
     found[dd == 0] = 1.0
     p[enough] = found
     return p
+
+
+class SparseActivations(NamedTuple):
+    """Codes of n tokens, k slots each, in the order of documents and positions."""
+
+    documents: Tensor
+    """`[n]` row of the text in the data sets."""
+    positions: Tensor
+    """`[n]` position in the document."""
+    indices: Tensor
+    """`[n, k]` latents."""
+    values: Tensor
+    """`[n, k]` coefficients; 0 where a slot is not used."""
+
+
+@dataclass
+class Encoded:
+    """The sums over one model's codes."""
+
+    totals: ModelTotals
+    paired: PairedSums | None
+    """Against the base; None for the base itself."""
+    kept: list[SparseActivations] = field(default_factory=list)
+
+    def keep(self, codes: Codes, places: Tensor, rows: NDArray[np.int64]) -> None:
+        """Keep the codes themselves. `rows`: row of the text, per document of the batch."""
+        documents, positions = places.cpu().unbind(1)
+        where = torch.from_numpy(rows)[documents]
+        kept = SparseActivations(where, positions, codes.indices.cpu(), codes.values.cpu())
+        self.kept.append(kept)
+
+    def activations(self) -> SparseActivations | None:
+        """All codes, in reading order; None where they were not kept."""
+        if not self.kept:
+            return None
+        parts = SparseActivations(*(torch.cat(part) for part in zip(*self.kept, strict=True)))
+        longest = int(parts.positions.max()) + 1
+        order = (parts.documents * longest + parts.positions).argsort()
+        return SparseActivations(*(part[order] for part in parts))

@@ -1,0 +1,134 @@
+"""Texts of data sets as tokens, and outputs of blocks: what dictionaries are trained on."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from model_diffs.activations.tokens import Tokens, tokenise
+from model_diffs.core.errors import BadInput
+from model_diffs.core.results import Run
+from model_diffs.data import text_datasets
+from model_diffs.data.texts import Split
+from model_diffs.models import loading
+from model_diffs.models.anatomy import Anatomy
+from model_diffs.models.checkpoints import Checkpoint
+
+
+class Reading(NamedTuple):
+    """Texts of one or several data sets, one after the other, as tokens."""
+
+    splits: list[Split]
+    tokens: Tokens
+    sources: np.ndarray
+    """`[documents]` index of the split that a document is from."""
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts, including documents without a counted token."""
+        return [text for split in self.splits for text in split.texts]
+
+    @property
+    def names(self) -> list[str]:
+        """A name per data set: the stem of its file where that is unique."""
+        short = [split.path.stem for split in self.splits]
+        return short if len(set(short)) == len(short) else [str(s.path) for s in self.splits]
+
+    def sha256(self) -> str:
+        """Of all texts, joined by newlines."""
+        return hashlib.sha256("\n".join(self.texts).encode()).hexdigest()
+
+
+def read(
+    names: Sequence[str],
+    tokenizer: Any,
+    seq_len: int,
+    keep_bos: bool = False,
+    skip_first: int = 0,
+    max_samples: int = 0,
+    seed: int | None = None,
+) -> Reading:
+    """Read data sets and tokenise them, cut to `seq_len` tokens per document.
+
+    `max_samples` of each data set (0 = all) are drawn with `seed`, or are the first ones without.
+    Raises BadInput for what is missing, empty or unreadable.
+    """
+    splits = [text_datasets.read_dataset(name, max_samples, seed) for name in names]
+    texts = [text for split in splits for text in split.texts]
+    tokens = tokenise(tokenizer, texts, seq_len, keep_bos, skip_first)
+    sources = np.repeat(np.arange(len(splits)), [len(split.texts) for split in splits])
+    return Reading(splits, tokens, sources[tokens.documents])
+
+
+def describe(run: Run, models: Sequence[str], reading: Reading, **facts: Any) -> None:
+    """Record models, texts and `facts`; a change of their files makes the result stale."""
+    checkpoints = [Checkpoint.open(model) for model in models]
+    run.reads(*(file for checkpoint in checkpoints for file in checkpoint.files))
+    run.reads(*(file for split in reading.splits for file in text_datasets.files_of(split)))
+    run.record(
+        models={one.model: one.identity() for one in checkpoints},
+        texts=[split.identity() for split in reading.splits],
+        documents=len(reading.tokens.ids),
+        tokens=int(reading.tokens.counts.sum()),
+        left_out=reading.tokens.left_out,
+        **facts,
+    )
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Identifies a tokenizer by its vocabulary and by how it splits a probe."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    probe = tokenizer("A probe, 1 2 3:  it's écrit — 漢字\tand so on.")["input_ids"]
+    return hashlib.sha256(repr((vocabulary, probe)).encode()).hexdigest()
+
+
+def check_layers(anatomy: Anatomy, layers: Sequence[int], model: str) -> None:
+    """Raise BadInput for a layer that the model does not have."""
+    count = len(anatomy.blocks)
+    for layer in layers:
+        if layer >= count:
+            raise BadInput(f"{model} has blocks 0 to {count - 1}: there is no layer {layer}")
+
+
+def stream_block_outputs(
+    anatomy: Anatomy,
+    batch: loading.Batch,
+    layers: Sequence[int],
+    receive: Callable[[int, Tensor], None],
+) -> None:
+    """Hand over the output `[texts, positions, hidden]` of each of `layers`, before any final norm.
+
+    The forward pass ends after the last of them.
+    """
+
+    def reader(layer: int) -> Callable[..., None]:
+        def read_output(module: nn.Module, args: Any, output: Any) -> None:
+            receive(layer, output[0] if isinstance(output, tuple) else output)
+
+        return read_output
+
+    end = max(layers) + 1
+    with loading.hooks() as handles:
+        for layer in set(layers):
+            handles.append(anatomy.blocks[layer].register_forward_hook(reader(layer)))
+        stop = end if end < len(anatomy.blocks) else None
+        loading.stream_states(anatomy, batch, lambda state, hidden: None, stop)
+
+
+@contextmanager
+def out_of_memory(batch_size: int) -> Iterator[None]:
+    """Raise BadInput with the batch size to try where the memory of device or machine is full."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # Of a GPU, and of main memory.
+        known = ("out of memory", "not enough memory", "can't allocate memory")
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in known):
+            raise
+        advice = f"try --batch-size {batch_size // 2}"
+        if batch_size == 1:
+            advice = "lower --seq-len or --max-atoms"
+        raise BadInput(f"out of memory with --batch-size {batch_size}: {advice}") from error

@@ -1,0 +1,241 @@
+"""Table, summary and figure of a comparison in the latents of a dictionary."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from model_diffs.core.errors import BadInput
+from model_diffs.core.figures import BASE, WIDTH_INCHES
+from model_diffs.dictionaries.diffing import Comparison
+from model_diffs.dictionaries.itda import ITDA
+from model_diffs.dictionaries.reading import Reading
+from model_diffs.dictionaries.sums import ModelTotals
+from model_diffs.stats.intervals import Interval
+
+SIGNIFICANT = 0.05
+# A latent belongs to the data set that has this share of its activity per token.
+OWN = 0.9
+SHARED, UNUSED = -1, -2
+
+
+class Atom(NamedTuple):
+    """Where an atom was found, as text."""
+
+    before: str
+    token: str
+
+
+def read_atoms(folder: str | Path) -> dict[int, Atom]:
+    """What atoms.csv of a dictionary's folder says of each latent; empty without the file."""
+    path = Path(folder) / "atoms.csv"
+    if not path.is_file():
+        return {}
+    try:
+        table = pd.read_csv(path, keep_default_na=False, dtype={"token": str, "before": str})
+        rows = zip(table["latent"], table["before"], table["token"], strict=True)
+    except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+        raise BadInput(f"{path} is damaged: train the dictionary again") from error
+    return {int(latent): Atom(before, token) for latent, before, token in rows}
+
+
+def latents(found: Comparison, itda: ITDA, atoms: Mapping[int, Atom]) -> pd.DataFrame:
+    """latents.csv: one row per latent, largest increase first.
+
+    `token` is empty where the dictionary does not say, `std_error` where there is one document,
+    `p_value` and `q_value` where the latent occurs in too few documents to be tested.
+    """
+    base, changed, changes = found.base.totals, found.changed.totals, found.changes
+    columns = {
+        "latent": np.arange(itda.size),
+        "token": [atoms[n].token if n in atoms else None for n in range(itda.size)],
+        "sequence": itda.atom_indices[:, 0],
+        "position": itda.atom_indices[:, 1],
+        "mean_a": base.mean,
+        "mean_b": changed.mean,
+        "difference": changes.difference,
+        "std_error": changes.std_error,
+        "p_value": changes.p_value,
+        "q_value": changes.q_value,
+        "frequency_a": base.frequency,
+        "frequency_b": changed.frequency,
+        "frequency_difference": changed.frequency - base.frequency,
+        "documents": changes.documents,
+    }
+    table = pd.DataFrame(columns).iloc[found.order]
+    table.insert(0, "rank", np.arange(1, len(table) + 1))
+    return table
+
+
+# ── which data set the latents that changed most belong to ────────────────────────────────────────
+
+
+class Share(NamedTuple):
+    """The latents that changed most in one direction, by the data set that each belongs to."""
+
+    latents: int
+    """At most as many as asked for; shared ones are skipped."""
+    shared: int
+    """How many were skipped."""
+    share: dict[str, float]
+    """Of the latents, per data set; empty where there is no latent."""
+    chance: dict[str, float]
+    """The same share of all latents that belong to one data set."""
+    p_value: dict[str, float]
+    """Probability of as many or more if latents are drawn at random (hypergeometric)."""
+
+
+def owners(totals: ModelTotals) -> np.ndarray:
+    """`[m]` data set that each latent belongs to, SHARED, or UNUSED where the model never uses it.
+
+    Activity is Σ over documents of |Σ coefficients|, per token of the data set, so that a large
+    data set does not own more latents for its size.
+    """
+    per_token = totals.activity.numpy() / np.maximum(totals.source_tokens, 1)[:, None]
+    total = per_token.sum(0)
+    own = np.where(per_token.max(0) >= OWN * total, per_token.argmax(0), SHARED)
+    return np.where(total == 0, UNUSED, own)
+
+
+def share_of(ranked: np.ndarray, owners: np.ndarray, names: list[str], top: int) -> Share:
+    """Owners of the first `top` of the latents `ranked` that belong to one data set."""
+    own = np.flatnonzero(owners[ranked] >= 0)[:top]
+    chosen = owners[ranked[own]]
+    passed = ranked[: own[-1]] if len(own) else ranked
+    everywhere = owners[owners >= 0]
+    share, chance, p = {}, {}, {}
+    for number, name in enumerate(names if len(chosen) else []):
+        count, total = int((chosen == number).sum()), int((everywhere == number).sum())
+        share[name], chance[name] = count / len(chosen), total / len(everywhere)
+        p[name] = float(stats.hypergeom(len(everywhere), total, len(chosen)).sf(count - 1))
+    return Share(len(chosen), int((owners[passed] == SHARED).sum()), share, chance, p)
+
+
+def shares(found: Comparison, texts: Reading, top: int) -> dict[str, Share] | None:
+    """Of the `top` latents that `fell` (by activity in the base) and that `rose` (in the changed
+    model); None for a single data set."""
+    if len(texts.splits) < 2:
+        return None
+    difference, down = found.changes.difference, found.order[::-1]
+    fell, rose = down[difference[down] < 0], found.order[difference[found.order] > 0]
+    return {
+        "fell": share_of(fell, owners(found.base.totals), texts.names, top),
+        "rose": share_of(rose, owners(found.changed.totals), texts.names, top),
+    }
+
+
+# ── summary ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def significant(found: Comparison) -> np.ndarray:
+    """`[m]` which latents changed, at a false discovery rate of 5 %."""
+    return np.nan_to_num(found.changes.q_value, nan=1.0) < SIGNIFICANT
+
+
+def notes(found: Comparison, shares: Mapping[str, Share] | None, name_b: str) -> list[str]:
+    """What a reader must know, as sentences."""
+    fit, said = found.fits["all"], []
+    if fit.worse:
+        said.append(
+            f"The base's dictionary fits {name_b} worse: FVU {float(fit.b.mean):.3f} against "
+            f"{float(fit.a.mean):.3f}. What it leaves out is in no latent's difference."
+        )
+    for word, one in (shares or {}).items():
+        if one.latents:
+            parts = [
+                f"{one.share[name]:.0%} {name} (chance {one.chance[name]:.0%}, "
+                f"p = {one.p_value[name]:.2g})"
+                for name in one.share
+            ]
+            said.append(
+                f"Of the {one.latents} latents of one data set that {word} most, "
+                f"{', '.join(parts)}; {one.shared} that all use were passed over."
+            )
+    return said
+
+
+def summary(
+    found: Comparison, shares: Mapping[str, Share] | None, said: list[str]
+) -> dict[str, Any]:
+    """What summary.json holds."""
+    changes, marked, fit = found.changes, significant(found), found.fits["all"]
+    return {
+        "documents": fit.documents,
+        "tokens": fit.tokens,
+        "latents": len(changes.difference),
+        "latents_tested": int((~np.isnan(changes.p_value)).sum()),
+        "increased": int((marked & (changes.difference > 0)).sum()),
+        "decreased": int((marked & (changes.difference < 0)).sum()),
+        "false_discovery_rate": SIGNIFICANT,
+        "fvu": {
+            name: {"a": _ends(one.a), "b": _ends(one.b), "change": _ends(one.change)}
+            for name, one in found.fits.items()
+        },
+        "fits_worse": fit.worse,
+        "notes": said,
+        "contexts_of_top_latents": shares and {key: s._asdict() for key, s in shares.items()},
+    }
+
+
+def _ends(interval: Interval) -> dict[str, float]:
+    return {name: float(value) for name, value in interval._asdict().items()}
+
+
+# ── figure ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def figure(found: Comparison, title: str, names: tuple[str, str], colour: str) -> Figure:
+    """Differences by rank, both models' means, and how well the dictionary fits them."""
+    drawn, axes = plt.subplots(
+        1, 3, figsize=(WIDTH_INCHES, 4.8), layout="constrained", width_ratios=(1.2, 1.0, 0.9)
+    )
+    marked = significant(found)
+    changes, order = found.changes, found.order
+    difference, error = changes.difference[order], 1.96 * changes.std_error[order]
+    rank = np.arange(1, len(difference) + 1)
+    axes[0].axhline(0, color="#999999", lw=0.9, zorder=0)
+    axes[0].fill_between(
+        rank, difference - error, difference + error, color="#999999", alpha=0.3, lw=0
+    )
+    _draw_points(axes[0], rank, difference, marked[order], colour)
+    axes[0].set(title="Change of each latent", xlabel="rank, largest increase first")
+    axes[0].set_ylabel("change of the mean coefficient")
+    axes[0].legend(loc="lower left", markerscale=2)
+
+    a, b = found.base.totals.mean, found.changed.totals.mean
+    ends = [min(a.min(), b.min()), max(a.max(), b.max())]
+    axes[1].plot(ends, ends, "-", color="#999999", lw=0.9, zorder=0)
+    _draw_points(axes[1], a, b, marked, colour)
+    axes[1].set(title="Mean coefficients", xlabel=names[0], ylabel=names[1])
+    _draw_fit(axes[2], found, names, colour)
+    drawn.suptitle(title, fontsize=13)
+    return drawn
+
+
+def _draw_points(axes: Axes, x: np.ndarray, y: np.ndarray, marked: np.ndarray, colour: str) -> None:
+    axes.plot(x[~marked], y[~marked], ".", color=BASE, ms=3, label="others")
+    axes.plot(x[marked], y[marked], ".", color=colour, ms=4, label=f"q < {SIGNIFICANT}")
+
+
+def _draw_fit(axes: Axes, found: Comparison, names: tuple[str, str], colour: str) -> None:
+    """Bars of mean FVU with their intervals, per data set and model."""
+    places = np.arange(len(found.fits))
+    for number, (name, shade) in enumerate(zip(names, (BASE, colour), strict=True)):
+        fits = [(fit.a, fit.b)[number] for fit in found.fits.values()]
+        mean, low, high = (np.array(ends, dtype=float) for ends in zip(*fits, strict=True))
+        reach = np.maximum(0.0, [mean - low, high - mean])
+        axes.bar(places + 0.4 * number - 0.2, mean, 0.38, color=shade, label=name)
+        axes.errorbar(places + 0.4 * number - 0.2, mean, reach, fmt="none", color="#222222", lw=1)
+    axes.set_xticks(places, list(found.fits))
+    if any(len(name) > 10 for name in found.fits):
+        axes.tick_params(axis="x", rotation=20)
+    axes.set(title="What the dictionary leaves out", ylabel="mean FVU")
+    axes.grid(axis="x", visible=False)
+    axes.set_ylim(top=1.25 * axes.get_ylim()[1])
+    axes.legend(loc="upper left", ncols=1)
