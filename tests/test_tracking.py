@@ -8,14 +8,15 @@ from pathlib import Path
 SCRIPT = """
 import sys
 from pathlib import Path
-from model_diffs.core import arguments, results
+from model_diffs.core import results
+from model_diffs.core.script import run_script
 
 def main():
     with results.open_run(results.PlannedRun(Path("out/step"), "a to b", {"tol": 1})) as run:
         run.table("values", [{"layer": 0, "value": 1.5}, {"layer": 1, "value": None}])
     print("wandb" in sys.modules)
 
-arguments.run_script(main)
+run_script(main)
 """
 
 

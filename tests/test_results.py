@@ -37,7 +37,7 @@ def write(planned: PlannedRun, *inputs: Path) -> None:
 # ── names ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_names_of_hub_models_and_folders(tmp_path: Path) -> None:
+def test_labels_of_hub_models_and_folders(tmp_path: Path) -> None:
     assert naming.model_label("org/name") == "org_name"
     assert naming.model_label("org/name@v1") == "org_name@v1"
     assert naming.model_label("./models/miniature-base/") == "miniature-base"
@@ -47,13 +47,13 @@ def test_names_of_hub_models_and_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["", " ", "/", "a\nb", "a\x00b", ".hidden"])
-def test_a_name_that_is_no_folder_name_is_refused(model: str) -> None:
+def test_refuses_a_name_that_is_not_a_folder_name(model: str) -> None:
     with pytest.raises(BadInput):
         naming.model_label(model)
 
 
 @given(st.text(max_size=40))
-def test_no_name_leaves_its_folder(model: str) -> None:
+def test_no_label_leaves_its_folder(model: str) -> None:
     try:
         label = naming.model_label(model)
     except BadInput:
@@ -64,7 +64,7 @@ def test_no_name_leaves_its_folder(model: str) -> None:
 # ── complete, stale, missing ──────────────────────────────────────────────────────────────────────
 
 
-def test_what_was_written_is_complete_and_loads_with_pandas(tmp_path: Path) -> None:
+def test_a_written_result_is_complete_and_loads_with_pandas(tmp_path: Path) -> None:
     planned = plan(tmp_path / "step")
     assert results.state(planned).status == "missing"
     write(planned)
@@ -108,13 +108,38 @@ def test_an_unreadable_record_is_stale(tmp_path: Path) -> None:
     assert results.state(plan(tmp_path / "step")).status == "stale"
 
 
-def test_a_folder_of_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:
+def test_result_of_another_model_of_the_same_name_is_stale(tmp_path: Path) -> None:
     write(plan(tmp_path / "step", model_b="one/model"))
-    with pytest.raises(BadInput, match="one/model"):
-        results.state(plan(tmp_path / "step", model_b="two/model"))
+    found = results.state(plan(tmp_path / "step", model_b="two/model"))
+    assert found == ("stale", "it is of one/model, not of two/model")
 
 
-def test_a_model_may_be_spelled_in_two_ways(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_moved_model_is_recognised_and_a_changed_one_is_not(tmp_path: Path) -> None:
+    weights = tmp_path / "here" / "model" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("weights")
+    old, new = str(weights.parent), str(tmp_path / "there" / "model")
+    write(plan(tmp_path / "step", model_b=old), weights)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert results.state(plan(tmp_path / "step", model_b=new)).status == "complete"
+    (tmp_path / "there" / "model" / "model.safetensors").write_text("other weights")
+    assert results.state(plan(tmp_path / "step", model_b=new)).status == "stale"
+
+
+def test_a_failed_step_of_a_pipeline_is_noted_until_it_succeeds(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    planned = plan(tmp_path / "step")
+    results.note_failure([planned], "by hand, nothing is noted")
+    assert results.read_failure(planned.folder) == {} and not list(tmp_path.iterdir())
+    monkeypatch.setenv(results.INVOCATION, "study-1")
+    results.note_failure([planned], "out of memory")
+    assert results.read_failure(planned.folder)["reason"] == "out of memory"
+    write(planned)
+    assert [p.name for p in tmp_path.iterdir()] == ["step"]
+
+
+def test_one_model_may_be_named_by_two_paths(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "models" / "m").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     write(plan(tmp_path / "step", model_b="./models/m"))
@@ -124,7 +149,7 @@ def test_a_model_may_be_spelled_in_two_ways(tmp_path: Path, monkeypatch: Any) ->
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_error_leaves_the_earlier_result_and_no_trace(tmp_path: Path) -> None:
+def test_an_error_keeps_the_earlier_result_and_leaves_no_files(tmp_path: Path) -> None:
     planned = plan(tmp_path / "step")
     write(planned)
     before = (tmp_path / "step" / "values.csv").read_bytes()
@@ -158,7 +183,7 @@ def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: Any) -> None
     assert not (tmp_path / "step").exists()
 
 
-def test_the_record_says_what_it_should_and_no_more(tmp_path: Path, monkeypatch: Any) -> None:
+def test_run_json_has_the_facts_and_no_secret(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     write(plan(tmp_path / "step"))
     text = (tmp_path / "step" / "run.json").read_text()
@@ -173,16 +198,16 @@ def test_the_record_says_what_it_should_and_no_more(tmp_path: Path, monkeypatch:
 KILLED = """
 import sys, time
 from pathlib import Path
-from model_diffs.core import results as runs
-planned = runs.PlannedRun(Path(sys.argv[1]), "x", {})
-with runs.open_run(planned) as run:
+from model_diffs.core import results
+planned = results.PlannedRun(Path(sys.argv[1]), "x", {})
+with results.open_run(planned) as run:
     (run.path / "half.csv").write_text("half")
     print("writing", flush=True)
     time.sleep(60)
 """
 
 
-def test_a_killed_run_leaves_nothing_that_looks_complete_and_is_cleared(tmp_path: Path) -> None:
+def test_a_killed_run_is_missing_and_its_files_are_removed_later(tmp_path: Path) -> None:
     folder = tmp_path / "step"
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True
@@ -199,7 +224,7 @@ def test_a_killed_run_leaves_nothing_that_looks_complete_and_is_cleared(tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["step"]
 
 
-def test_a_result_takes_the_place_of_nothing_but_itself(tmp_path: Path) -> None:
+def test_a_result_replaces_only_its_own_folder(tmp_path: Path) -> None:
     foreign = tmp_path / "mine"
     (foreign / "sub").mkdir(parents=True)
     (foreign / "sub" / "notes.txt").write_text("kept")
