@@ -15,7 +15,6 @@ from model_diffs.activations import passes
 from model_diffs.activations.passes import Reader, SplitPass
 from model_diffs.activations.store import FOLDER, TENSORS, ModelStatistics, Saved
 from model_diffs.activations.sums import DifferenceSums, ModelSums
-from model_diffs.activations.tokens import tokenise
 from model_diffs.core import results
 from model_diffs.core.options import Pass
 from model_diffs.models import devices, loading
@@ -33,15 +32,19 @@ def collect(missing: Sequence[Saved], options: Pass) -> None:
     """
     # Bases first: the changed models are read against them.
     names = [one.model_a for one in missing if one.model_b]
-    names += [one.model_b for one in missing if one.model_b]
-    names = list(dict.fromkeys(names + [one.model_a for one in missing]))
+    names += [one.model_b or one.model_a for one in missing]
+    names = list(dict.fromkeys(names))
     checkpoints = {name: Checkpoint.open(name) for name in names}
     for one in missing:
         if one.model_b:
             check_configs(checkpoints[one.model_a], checkpoints[one.model_b])
     device = devices.pick_device(options.device)
     dtype = devices.pick_dtype(options.dtype, device)
-    todo = _passes(missing, names, options, device)
+    tokenizer = loading.common_tokenizer(names, options.trust_remote_code)
+    splits = {one.split.name: one.split for one in missing}.values()
+    todo = [SplitPass.of(split, tokenizer, options, device) for split in splits]
+    for split_pass in todo:
+        _add_sums(split_pass, missing)
 
     def load(name: str) -> Reader:
         return Reader(name, loading.load_for(options, name, options.device_map))
@@ -62,30 +65,15 @@ def collect(missing: Sequence[Saved], options: Pass) -> None:
     devices.wait_for_processes()
 
 
-def _passes(
-    missing: Sequence[Saved], names: Sequence[str], options: Pass, device: torch.device
-) -> list[SplitPass]:
-    """A pass per split with the sums that are to be filled."""
-    tokenizer = loading.common_tokenizer(names, options.trust_remote_code)
-    todo: dict[str, SplitPass] = {}
+def _add_sums(split_pass: SplitPass, missing: Sequence[Saved]) -> None:
+    documents = len(split_pass.tokens.ids)
     for one in missing:
-        if one.split.name not in todo:
-            tokens = tokenise(
-                tokenizer,
-                one.split.texts,
-                options.max_length,
-                options.keep_bos,
-                options.skip_first,
-            )
-            pad = tokenizer.pad_token_id
-            todo[one.split.name] = SplitPass(one.split, tokens, options.batch_size, pad, device)
-        split_pass = todo[one.split.name]
-        documents = len(split_pass.tokens.ids)
-        if one.model_b:
-            split_pass.changes[one.model_a, one.model_b] = DifferenceSums(documents)
-        else:
-            split_pass.own[one.model_a] = ModelSums(one.model_a, documents)
-    return [*todo.values()]
+        if one.split.name == split_pass.split.name:
+            if one.model_b:
+                sums = DifferenceSums(one.planned.label, documents)
+                split_pass.changes[one.model_a, one.model_b] = sums
+            else:
+                split_pass.own[one.model_a] = ModelSums(one.model_a, documents)
 
 
 def _moment_bytes(checkpoint: Checkpoint) -> int:
@@ -99,12 +87,11 @@ def _moment_bytes(checkpoint: Checkpoint) -> int:
 def _save(
     one: Saved, split_pass: SplitPass, checkpoints: dict[str, Checkpoint], dtype: str
 ) -> None:
-    # Removed from the pass: for a wide model the sums are gigabytes.
-    sums: ModelSums | DifferenceSums = (
-        split_pass.changes.pop((one.model_a, one.model_b))
-        if one.model_b
-        else split_pass.own.pop(one.model_a)
-    )
+    sums: ModelSums | DifferenceSums
+    if one.model_b:
+        sums = split_pass.changes[one.model_a, one.model_b]
+    else:
+        sums = split_pass.own.pop(one.model_a)  # released: for a wide model these are gigabytes
     tokens = split_pass.tokens
     found = sums.statistics(tokens.documents, tokens.counts)
     if results.is_main_process() and not one.complete():

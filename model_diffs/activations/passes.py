@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -25,12 +26,11 @@ from model_diffs.activations.tokens import (
 )
 from model_diffs.core import folders, naming
 from model_diffs.core.errors import BadInput
+from model_diffs.core.options import Texts
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import Split, length_batches
 from model_diffs.models import loading
 from model_diffs.models.anatomy import Anatomy, locate
-
-__all__ = ["Reader", "SplitPass", "Tokens", "run_one_by_one", "run_side_by_side", "tokenise"]
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Reader:
 
 
 class MemoryStore:
-    """States of the base, `[n, hidden]` of each batch, kept in memory."""
+    """States of bases, `[n, hidden]` each, by batch."""
 
     def __init__(self) -> None:
         self.held: dict[str, list[Tensor]] = {}
@@ -64,10 +64,10 @@ class MemoryStore:
 
 
 class DiskStore(MemoryStore):
-    """The same in files of a folder, in half precision with `half`."""
+    """The same in files of a folder, as fp32 or fp16."""
 
-    def __init__(self, folder: Path, half: bool) -> None:
-        self.folder, self.dtype = folder, torch.float16 if half else torch.float32
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.folder, self.dtype = folder, dtype
 
     def check_space(self, values: int) -> None:
         """Raise BadInput where the disk has no room for so many values."""
@@ -102,6 +102,13 @@ class SplitPass:
     own: dict[str, ModelSums] = field(default_factory=dict)
     changes: dict[tuple[str, str], DifferenceSums] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, split: Split, tokenizer: Any, options: Texts, device: torch.device) -> "SplitPass":
+        """A split, tokenised as the options say, without sums."""
+        length, skip = options.max_length, options.skip_first
+        tokens = tokenise(tokenizer, split.texts, length, options.keep_bos, skip)
+        return cls(split, tokens, options.batch_size, tokenizer.pad_token_id, device)
+
     def concerns(self, name: str) -> bool:
         """Whether a model is read on this split."""
         return name in self.own or any(name in pair for pair in self.changes)
@@ -119,22 +126,21 @@ class SplitPass:
 
     def read(self, reader: Reader, at: TokenBatch, store: MemoryStore) -> None:
         """Run one model over one batch: its own sums, its changes from its bases, its states."""
-        sums, is_base = self.own.get(reader.name), self.is_base(reader.name)
-        key = f"{self.split.name}-{at.rows[0]}"
-        changes = {a: self.changes[a, b] for a, b in self.changes if b == reader.name}
-        bases = {
-            name: store.read(f"{key}-{naming.model_label(name)}")
-            for name in changes
-            if name != reader.name
-        }
-        kept: list[Tensor] = []
+        name, kept = reader.name, list[Tensor]()
+        sums, is_base = self.own.get(name), self.is_base(name)
+        changes = {a: self.changes[a, b] for a, b in self.changes if b == name}
+
+        def key(model: str) -> str:
+            return f"{self.split.name}-{at.rows[0]}-{naming.model_label(model)}"
+
+        bases = {base: store.read(key(base)) for base in changes if base != name}
 
         def receive(state: int, hidden: Tensor) -> None:
             h = hidden[at.counted.to(hidden.device)].float()
             if sums is not None:
                 sums.add(state, hidden, h, at)
-            for name, change in changes.items():
-                change.add(state, bases[name](state) if name in bases else h, h, at)
+            for base, change in changes.items():
+                change.add(state, bases[base](state) if base in bases else h, h, at)
             if is_base:
                 kept.append(store.prepare(h))
 
@@ -142,7 +148,7 @@ class SplitPass:
         if sums is not None:
             sums.check()
         if is_base:
-            store.write(f"{key}-{naming.model_label(reader.name)}", kept)
+            store.write(key(name), kept)
 
 
 Finished = Callable[[SplitPass, Sequence[str]], None]
@@ -175,7 +181,7 @@ def run_one_by_one(
     Raises BadInput where the disk is too small.
     """
     with folders.scratch_folder(cache / "states") as folder:
-        store = DiskStore(folder, half)
+        store = DiskStore(folder, torch.float16 if half else torch.float32)
 
         def read(reader: Reader) -> None:
             tokens = sum(int(p.tokens.counts.sum()) for p in passes if p.is_base(reader.name))
