@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from model_diffs.activations.store import Statistics
     from model_diffs.data.questions import Question
-    from model_diffs.stats.cross_validation import Design
 
 THIRDS: "tuple[Layers, ...]" = ("early", "middle", "late")
 # Of each measure of knowledge: key, domain, hidden states, label, meaning, and its words.
@@ -149,36 +148,23 @@ class Options(Models, Pass, Figures):
     questions: str | None = option(None, "JSONL file of four-choice questions")
 
 
-def plan_of(found: "Statistics", model: str, options: Options) -> "Design":
-    """Folds and resamples of the documents that have tokens."""
+def probe(run: Run, found: "Statistics", options: Options) -> dict[str, Any]:
+    """Probe every state of a model: tables, figure, and facts for the summary."""
+    from model_diffs.diagnostics import probes
     from model_diffs.stats.cross_validation import design
 
-    counts = [len(found.models[s.name, model].read("tokens").tokens) for s in found.splits]
-    return design(counts[0], counts[1], options.folds, options.seed)
-
-
-def colour_of(label: str) -> str:
-    """As in comparisons: a model that is neither filtered nor unlearned is a base, and grey."""
-    from model_diffs.core.figures import BASE, FILTERED, method_of, model_colour
-
-    colour = model_colour(label)
-    return colour if method_of(label) or colour == FILTERED else BASE
-
-
-def probe(run: Run, found: "Statistics", options: Options) -> dict[str, Any]:
-    """Probe every state of a model: table, figure, and what its summary says."""
-    from model_diffs.diagnostics import probes
-
-    model = run.planned.model_a
-    forget, retain = (found.models[s, model].read("last").last for s in ("forget", "retain"))
+    saved = [found.models[split, run.planned.model_a] for split in ("forget", "retain")]
+    forget, retain = (one.read("last").last for one in saved)
+    plan = design(len(forget), len(retain), options.folds, options.seed)
     settings = probes.Settings(
-        options.C, options.max_iter, not options.no_standardize, options.seed
+        C=options.C,
+        max_iter=options.max_iter,
+        standardize=not options.no_standardize,
+        seed=options.seed,
     )
-    rows, resampled = probes.probe_rows(
-        forget, retain, plan_of(found, model, options), settings, run.planned.label
-    )
+    rows, resampled = probes.probe_rows(forget, retain, plan, settings, run.planned.label)
     run.table("auc_resamples", resampled)
-    draw_probes(run, run.table("probe_results", rows, probes.Row._fields))
+    draw_probes(run, run.table("probe_results", rows))
     facts = probes.summary(rows)
     failed = sum(row.fits - row.fits_converged for row in rows)
     if failed:
@@ -192,52 +178,52 @@ def probe(run: Run, found: "Statistics", options: Options) -> dict[str, Any]:
 
 def draw_probes(run: Run, table: "pd.DataFrame") -> None:
     """Accuracy beside training, shuffled labels and the baseline; AUC beside chance."""
-    from model_diffs.core.figures import Panel, column_line, layer_figure
+    from model_diffs.core.figures import (
+        BASE,
+        OTHERS,
+        Panel,
+        column_line,
+        layer_figure,
+        model_colour,
+    )
 
-    colour, baseline = colour_of(run.planned.label), float(table["majority_baseline"].iloc[0])
+    colour = model_colour(run.planned.label)
+    colour = BASE if colour in OTHERS else colour  # neither filtered nor unlearned
     accuracy = [
         column_line(table, "test_accuracy", "documents left out", colour),
         column_line(table, "train_accuracy", "documents trained on", colour, ":"),
         column_line(table, "control_accuracy", "labels shuffled", "#b4591f", "--"),
     ]
     auc = [column_line(table, "auc", "documents left out", colour)]
+    baseline, title = float(table["majority_baseline"].iloc[0]), "Probe on the last token"
     panels = [
-        Panel(
-            "Probe on the last token",
-            "accuracy",
-            accuracy,
-            baseline,
-            "larger class",
-            xlabel=STATES,
-        ),
+        Panel(title, "accuracy", accuracy, baseline, "larger class", xlabel=STATES),
         Panel("How well it orders them", "AUC", auc, 0.5, "chance", xlabel=STATES),
     ]
     title = f"Forget against retain texts: {title_of(run.planned)}"
     run.figure("linear_probe_analysis", layer_figure(title, panels))
 
 
-def know(run: Run, questions: "Sequence[Question]", options: Options) -> dict[str, Any]:
-    """Accuracy on the questions by layer: table, figure, and what the summary says."""
+def answer(run: Run, questions: "Sequence[Question]", options: Options) -> dict[str, Any]:
+    """Accuracy on the questions by layer: tables, figure, and facts for the summary."""
     from model_diffs.evaluation import logit_lens
-    from model_diffs.models import devices, loading
+    from model_diffs.models import loading
 
-    model, trust = run.planned.model_a, options.trust_remote_code
-    device = devices.pick_device(options.device)
-    loaded = loading.load_model(model, device, devices.pick_dtype(options.dtype, device), trust)
-    tokenizer = loading.load_tokenizer(model, trust)
+    model = loading.load_for(options, run.planned.model_a)
+    tokenizer = loading.load_tokenizer(run.planned.model_a, options.trust_remote_code)
     # A question is four sentences.
-    answers = logit_lens.answers_by_layer(loaded, tokenizer, questions, 4 * options.batch_size)
-    rows = logit_lens.rows(answers, options.seed)
-    draw_knowledge(run, run.table("knowledge_by_layer", rows, logit_lens.Row._fields))
+    answers = logit_lens.answers_by_layer(model, tokenizer, questions, 4 * options.batch_size)
+    table = run.table("knowledge_by_layer", logit_lens.rows(answers, options.seed))
     run.table("per_question", logit_lens.question_rows(answers))
-    final = [row for row in rows if row.layer == len(answers) - 1]
-    best = {
-        d: max((r for r in rows if r.domain == d), key=lambda r: r.accuracy)
-        for d in dict.fromkeys(row.domain for row in rows)
+    draw_knowledge(run, table)
+    best = table.groupby("domain", sort=False)["accuracy"].idxmax()
+    parts = {
+        "knowledge_final": table[table["layer"] == table["layer"].max()],
+        "knowledge_best": table.loc[best],
     }
     return {
-        "knowledge_final": {row.domain: row._asdict() for row in final},
-        "knowledge_best": {domain: row._asdict() for domain, row in best.items()},
+        name: {row["domain"]: row for row in part.to_dict("records")}
+        for name, part in parts.items()
     }
 
 
@@ -246,18 +232,15 @@ def draw_knowledge(run: Run, table: "pd.DataFrame") -> None:
     from model_diffs.core.figures import OTHERS, Line, Panel, layer_figure
 
     lines = []
-    for colour, (domain, part) in zip(
-        OTHERS * len(table), table.groupby("domain", sort=False), strict=False
-    ):
-        columns = (part[name].tolist() for name in ("layer", "accuracy", "low", "high"))
-        x, y, low, high = columns
-        lines.append(Line(str(domain), x, y, colour, "-", low, high))
+    for number, (domain, part) in enumerate(table.groupby("domain", sort=False)):
+        x, y, low, high = (part[name].tolist() for name in ("layer", "accuracy", "low", "high"))
+        lines.append(Line(str(domain), x, y, OTHERS[number % len(OTHERS)], "-", low, high))
     panel = Panel(
         "Read from each layer through final norm and head",
         "four-choice accuracy",
         lines,
-        0.25,
-        "chance",
+        reference=0.25,
+        reference_label="chance",
         from_zero=True,
         xlabel=STATES,
     )
@@ -286,7 +269,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
             facts = probe(run, found, options)
             if questions:
                 run.reads(options.questions)
-                facts |= know(run, questions, options)
+                facts |= answer(run, questions, options)
             run.document("summary", facts)
             store.describe(run, found)
 

@@ -23,7 +23,7 @@ from model_diffs.diagnostics import probes
 
 # Residual streams of the published sizes: Pythia-160M, -1B and -6.9B.
 SHAPES = [(102, 768), (400, 2048), (800, 4096)]
-SETTINGS = probes.Settings()
+SETTINGS = probes.Settings(C=1.0, max_iter=1000, standardize=True, seed=42)
 
 
 def states(documents: int, dimensions: int, effective: int = 40) -> tuple[Any, Any]:
@@ -66,16 +66,17 @@ def main() -> None:
         shuffled = np.random.default_rng(1).permutation(labels)
 
         def ours(x: Any = x, both: Any = (labels, shuffled)) -> Any:
-            turned = probes.features(x, x[: len(x) // 4])
-            fits = [probes.fit(turned.train, one, SETTINGS) for one in both]
-            return turned.weights(x, fits[0].weights)
+            span, _ = probes.rotate(x, x[: len(x) // 4])
+            fits = [probes.fit(span, one, SETTINGS) for one in both]
+            return span @ fits[0].weights
 
         def full(solver: str, x: Any = x, both: Any = (labels, shuffled)) -> Any:
             model = LogisticRegression(solver=solver, tol=probes.TOLERANCE, max_iter=100_000)
             fits = [model.fit(x, one).coef_[0].copy() for one in both]
             return fits[0]
 
-        span, coefficients = seconds(ours)
+        span, decisions = seconds(ours)
+        coefficients = np.linalg.lstsq(x, decisions)[0]
         times = {s: seconds(lambda s=s, full=full: full(s)) for s in ("lbfgs", "newton-cg")}
         apart = max(np.abs(coefficients - reference).max() for _, reference in times.values())
         ratios = [taken / span for taken, _ in times.values()]

@@ -23,6 +23,7 @@ from model_diffs.evaluation import logit_lens, scoring
 from model_diffs.stats import cross_validation
 
 SCRIPT = "linear_probe_analysis.py"
+SETTINGS = probes.Settings(C=1.0, max_iter=1000, standardize=True, seed=42)
 
 
 def clouds(n: int, d: int, seed: int = 0, shift: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -46,44 +47,45 @@ def test_fits_equal_scikit_learn_on_all_dimensions(
     train, test = np.arange(n + 20) % 4 != 0, np.arange(n + 20) % 4 == 0
     parts = states[train], states[test]
     shown = probes.standardise(*parts) if standardize else parts
-    turned = probes.features(*shown)
-    found = probes.fit(turned.train, labels[train], probes.Settings(C=C))
+    span, unseen = probes.rotate(*shown)
+    found = probes.fit(span, labels[train], SETTINGS._replace(C=C))
     reference = LogisticRegression(C=C, tol=1e-10, max_iter=100_000)
     scaler = StandardScaler() if standardize else "passthrough"
     expected = make_pipeline(scaler, reference).fit(states[train], labels[train])
     assert found.converged
-    assert turned.train.shape[1] <= min(train.sum(), d)
-    weights = turned.weights(shown[0], found.weights)
+    assert span.shape[1] <= min(train.sum(), d)
+    # The weights in the states' own dimensions, which lie in the span of the training states.
+    weights = np.linalg.lstsq(shown[0], span @ found.weights)[0]
     np.testing.assert_allclose(weights, reference.coef_[0], atol=1e-4)
-    probability = 1 / (1 + np.exp(-found.decide(turned.test)))
+    probability = 1 / (1 + np.exp(-found.decide(unseen)))
     np.testing.assert_allclose(probability, expected.predict_proba(states[test])[:, 1], atol=1e-4)
 
 
-def test_a_constant_dimension_says_nothing_and_breaks_nothing() -> None:
+def test_constant_dimensions_are_ignored() -> None:
     states, labels = clouds(40, 100)
     states[:, 5] = 0.1
     moved = states.copy()
     moved[-4:, 5] = 9.0  # constant in training only
     x, y = (probes.standardise(s[:-4], s[-4:]) for s in (states, moved))
     assert not x[0][:, 5].any() and not y[1][:, 5].any()
-    fits = [probes.fit(probes.features(*s).train, labels[:-4], probes.Settings()) for s in (x, y)]
+    fits = [probes.fit(probes.rotate(*s)[0], labels[:-4], SETTINGS) for s in (x, y)]
     np.testing.assert_array_equal(fits[0].weights, fits[1].weights)
 
 
-def test_states_that_are_all_alike_score_as_the_larger_class() -> None:
+def test_identical_states_score_as_the_larger_class() -> None:
     """The embedding of one final full stop, whatever the text."""
     same = np.full((30, 1, 64), 0.3, dtype=np.float32)
     plan = cross_validation.design(12, 18, 5, seed=0)
-    (row,) = probes.probe_rows(same[:12], same[12:], plan, probes.Settings()).rows
+    (row,) = probes.probe_rows(same[:12], same[12:], plan, SETTINGS).rows
     assert row.test_accuracy == row.majority_baseline == 0.6
     assert row.auc == 0.5 and row.selectivity == 0
     assert row.fits_converged == row.fits == 10
 
 
-def test_a_fit_without_enough_iterations_is_not_called_converged() -> None:
+def test_fit_without_enough_iterations_has_not_converged() -> None:
     states, labels = clouds(60, 100)
-    assert not probes.fit(states, labels, probes.Settings(max_iter=2)).converged
-    assert probes.fit(states, labels, probes.Settings(max_iter=100)).converged
+    assert not probes.fit(states, labels, SETTINGS._replace(max_iter=2)).converged
+    assert probes.fit(states, labels, SETTINGS._replace(max_iter=100)).converged
 
 
 # ── one layer ─────────────────────────────────────────────────────────────────────────────────────
@@ -92,10 +94,10 @@ def test_a_fit_without_enough_iterations_is_not_called_converged() -> None:
 def rows_of(states: np.ndarray, labels: np.ndarray, **settings: object) -> probes.Row:
     forget, retain = (states[member][:, None].astype(np.float32) for member in (labels, ~labels))
     plan = cross_validation.design(len(forget), len(retain), 5, seed=0)
-    return probes.probe_rows(forget, retain, plan, probes.Settings(**settings)).rows[0]
+    return probes.probe_rows(forget, retain, plan, SETTINGS._replace(**settings)).rows[0]
 
 
-def test_a_planted_direction_is_found_and_shuffled_labels_are_not() -> None:
+def test_planted_direction_is_found_and_shuffled_labels_are_not() -> None:
     row = rows_of(*clouds(200, 300, shift=6.0))
     assert row.test_accuracy > 0.97 and row.auc > 0.99
     assert row.train_accuracy == 1
@@ -104,7 +106,7 @@ def test_a_planted_direction_is_found_and_shuffled_labels_are_not() -> None:
     assert row.fits == row.fits_converged == 10
 
 
-def test_noise_scores_at_chance_though_it_can_be_learnt_by_heart() -> None:
+def test_noise_scores_at_chance_despite_perfect_training_accuracy() -> None:
     found = [rows_of(*clouds(80, 300, seed, shift=0.0)) for seed in range(5)]
     assert np.mean([row.auc for row in found]) == pytest.approx(0.5, abs=0.08)
     assert all(row.train_accuracy == 1 for row in found)
@@ -114,14 +116,14 @@ def test_noise_scores_at_chance_though_it_can_be_learnt_by_heart() -> None:
             assert low <= getattr(row, name) <= high
 
 
-def test_rotating_the_states_changes_nothing_without_standardising() -> None:
+def test_unstandardised_probes_are_invariant_to_rotation() -> None:
     states, labels = clouds(50, 120)
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(120, 120)))[0]
     one, other = (rows_of(s, labels, standardize=False) for s in (states, states @ turn))
     np.testing.assert_allclose(one[:11], other[:11], atol=1e-9)
 
 
-def test_shuffled_labels_keep_the_classes_of_every_fold() -> None:
+def test_shuffled_labels_keep_the_class_sizes_of_every_fold() -> None:
     plan = cross_validation.design(31, 44, 5, seed=0)
     shuffled = probes.shuffled_labels(plan, seed=0)
     assert not np.array_equal(shuffled, plan.labels)
@@ -144,7 +146,9 @@ def test_shuffled_labels_keep_the_classes_of_every_fold() -> None:
         ("phi", {}),
     ],
 )
-def test_the_last_layer_is_the_model(family: str, overrides: dict, tmp_path: Path) -> None:
+def test_last_layer_gives_the_answers_of_the_model(
+    family: str, overrides: dict, tmp_path: Path
+) -> None:
     model = tiny_models.build(family, seed=3, **overrides)
     tokenizer = tiny_models.tokenizer(family)
     if tokenizer.pad_token_id is None:
@@ -156,7 +160,7 @@ def test_the_last_layer_is_the_model(family: str, overrides: dict, tmp_path: Pat
     assert found[1] != found[-1]
 
 
-def test_earlier_layers_are_the_model_without_the_blocks_above(tmp_path: Path) -> None:
+def test_earlier_layers_equal_the_model_without_the_blocks_above(tmp_path: Path) -> None:
     model, tokenizer = tiny_models.build("llama", seed=3), tiny_models.tokenizer("llama")
     asked = load_questions(tiny_study.questions(tmp_path / "q.jsonl", 12))
     scores = logit_lens.scores_by_layer(model, tokenizer, asked, batch_size=5)
@@ -182,7 +186,7 @@ def folder_of(study: tiny_study.Study, model: str = "base") -> Path:
     return study.root / "outputs" / model / "linear_probes"
 
 
-def test_the_table_equals_scikit_learn_on_the_last_tokens(study: tiny_study.Study) -> None:
+def test_table_equals_scikit_learn_on_the_last_tokens(study: tiny_study.Study) -> None:
     """transformers' own states, text by text without padding."""
     table = pd.read_csv(folder_of(study) / "probe_results.csv")
     assert table.columns[:6].tolist() == [
@@ -212,7 +216,7 @@ def test_the_table_equals_scikit_learn_on_the_last_tokens(study: tiny_study.Stud
         assert table.loc[layer, "train_accuracy"] == pytest.approx(np.mean(train), abs=1e-5)
 
 
-def test_knowledge_by_layer_ends_in_the_models_own(study: tiny_study.Study) -> None:
+def test_knowledge_at_the_last_layer_is_the_accuracy_of_the_model(study: tiny_study.Study) -> None:
     from model_diffs.models import loading
 
     table = pd.read_csv(folder_of(study, "base__rmu") / "knowledge_by_layer.csv")
@@ -234,7 +238,7 @@ def test_knowledge_by_layer_ends_in_the_models_own(study: tiny_study.Study) -> N
     assert any(entry["path"].endswith("q.jsonl") for entry in record["inputs"])
 
 
-def test_saved_states_are_enough_and_repeated_runs_are_equal(
+def test_saved_states_suffice_and_repeated_runs_are_equal(
     study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_pass(*_: object) -> None:
@@ -252,7 +256,7 @@ def test_saved_states_are_enough_and_repeated_runs_are_equal(
     assert before == {name: (folder_of(study) / name).read_bytes() for name in names}
 
 
-def test_probes_that_did_not_converge_are_reported(
+def test_warns_when_probes_do_not_converge(
     study: tiny_study.Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = study.root / "short"
@@ -265,7 +269,7 @@ def test_probes_that_did_not_converge_are_reported(
 
 
 @pytest.mark.parametrize("folds", ["1", "22"])
-def test_folds_that_cannot_be_made_are_refused(study: tiny_study.Study, folds: str) -> None:
+def test_refuses_impossible_numbers_of_folds(study: tiny_study.Study, folds: str) -> None:
     with pytest.raises(BadInput, match=r"folds|cross-validation"):
         study.run(SCRIPT, "--model", study.model_a, "--folds", folds)
 

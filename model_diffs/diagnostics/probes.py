@@ -1,8 +1,8 @@
 """Step 13: linear probes of the last token's state, forget against retain.
 
-L2-regularised logistic regression does not change when its features are rotated, and its weights
-lie in the span of the training states. So with fewer documents than dimensions it is solved in that
-span, with as many features as documents, and is the same classifier.
+L2-regularised logistic regression is invariant to rotations of its features, and its weights lie in
+the span of the training states. With fewer documents than dimensions it is therefore solved in that
+span, with as many features as documents; the classifier is the same.
 """
 
 import warnings
@@ -27,12 +27,12 @@ Labels = NDArray[np.bool_]
 class Settings(NamedTuple):
     """How probes are fitted."""
 
-    C: float = 1.0
-    """Inverse strength of the L2 penalty, as scikit-learn counts it."""
-    max_iter: int = 1000
-    standardize: bool = True
+    C: float
+    """Inverse strength of the L2 penalty, as in scikit-learn."""
+    max_iter: int
+    standardize: bool
     """Features scaled to mean 0 and variance 1 on the training folds."""
-    seed: int = 42
+    seed: int
 
 
 class Row(NamedTuple):
@@ -56,54 +56,37 @@ class Row(NamedTuple):
     control_accuracy_low: float
     control_accuracy_high: float
     fits: int
-    """Probes that were fitted: one per fold, with true and with shuffled labels."""
+    """Fitted probes: one per fold, with true and with shuffled labels."""
     fits_converged: int
 
 
 # ── one fit ───────────────────────────────────────────────────────────────────────────────────────
 
 
-class Features(NamedTuple):
-    """States of a fold as the solver sees them; r is the smaller of documents and dimensions."""
-
-    train: Floats
-    """`[n, r]`."""
-    test: Floats
-    """`[m, r]`."""
-    combine: Floats | None
-    """`[n, r]`: coordinates are those along `combine`ᵀ T; None where they are the dimensions."""
-
-    def weights(self, train: Floats, found: Floats) -> Floats:
-        """Weights `[d]` in the dimensions of the states `train` `[n, d]` that were rotated."""
-        return found if self.combine is None else train.T @ (self.combine @ found)
-
-
 def standardise(train: Floats, test: Floats) -> tuple[Floats, Floats]:
     """Scale to mean 0 and variance 1 on `train`; dimensions that are constant there become 0."""
     mean, scale = train.mean(0), train.std(0)
-    # Exactly: every text may end in the same token, whose embedding says nothing.
+    # Compared exactly: where all texts end in one token, its embedding is the same to the last bit.
     varies = train.min(0) < train.max(0)
     scale[~varies] = 1.0
-    return np.where(varies, (train - mean) / scale, 0.0), np.where(
-        varies, (test - mean) / scale, 0.0
-    )
+    scaled = (np.where(varies, (states - mean) / scale, 0.0) for states in (train, test))
+    return next(scaled), next(scaled)
 
 
-def features(train: Floats, test: Floats) -> Features:
-    """Rotate states T `[n, d]`, and others `[m, d]`, into the span of T where n < d.
+def rotate(train: Floats, test: Floats) -> tuple[Floats, Floats]:
+    """Coordinates in the span of the training states T `[n, d]`, and of others `[m, d]`, if n < d.
 
-    With T Tᵀ = U Λ Uᵀ the coordinates of T are U √Λ, and those of another state x are x Tᵀ U/√Λ.
+    With T Tᵀ = U Λ Uᵀ those of T are U √Λ, and those of another state x are x Tᵀ U/√Λ.
     """
     n, d = train.shape
     if d <= n:
-        return Features(train, test, None)
+        return train, test
     values, vectors = np.linalg.eigh(train @ train.T)
     kept = values > n * np.finfo(np.float64).eps * max(values[-1], 0.0)
-    if not kept.any():  # states that are all zero: only the intercept is left to fit
-        return Features(np.zeros((n, 1)), np.zeros((len(test), 1)), np.zeros((n, 1)))
+    if not kept.any():  # all states are zero: only the intercept is left to fit
+        return np.zeros((n, 1)), np.zeros((len(test), 1))
     roots = np.sqrt(values[kept])
-    combine = vectors[:, kept] / roots
-    return Features(vectors[:, kept] * roots, (test @ train.T) @ combine, combine)
+    return vectors[:, kept] * roots, (test @ train.T) @ (vectors[:, kept] / roots)
 
 
 class Fit(NamedTuple):
@@ -121,17 +104,17 @@ class Fit(NamedTuple):
 
 @cache
 def _threads() -> Any:
-    """The thread pools of the numerical libraries; finding them takes a while, so once."""
+    """The thread pools of the numerical libraries; finding them is slow."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
 
 
 def fit(train: Floats, labels: Labels, settings: Settings) -> Fit:
-    """L2-regularised logistic regression `[n, r]` by scikit-learn's Newton solvers.
+    """L2-regularised logistic regression on `[n, r]` by scikit-learn's Newton solvers.
 
-    Conjugate gradients first, which is the faster; where its line search gives up, the exact step.
-    On one thread: on products this small, threads wait for one another longer than they work.
+    Conjugate gradients first, which is faster; the exact step where its line search fails. One
+    thread: for products this small, synchronisation costs more than it saves.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -153,21 +136,21 @@ def fit(train: Floats, labels: Labels, settings: Settings) -> Fit:
 
 
 class OutOfFold(NamedTuple):
-    """What the probes of all folds say of each document."""
+    """Predictions of the probes of all folds, per document `[documents]`."""
 
     scores: Floats
-    """`[documents]` log-odds from the probe that was not trained on it."""
+    """Log-odds from the probe that was not trained on it."""
     correct: Floats
-    """`[documents]` 1 where the sign of that is right."""
+    """1 where their sign is correct."""
     train_correct: Floats
-    """`[documents]` share of the probes trained on it that have it right."""
+    """Share of the probes trained on it that classify it correctly."""
     control_correct: Floats
-    """`[documents]` as `correct`, where labels were shuffled before training."""
+    """As `correct`, with labels shuffled before training."""
     converged: int
 
 
 def shuffled_labels(plan: Design, seed: int) -> Labels:
-    """Labels permuted within each fold: chance level, with every fold's class sizes kept.
+    """Labels permuted within each fold, so that every fold keeps its class sizes.
 
     Permuted over all documents, a fold with few forget labels would be tested by a probe trained on
     many, and score below chance.
@@ -189,31 +172,24 @@ def out_of_fold(states: Floats, plan: Design, control: Labels, settings: Setting
     for fold in folds:
         test = plan.folds == fold
         split = states[~test], states[test]
-        turned = features(*(standardise(*split) if settings.standardize else split))
-        probe = fit(turned.train, plan.labels[~test], settings)
-        chance = fit(turned.train, control[~test], settings)
-        scores[test] = probe.decide(turned.test)
+        train, unseen = rotate(*(standardise(*split) if settings.standardize else split))
+        probe = fit(train, plan.labels[~test], settings)
+        chance = fit(train, control[~test], settings)
+        scores[test] = probe.decide(unseen)
         correct[test] = (scores[test] > 0) == plan.labels[test]
-        trained[~test] += (probe.decide(turned.train) > 0) == plan.labels[~test]
-        control_correct[test] = (chance.decide(turned.test) > 0) == control[test]
+        trained[~test] += (probe.decide(train) > 0) == plan.labels[~test]
+        control_correct[test] = (chance.decide(unseen) > 0) == control[test]
         converged += probe.converged + chance.converged
     return OutOfFold(scores, correct, trained / (len(folds) - 1), control_correct, converged)
 
 
-class AucRow(NamedTuple):
-    """The AUC of one hidden state on one resample of the documents."""
-
-    layer: int
-    resample: int
-    auc: float
-
-
 class Probed(NamedTuple):
-    """What the probes of a model found."""
+    """Results of the probes of a model."""
 
     rows: list[Row]
-    resampled: list[AucRow]
-    """Models that read the same documents share the draws, so their lines belong together."""
+    resampled: list[dict[str, float]]
+    """Rows of auc_resamples.csv: the AUC of each hidden state on each resample of the documents.
+    Models that read the same documents share the draws."""
 
 
 def _row(layer: int, found: OutOfFold, auc: Estimate, plan: Design) -> Row:
@@ -228,9 +204,7 @@ def _row(layer: int, found: OutOfFold, auc: Estimate, plan: Design) -> Row:
     }
     cells: dict[str, float] = {"majority_baseline": float(majority)}
     for name, estimate in estimates.items():
-        interval = percentile_interval(estimate.value, estimate.resampled)
-        for end, value in zip(("", "_low", "_high"), interval, strict=True):
-            cells[name + end] = float(value)
+        cells |= percentile_interval(*estimate).cells(name)
     fits = 2 * len(np.unique(plan.folds))
     return Row(layer=layer, fits=fits, fits_converged=found.converged, **cells)
 
@@ -242,7 +216,10 @@ def probe_rows(
     settings: Settings,
     name: str = "",
 ) -> Probed:
-    """One row per hidden state from last-token states `[documents, S, d]` of both classes."""
+    """One row per hidden state from last-token states `[documents, S, d]` of both classes.
+
+    `name` is for the progress bar.
+    """
     control = shuffled_labels(plan, settings.seed)
     rows, resampled = [], []
     for layer in progress(range(forget.shape[1]), f"probes, {name}", unit="state"):
@@ -250,20 +227,21 @@ def probe_rows(
         found = out_of_fold(states, plan, control, settings)
         auc = cross_validation.auc(found.scores, plan)
         rows.append(_row(layer, found, auc, plan))
-        resampled += [AucRow(layer, i, float(value)) for i, value in enumerate(auc.resampled)]
+        resampled += [
+            {"layer": layer, "resample": draw, "auc": float(value)}
+            for draw, value in enumerate(auc.resampled)
+        ]
     return Probed(rows, resampled)
 
 
 def summary(rows: Sequence[Row]) -> dict[str, object]:
-    """Where the splits are told apart best, and how the fits went."""
+    """The hidden state with the best AUC, means over states, and how many fits converged."""
     best = max(rows, key=lambda row: row.auc)
+    means = ("test_accuracy", "selectivity", "auc", "control_accuracy")
     return {
         "states": len(rows),
         "best": {"layer": best.layer, "auc": best.auc, "low": best.auc_low, "high": best.auc_high},
-        "mean_test_accuracy": float(np.mean([row.test_accuracy for row in rows])),
-        "mean_selectivity": float(np.mean([row.selectivity for row in rows])),
-        "mean_auc": float(np.mean([row.auc for row in rows])),
-        "mean_control_accuracy": float(np.mean([row.control_accuracy for row in rows])),
+        **{f"mean_{name}": float(np.mean([getattr(row, name) for row in rows])) for name in means},
         "majority_baseline": rows[0].majority_baseline,
         "fits": sum(row.fits for row in rows),
         "fits_converged": sum(row.fits_converged for row in rows),

@@ -31,16 +31,6 @@ class Row(NamedTuple):
     questions: int
 
 
-class QuestionRow(NamedTuple):
-    """One question read from one hidden state."""
-
-    layer: int
-    id: str
-    domain: str
-    correct: int
-    """1 where the right sentence is likelier than every other, else 0."""
-
-
 class Lens:
     """Reads hidden states of a model as logits."""
 
@@ -68,8 +58,7 @@ def scores_by_layer(
 ) -> NDArray[np.float64]:
     """Log-probability of every completed sentence from every state, `[S, questions, choices]`.
 
-    `batch_size` counts sentences. The model is in evaluation mode. Raises BadInput for a question
-    that is longer than the model takes.
+    `batch_size` counts sentences. The model is in evaluation mode.
     """
     lens = Lens(model)
 
@@ -91,12 +80,12 @@ def answers_by_layer(
     return [scoring.answers(questions, layer) for layer in scores]
 
 
-def question_rows(answers: Sequence[Sequence[Answer]]) -> list[QuestionRow]:
-    """Rows of per_question.csv, for comparisons that resample the same questions."""
+def question_rows(answers: Sequence[Sequence[Answer]]) -> list[dict[str, Any]]:
+    """Rows of per_question.csv: 1 where the correct sentence is likelier than every other."""
     return [
-        QuestionRow(layer, answer.id, answer.domain, int(answer.correct))
+        {"layer": layer, "id": one.id, "domain": one.domain, "correct": int(one.correct)}
         for layer, given in enumerate(answers)
-        for answer in given
+        for one in given
     ]
 
 
