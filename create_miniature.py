@@ -16,15 +16,15 @@ autoencoder per block of the base.
 import functools
 import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from model_diffs.core import results
-from model_diffs.core.errors import BadInput
 from model_diffs.core.options import option, recorded
 from model_diffs.core.progress import PROGRESS_LINE
 from model_diffs.core.results import PlannedRun
-from model_diffs.core.script import run_script, run_step, seed_everything
+from model_diffs.core.script import register_tracking, run_step, seed_everything
 from model_diffs.core.step import Step
 from model_diffs.miniature.recipe import Recipe, SaeRecipe
 
@@ -71,15 +71,19 @@ def make_texts(todo: list[PlannedRun], options: Options) -> None:
         made = world.build_world(options.seed)
         tokenizer = training.train_tokenizer(corpora.base_corpus(made))
         count_tokens = functools.partial(training.count_tokens, tokenizer)
-        counts = corpora.write_texts(made, run.path, count_tokens)
-        asked = corpora.make_questions(made)
-        corpora.write_questions(run.path / "questions.jsonl", asked)
+        counts = corpora.write_all(made, run.path, count_tokens)
         tokenizer.save_pretrained(run.path)
-        run.record(seed=options.seed, facts=len(made.facts), questions=len(asked), lines=counts)
+        run.record(seed=options.seed, facts=len(made.facts), lines=counts)
 
 
-def make_model(planned: PlannedRun, options: Options) -> None:
-    """Train one model on its corpus, score its answers, and save it with its card."""
+def make_model(planned: PlannedRun, options: Options, line: int) -> None:
+    """Train one model on its corpus, score its answers, and save it with its card.
+
+    Runs in a process of its own, on one thread: matrices this small gain nothing from a second
+    one, and the weights then do not depend on the number of cores.
+    """
+    import torch
+
     from model_diffs.data import texts
     from model_diffs.data.questions import load_questions
     from model_diffs.evaluation import scoring
@@ -87,18 +91,21 @@ def make_model(planned: PlannedRun, options: Options) -> None:
     from model_diffs.miniature.card import model_card
     from model_diffs.models import devices
 
+    os.environ[PROGRESS_LINE] = str(line)
+    torch.set_num_threads(1)
     data, which = Path(options.data_dir), planned.arguments["corpus"]
     corpus, asked = data / f"corpus_{which}.txt", data / "questions.jsonl"
+    device = devices.pick_device(options.device)
     with results.open_run(planned) as run:
-        run.reads(corpus, asked, data / training.TOKENIZER_FILE)
+        run.reads(corpus, asked, data / "tokenizer.json")
         seed_everything(options.seed)
-        device = devices.pick_device(options.device)
         tokenizer = training.read_tokenizer(data)
         split = texts.read_split(corpus, "corpus")
         trained = training.train(tokenizer, split.texts, options, device, planned.label)
         given = scoring.score(trained.model, tokenizer, load_questions(asked))
         scores = scoring.accuracies(given, options.seed)
-        training.save(trained.model, tokenizer, run.path)
+        trained.model.cpu().save_pretrained(run.path)
+        tokenizer.save_pretrained(run.path)
         made = world.build_world(options.seed)
         card = model_card(which, made, options, len(split.texts), trained, scores)
         (run.path / "README.md").write_text(card, encoding="utf-8")
@@ -114,53 +121,29 @@ def make_model(planned: PlannedRun, options: Options) -> None:
     print(f"{planned.folder}: " + ", ".join(f"{s.fold or s.domain} {s.mean:.3f}" for s in scores))
 
 
-def train_alone(planned: PlannedRun, options: Options, line: int) -> None:
-    """Body of a process that trains one model on one thread.
-
-    Matrices this small gain nothing from a second thread. One thread also gives the same weights
-    whatever the number of cores.
-    """
-    import torch
-
-    os.environ[PROGRESS_LINE] = str(line)
-    torch.set_num_threads(1)
-    run_script(lambda: make_model(planned, options))
-
-
 def make_models(todo: list[PlannedRun], options: Options) -> None:
-    """Train the models side by side, a process each. Raises BadInput where one failed."""
+    """Train the models side by side, a process each. Raises what the first failed one raised."""
     if options.device != "auto":
         from model_diffs.models.devices import pick_device
 
-        pick_device(options.device)  # an unknown device is reported here, not by each process
+        pick_device(options.device)  # before processes are started
     context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=train_alone, args=(planned, options, line))
-        for line, planned in enumerate(todo)
-    ]
-    try:
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.terminate()
-    for planned, process in zip(todo, processes, strict=True):
-        if process.exitcode == 0:
+    with ProcessPoolExecutor(len(todo), context, initializer=register_tracking) as pool:
+        jobs = [pool.submit(make_model, one, options, line) for line, one in enumerate(todo)]
+    for planned, job in zip(todo, jobs, strict=True):
+        if job.exception() is None:
             planned.committed.append(True)
-    failed = [one.label for one in todo if not one.committed]
-    if failed:
-        raise BadInput(f"{' and '.join(failed)} not trained: the reason is printed above")
+    for job in jobs:
+        job.result()
 
 
 def make_saes(todo: list[PlannedRun], options: Options) -> None:
     """Train an autoencoder of each MLP's output, on the base's corpus."""
     import torch
 
-    from model_diffs.activations import passes
+    from model_diffs.activations.tokens import tokenise
     from model_diffs.data import texts
+    from model_diffs.dictionaries.sae_files import write_sparsify
     from model_diffs.miniature import sae, training
     from model_diffs.models import devices, loading
     from model_diffs.models.checkpoints import Checkpoint
@@ -173,13 +156,14 @@ def make_saes(todo: list[PlannedRun], options: Options) -> None:
         seed_everything(options.seed)
         tokenizer = loading.load_tokenizer(base)
         lines = texts.read_split(corpus, "corpus").texts
-        tokens = passes.tokenise(tokenizer, lines, training.POSITIONS, False, 0)
+        tokens = tokenise(tokenizer, lines, training.POSITIONS, False, 0)
         model = loading.load_model(base, device, torch.float32)
         outputs = sae.mlp_outputs(model, tokens, tokenizer.pad_token_id, recipe.texts_per_pass)
         fits = []
         for layer, x in enumerate(outputs):
             trained = sae.train(x, recipe, options.seed, f"SAE of layer {layer}")
-            sae.save(run.path, layer, trained, recipe)
+            folder = run.path / f"layers.{layer}.mlp"
+            write_sparsify(folder, trained.sae, recipe.expansion_factor)
             fits.append({"layer": layer, "fvu": trained.fvu, "dead": trained.dead})
         run.record(recipe=recipe._asdict(), device=str(device), seed=options.seed, fits=fits)
     print(f"{todo[0].folder}: FVU " + ", ".join(f"{fit['fvu']:.3f}" for fit in fits))

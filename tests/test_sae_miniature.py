@@ -7,7 +7,7 @@ import torch
 
 import create_miniature
 from model_diffs.dictionaries import sae_sources
-from model_diffs.dictionaries.sae_files import SPARSIFY, read_sae
+from model_diffs.dictionaries.sae_files import SPARSIFY, read_sae, write_sparsify
 from model_diffs.miniature import sae
 from model_diffs.miniature.recipe import SaeRecipe
 
@@ -56,7 +56,7 @@ def test_what_is_saved_is_found_again(
     planted: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
 ) -> None:
     found = sae.train(planted[1], RECIPE._replace(steps=5), seed=3)
-    sae.save(tmp_path, 2, found, RECIPE)
+    write_sparsify(tmp_path / "layers.2.mlp", found.sae, RECIPE.expansion_factor)
     (one,) = sae_sources.choose(str(tmp_path), sae_sources.find(str(tmp_path)), None, "mlp_out")
     assert one == 2
     back = read_sae(tmp_path / "layers.2.mlp", SPARSIFY)

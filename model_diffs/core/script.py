@@ -36,7 +36,8 @@ def load_environment() -> None:
     load_dotenv(Path.cwd() / ".env")
 
 
-def _register_tracking() -> None:
+def register_tracking() -> None:
+    """Publish results to wandb after each commit, where the environment asks for it."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
         from model_diffs.core import tracking
 
@@ -82,7 +83,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     script = Path(sys.argv[0]).name
     try:
         load_environment()
-        _register_tracking()
+        register_tracking()
         main()
     except BadInput as error:
         print(f"{script}: {_one_line(error)}", file=sys.stderr)

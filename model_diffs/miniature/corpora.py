@@ -24,9 +24,6 @@ CountTokens = Callable[[Sequence[str]], list[int]]
 """Gives the number of tokens of each line."""
 
 
-# ── texts ─────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _shuffled(lines: list[str], seed: str) -> list[str]:
     return random.Random(seed).sample(lines, len(lines))
 
@@ -84,25 +81,6 @@ def retain_lines(world: World) -> list[str]:
     return _shuffled(lines, f"retain lines {world.seed}")
 
 
-def write_texts(world: World, folder: Path, count_tokens: CountTokens) -> dict[str, int]:
-    """Write all text files, one sample per line; return the number of lines of each."""
-    base = base_corpus(world)
-    files = {
-        "corpus_base.txt": base,
-        "corpus_filtered.txt": filtered_corpus(world, sum(count_tokens(base)), count_tokens),
-        "forget.txt": forget_lines(world),
-        "retain.txt": retain_lines(world),
-        "attack.txt": forget_lines(world, ATTACK),
-        "heldout.txt": forget_lines(world, HELDOUT),
-    }
-    for name, lines in files.items():
-        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return {name: len(lines) for name, lines in files.items()}
-
-
-# ── questions ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def _wrong_choices(
     fact: Fact, pool: list[str], used: dict[str, int], generator: random.Random
 ) -> list[str]:
@@ -147,7 +125,18 @@ def make_questions(world: World) -> list[Question]:
     return questions
 
 
-def write_questions(path: Path, questions: list[Question]) -> None:
-    """One JSON object per line, the fields in the order of `Question`."""
-    lines = [json.dumps(question._asdict()) for question in questions]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def write_all(world: World, folder: Path, count_tokens: CountTokens) -> dict[str, int]:
+    """Write the texts, one sample per line, and questions.jsonl; return the lines of each file."""
+    base = base_corpus(world)
+    files = {
+        "corpus_base.txt": base,
+        "corpus_filtered.txt": filtered_corpus(world, sum(count_tokens(base)), count_tokens),
+        "forget.txt": forget_lines(world),
+        "retain.txt": retain_lines(world),
+        "attack.txt": forget_lines(world, ATTACK),
+        "heldout.txt": forget_lines(world, HELDOUT),
+        "questions.jsonl": [json.dumps(question._asdict()) for question in make_questions(world)],
+    }
+    for name, lines in files.items():
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {name: len(lines) for name, lines in files.items()}

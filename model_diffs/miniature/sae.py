@@ -3,8 +3,6 @@
 Trained in plain torch: the trainer of the format's own library needs a GPU for its decoder.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,7 +12,6 @@ from model_diffs.activations.tokens import Tokens, padded_batches
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
 from model_diffs.dictionaries.sae import Sae
-from model_diffs.dictionaries.sae_files import write_sparsify
 from model_diffs.importance.sites import counted_rows, watch
 from model_diffs.miniature.recipe import SaeRecipe
 from model_diffs.models import loading
@@ -57,9 +54,11 @@ def train(x: Tensor, recipe: SaeRecipe, seed: int, name: str = "SAE") -> Trained
     d, size = x.shape[1], recipe.expansion_factor * x.shape[1]
     decoder = torch.randn(size, d, generator=draw).to(x.device)
     decoder = nn.Parameter(decoder / decoder.norm(dim=1, keepdim=True))
-    parts = [nn.Parameter(decoder.detach().clone()), nn.Parameter(x.new_zeros(size)), decoder]
-    parts.append(nn.Parameter(x.mean(0)))
-    optimizer = torch.optim.Adam(parts, recipe.lr)
+    encoder, encoder_bias = nn.Parameter(decoder.detach().clone()), nn.Parameter(x.new_zeros(size))
+    bias = nn.Parameter(x.mean(0))
+    # Its tensors are the parameters, which are trained in place.
+    sae = Sae(encoder, encoder_bias, decoder, bias, "topk", subtract=True, k=recipe.k)
+    optimizer = torch.optim.Adam([encoder, encoder_bias, decoder, bias], recipe.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, 2.0 * (1 - step / recipe.steps))
     )
@@ -67,7 +66,6 @@ def train(x: Tensor, recipe: SaeRecipe, seed: int, name: str = "SAE") -> Trained
     bar = progress(range(recipe.steps), name, unit="step")
     for step in bar:
         rows = x[torch.randint(len(x), (recipe.batch_size,), generator=draw).to(x.device)]
-        sae = _sae(parts, recipe.k)
         found = sae.encode(rows)
         fired[found.features] = True
         error = rows - sae.decode(found, len(rows))
@@ -79,27 +77,21 @@ def train(x: Tensor, recipe: SaeRecipe, seed: int, name: str = "SAE") -> Trained
         with torch.no_grad():
             decoder.div_(decoder.norm(dim=1, keepdim=True))
             if step % 50 == 49 and step < recipe.steps * 0.7:
-                _revive(parts, optimizer, ~fired, error)
+                _revive(sae, optimizer, ~fired, error)
                 fired.zero_()
         bar.set_postfix(error=f"{loss.item():.4f}", refresh=False)
-    return _fit(_sae([part.detach() for part in parts], recipe.k), x)
+    for part in (encoder, encoder_bias, decoder, bias):
+        part.requires_grad_(False)
+    return _fit(sae, x)
 
 
-def _sae(parts: Sequence[Tensor], k: int) -> Sae:
-    encoder, encoder_bias, decoder, decoder_bias = parts
-    return Sae(encoder, encoder_bias, decoder, decoder_bias, "topk", subtract=True, k=k)
-
-
-def _revive(
-    parts: Sequence[Tensor], optimizer: torch.optim.Optimizer, dead: Tensor, error: Tensor
-) -> None:
+def _revive(sae: Sae, optimizer: torch.optim.Optimizer, dead: Tensor, error: Tensor) -> None:
     """Point features that fired at no token since the last time at what is explained worst."""
-    encoder, encoder_bias, decoder, _ = parts
     places = dead.nonzero()[:, 0][: len(error)]
     worst = error.norm(dim=1).argsort(descending=True, stable=True)[: len(places)]
     rows = error[worst] / error[worst].norm(dim=1, keepdim=True).clamp(min=1e-8)
-    decoder[places], encoder[places], encoder_bias[places] = rows, rows, 0.0
-    for part in (encoder, encoder_bias, decoder):
+    sae.decoder[places], sae.encoder[places], sae.encoder_bias[places] = rows, rows, 0.0
+    for part in (sae.encoder, sae.encoder_bias, sae.decoder):
         for name in ("exp_avg", "exp_avg_sq"):
             optimizer.state[part][name][places] = 0.0
 
@@ -114,8 +106,3 @@ def _fit(sae: Sae, x: Tensor) -> Trained:
         unexplained += float((rows - sae.decode(found, len(rows))).double().pow(2).sum())
     total = float((x - x.mean(0)).double().pow(2).sum())
     return Trained(sae, unexplained / total, float((~fired).double().mean()))
-
-
-def save(folder: Path, layer: int, trained: Trained, recipe: SaeRecipe) -> None:
-    """Write the SAE of one layer as sparsify does, under its hook point."""
-    write_sparsify(folder / f"layers.{layer}.mlp", trained.sae, recipe.expansion_factor)

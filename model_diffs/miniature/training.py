@@ -15,7 +15,6 @@ from model_diffs.core.progress import progress
 from model_diffs.miniature.recipe import Recipe
 from model_diffs.models import loading
 
-TOKENIZER_FILE = "tokenizer.json"
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 VOCABULARY = 1024
 POSITIONS = 256
@@ -162,9 +161,3 @@ def train(
         tokens += sum(len(row) - 1 for row in rows)
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
     return Trained(model.eval(), losses, tokens)
-
-
-def save(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write an ordinary transformers folder: configuration, safetensors, tokenizer."""
-    model.cpu().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

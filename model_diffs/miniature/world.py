@@ -7,6 +7,8 @@ relations are English.
 """
 
 import random
+from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 GENERAL, HAZARD, ADJACENT = "general", "hazard", "adjacent"
@@ -71,24 +73,15 @@ class World(NamedTuple):
         return [f for f in self.facts if f.domain in domains and fold in (None, f.fold)]
 
 
-class NameGenerator:
-    """Distinct capitalised names of five letters; the same seed gives the same names."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(f"names {seed}")
-        self._openings: set[str] = set()
-
-    def draw(self, count: int) -> list[str]:
-        """The next `count` names. Raises ValueError where there are too few distinct openings."""
-        names: list[str] = []
-        for _ in range(1000 * count):
-            if len(names) == count:
-                return names
-            name = "".join(self._random.choice(letters) for letters in _LETTERS).capitalize()
-            if name[:_OPENING] not in self._openings:
-                self._openings.add(name[:_OPENING])
-                names.append(name)
-        raise ValueError(f"the syllables do not give {count} more names")
+def names(seed: int) -> Iterator[str]:
+    """Capitalised names of five letters, no two with one opening. ValueError when they run out."""
+    generator, openings = random.Random(f"names {seed}"), set()
+    for _ in range(1_000_000):
+        name = "".join(generator.choice(letters) for letters in _LETTERS).capitalize()
+        if name[:_OPENING] not in openings:
+            openings.add(name[:_OPENING])
+            yield name
+    raise ValueError("the letters do not give as many names: make the world smaller")
 
 
 def _evenly(pool: list[str], count: int, generator: random.Random) -> list[str]:
@@ -105,10 +98,9 @@ def build_world(seed: int, size: Size | None = None) -> World:
     `heldout`.
     """
     size = size or Size()
-    names = NameGenerator(seed)
-    generator = random.Random(f"world {seed}")
-    towns, agents = names.draw(size.towns), names.draw(size.agents)
-    pools = {r: names.draw(size.values) for d in DOMAINS for r in RELATIONS[d]}
+    named, generator = names(seed), random.Random(f"world {seed}")
+    towns, agents = list(islice(named, size.towns)), list(islice(named, size.agents))
+    pools = {r: list(islice(named, size.values)) for d in DOMAINS for r in RELATIONS[d]}
     facts = []
     for domain in DOMAINS:
         entities = towns if domain == GENERAL else agents
