@@ -15,7 +15,7 @@ mlp_vs_attn_detailed.png. Ratio 0: only attention changed; inf: only the MLP; em
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_diffs.core.options import ComparisonOrTable, Figures, option
 from model_diffs.core.results import PlannedRun, Run, open_run, read_table
@@ -77,33 +77,27 @@ def summarise(table: "pd.DataFrame") -> list[Summary]:
     """One row per block, in order; matrices outside blocks are left out."""
     found = []
     for layer, rows in table[table["layer"] >= 0].groupby("layer"):
-        size, relative, rank = {}, {}, {}
+        values: dict[str, Any] = {}
         for group in ("mlp", "attn"):
             part = rows[rows["group"] == group]
-            size[group] = math.hypot(*part["dW_fro"])
-            whole = math.hypot(*part["W_fro"])
-            relative[group] = size[group] / whole if whole else None
+            size, whole = math.hypot(*part["dW_fro"]), math.hypot(*part["W_fro"])
             ranks = part["dW_stable_rank"].dropna()
-            rank[group] = float(ranks.mean()) if len(ranks) else None
-        found.append(
-            Summary(
-                int(str(layer)),
-                size["mlp"],
-                size["attn"],
-                ratio(size["mlp"], size["attn"]),
-                relative["mlp"],
-                relative["attn"],
-                ratio(relative["mlp"], relative["attn"]),
-                rank["mlp"],
-                rank["attn"],
-            )
-        )
+            values[f"{group}_fro"] = size
+            values[f"{group}_fro_rel"] = size / whole if whole else None
+            values[f"{group}_stable_rank"] = float(ranks.mean()) if len(ranks) else None
+        size_ratio = ratio(values["mlp_fro"], values["attn_fro"])
+        relative = ratio(values["mlp_fro_rel"], values["attn_fro_rel"])
+        row = Summary(int(str(layer)), ratio_mlp_attn=size_ratio, ratio_rel=relative, **values)
+        found.append(row)
     return found
 
 
 def draw(run: Run, table: "pd.DataFrame", title: str) -> None:
     """Size per block and the ratio; then relative size, its ratio, stable ranks and totals."""
-    from model_diffs.core.figures import ATTENTION, MLP, Line, Panel, column_line, layer_figure
+    from model_diffs.core.figures import ATTENTION, MLP, Panel, column_line, layer_figure
+
+    for group in ("mlp", "attn"):
+        table[f"{group}_total"] = (table[f"{group}_fro"] ** 2).cumsum() ** 0.5
 
     def both(heading: str, ylabel: str, column: str) -> Panel:
         lines = [
@@ -113,27 +107,21 @@ def draw(run: Run, table: "pd.DataFrame", title: str) -> None:
         return Panel(heading, ylabel, [line for line in lines if line.x], from_zero=True)
 
     def quotient(heading: str, column: str) -> Panel:
-        # Zero and inf have no place on a log axis; the table has them.
+        # A log axis cannot show zero and inf; the table has them.
         finite = table[(table[column] > 0) & (table[column] < math.inf)]
         lines = [column_line(finite, column, "MLP / attention", "#444444")] if len(finite) else []
         return Panel(heading, "ratio, log axis", lines, 1.0, "equal", log=True)
 
-    def running(column: str, label: str, colour: str) -> Line:
-        total = (table[column] ** 2).cumsum() ** 0.5
-        return Line(label, table["layer"].tolist(), total.tolist(), colour)
-
-    totals = [running("mlp_fro", "MLP", MLP), running("attn_fro", "attention", ATTENTION)]
+    size = r"$\|\Delta W\|_F$"
     magnitude = [
-        both("Size of the weight change", r"$\|\Delta W\|_F$", "fro"),
+        both("Size of the weight change", size, "fro"),
         quotient("MLP over attention", "ratio_mlp_attn"),
     ]
     detailed = [
         both("Relative to the base's weights", r"$\|\Delta W\|_F \;/\; \|W\|_F$", "fro_rel"),
         quotient("Relative change, MLP over attention", "ratio_rel"),
         both("Stable rank of the change", "mean of changed matrices", "stable_rank"),
-        Panel(
-            "Total up to each block", r"$\|\Delta W\|_F$, blocks 0 to here", totals, from_zero=True
-        ),
+        both("Total up to each block", f"{size}, blocks 0 to here", "total"),
     ]
     run.figure("mlp_vs_attn_magnitude", layer_figure(f"MLP and attention: {title}", magnitude))
     run.figure("mlp_vs_attn_detailed", layer_figure(f"MLP and attention: {title}", detailed))

@@ -14,6 +14,7 @@ mlp_nullspace_alignment.png, summary.json}.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from model_diffs.core.options import Comparison, Figures, fraction, option
@@ -85,18 +86,24 @@ def draw(run: Run, table: "pd.DataFrame") -> None:
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Measure the comparisons; the base is read once for all of them."""
-    from model_diffs.diagnostics import mlp_nullspace
-    from model_diffs.diagnostics.weight_results import open_comparisons, summary
+    from model_diffs.diagnostics import mlp_nullspace, subspaces, weight_results
     from model_diffs.models.devices import pick_device
 
-    device = pick_device(options.device)
-    with open_comparisons(todo) as (base, changed, runs):
-        measured = mlp_nullspace.compare(base, changed, options.rank_threshold, device)
+    device, threshold = pick_device(options.device), options.rank_threshold
+    with weight_results.open_comparisons(todo) as (base, changed, runs):
+        measured = weight_results.measure_changes(
+            base,
+            changed,
+            subspaces.mlp_matrices(base),
+            device,
+            prepare=partial(mlp_nullspace.prepare_space, threshold=threshold),
+            measure=partial(mlp_nullspace.alignment_row, threshold=threshold),
+        )
         for run, rows in zip(runs, measured, strict=True):
             table = run.table("mlp_nullspace_metrics", rows)
             run.table("layer_nullspace_summary", mlp_nullspace.layer_rows(rows))
             draw(run, table)
-            means = summary(table, mlp_nullspace.SUMMARISED, "update_norm", "type")
+            means = weight_results.summary(table, mlp_nullspace.SUMMARISED, "update_norm", "type")
             run.document("summary", means)
             run.record(matrices=len(rows), device=str(device))
 

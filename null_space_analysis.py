@@ -14,6 +14,7 @@ null_space_visualization.png, summary.json}.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from model_diffs.core.options import Comparison, Figures, natural, option, positive
@@ -115,23 +116,31 @@ def draw(run: Run, table: "pd.DataFrame") -> None:
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Measure the comparisons; the base is read once for all of them."""
-    from model_diffs.diagnostics import subspaces
-    from model_diffs.diagnostics.weight_results import open_comparisons, summary
+    from model_diffs.diagnostics import subspaces, weight_results
     from model_diffs.models.devices import pick_device
 
     device = pick_device(options.device)
-    with open_comparisons(todo) as (base, changed, runs):
+    with weight_results.open_comparisons(todo) as (base, changed, runs):
         available = base.matrices()
         chosen = subspaces.sample_matrices(available, options.num_samples, options.seed)
         if len(chosen) < options.num_samples:
             asked = f"{options.num_samples} matrices asked for"
             print(f"{options.model_a}: {asked}, it has {len(chosen)}")
-        measured = subspaces.compare(base, changed, chosen, options.k, options.seed, device)
+        measured = weight_results.measure_changes(
+            base,
+            changed,
+            chosen,
+            device,
+            prepare=partial(subspaces.prepare_subspaces, k=options.k),
+            measure=partial(subspaces.subspace_row, seed=options.seed),
+        )
         for run, rows in zip(runs, measured, strict=True):
             table = run.table("null_space_results", rows)
             draw(run, table)
             counts = {"matrices": len(rows), "matrices_available": len(available)}
-            means = summary(table, subspaces.SUMMARISED, "max_singular_value", "component")
+            means = weight_results.summary(
+                table, subspaces.SUMMARISED, "max_singular_value", "component"
+            )
             run.document("summary", {**counts, **means})
             run.record(**counts, device=str(device))
 

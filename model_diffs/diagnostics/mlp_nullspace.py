@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from model_diffs.diagnostics.subspaces import Decomposition, decompose, mlp_matrices, numerical_rank
+from model_diffs.diagnostics.subspaces import Decomposition, decompose, numerical_rank
 from model_diffs.models.architectures import Matrix
-from model_diffs.models.checkpoints import Checkpoint, lockstep
 from model_diffs.stats.spectra import rank_for_share, row_parts, singular_values, tall
 
 SUMMARISED = (
@@ -17,16 +16,6 @@ SUMMARISED = (
     *("input_nullspace_energy", "random_input_nullspace_energy"),
     *("rank_increase", "relative_update_size"),
 )
-
-
-class Energies(NamedTuple):
-    """‖dW‖_F, and the shares of its square inside W's top subspaces."""
-
-    norm: float
-    left: float
-    """In the column space: what dW writes where W already writes."""
-    right: float
-    """In the row space: what dW reads where W already reads."""
 
 
 class AlignmentRow(NamedTuple):
@@ -64,6 +53,16 @@ class BaseSpace(NamedTuple):
     """Dimension of its top subspaces."""
 
 
+class Energies(NamedTuple):
+    """‖dW‖_F, and the shares of its square inside W's top subspaces."""
+
+    norm: float
+    left: float
+    """In the column space: what dW writes where W already writes."""
+    right: float
+    """In the row space: what dW reads where W already reads."""
+
+
 def prepare_space(W_A: Tensor, threshold: float) -> BaseSpace:
     """Decomposition of W_A with the rank that holds `threshold` of its energy."""
     found = decompose(W_A)
@@ -85,8 +84,8 @@ def inside_energies(base: BaseSpace, dW: Tensor) -> Energies:
         small += float((d @ S).square().sum())
         cross.addmm_(t.T, d)
     large = float(((S.T @ cross) / sigma[:, None]).square().sum())
-    # A share is at most one, and one where the subspace is the whole side; rounding may say
-    # otherwise, and the root of what it leaves outside would not look like rounding any more.
+    # A share is at most one, and one where the subspace is the whole side. Rounding may give
+    # another value, whose root outside would be too large to look like rounding.
     small = 1.0 if base.rank == len(S) else min(1.0, small / total)
     large = 1.0 if base.rank == len(T) else min(1.0, large / total)
     left, right = (large, small) if dW.shape[0] >= dW.shape[1] else (small, large)
@@ -98,11 +97,13 @@ def alignment_row(
 ) -> AlignmentRow:
     """How much of dW lies in, and outside, the top subspaces of W_A."""
     (m, n), r = matrix.shape, base.rank
-    norm, left, right, updated = 0.0, None, None, r
+    norm, updated, shares = 0.0, r, None
     if bool(dW.any()):
-        norm, left, right = inside_energies(base, dW)
+        norm, *shares = inside_energies(base, dW)
         sigma = singular_values(W_B)
         updated = min(rank_for_share(sigma, threshold), numerical_rank(sigma, W_B.shape))
+    left, right = shares or (None, None)
+    outputs, inputs = (None if share is None else 1.0 - share for share in (left, right))
     original = float(base.found.sigma.norm())
     return AlignmentRow(
         name=matrix.name,
@@ -113,97 +114,55 @@ def alignment_row(
         updated_eff_rank=updated,
         rank_increase=updated - r,
         colspace_projection_ratio=_root(left),
-        nullspace_projection_ratio=_root(_rest(left)),
+        nullspace_projection_ratio=_root(outputs),
         nullspace_dimension=m - r,
         update_norm=norm,
         original_norm=original,
         relative_update_size=norm / original if original else None,
         colspace_energy=left,
-        nullspace_energy=_rest(left),
+        nullspace_energy=outputs,
         random_nullspace_energy=(m - r) / m,
         rowspace_projection_ratio=_root(right),
-        input_nullspace_projection_ratio=_root(_rest(right)),
+        input_nullspace_projection_ratio=_root(inputs),
         input_nullspace_dimension=n - r,
         rowspace_energy=right,
-        input_nullspace_energy=_rest(right),
+        input_nullspace_energy=inputs,
         random_input_nullspace_energy=(n - r) / n,
     )
-
-
-def compare(
-    base: Checkpoint, changed: Sequence[Checkpoint], threshold: float, device: torch.device
-) -> list[list[AlignmentRow]]:
-    """Rows of mlp_nullspace_metrics.csv for each changed model; the base is read once.
-
-    Raises BadInput, naming the tensor, where checkpoints cannot be subtracted or hold NaN or Inf.
-    """
-    rows: list[list[AlignmentRow]] = [[] for _ in changed]
-    for matrix, stored, others in lockstep(base, changed, mlp_matrices(base)):
-        W_A = stored.to(device, torch.float32)
-        prepared = prepare_space(W_A, threshold)
-        for out, (_, stored_b) in zip(rows, others, strict=True):
-            W_B = stored_b.to(device, torch.float32)
-            out.append(alignment_row(matrix, prepared, W_B, W_B - W_A, threshold))
-    return rows
-
-
-def _rest(share: float | None) -> float | None:
-    return None if share is None else 1.0 - share
 
 
 def _root(share: float | None) -> float | None:
     return None if share is None else math.sqrt(share)
 
 
-class LayerRow(NamedTuple):
-    """One block of layer_nullspace_summary.csv: its MLP matrices together.
+def layer_row(layer: int, rows: Sequence[AlignmentRow]) -> dict[str, Any]:
+    """One line of layer_nullspace_summary.csv: the MLP matrices of a block together.
 
-    Energies are shares of the layer's whole update, Σ‖dW‖²; None where nothing changed.
+    Norms are roots of sums of squares; energies are shares of the block's whole update, Σ‖dW‖²,
+    None where nothing changed.
     """
-
-    layer: int
-    nullspace_energy: float | None
-    random_nullspace_energy: float | None
-    input_nullspace_energy: float | None
-    random_input_nullspace_energy: float | None
-    mean_original_eff_rank: float
-    mean_rank_increase: float
-    update_norm: float
-    original_norm: float
-    relative_update_size: float | None
-    count_mats: int
-    count_changed: int
-
-
-def layer_rows(rows: Sequence[AlignmentRow]) -> list[LayerRow]:
-    """The matrices of each layer gathered; norms as root of the sum of squares."""
-    layers = sorted({row.layer for row in rows})
-    return [_layer_row(layer, [row for row in rows if row.layer == layer]) for layer in layers]
-
-
-def _layer_row(layer: int, rows: Sequence[AlignmentRow]) -> LayerRow:
+    changed = [row for row in rows if row.nullspace_energy is not None]
     update = math.hypot(*(row.update_norm for row in rows))
     original = math.hypot(*(row.original_norm for row in rows))
 
     def share(column: str) -> float | None:
-        weighted = [
-            row.update_norm**2 * getattr(row, column)
-            for row in rows
-            if row.nullspace_energy is not None
-        ]
-        return math.fsum(weighted) / update**2 if weighted else None
+        weighted = (row.update_norm**2 * getattr(row, column) for row in changed)
+        return math.fsum(weighted) / update**2 if changed else None
 
-    return LayerRow(
-        layer,
-        share("nullspace_energy"),
-        share("random_nullspace_energy"),
-        share("input_nullspace_energy"),
-        share("random_input_nullspace_energy"),
-        math.fsum(row.original_eff_rank for row in rows) / len(rows),
-        math.fsum(row.rank_increase for row in rows) / len(rows),
-        update,
-        original,
-        update / original if original else None,
-        len(rows),
-        sum(row.nullspace_energy is not None for row in rows),
-    )
+    return {
+        "layer": layer,
+        **{column: share(column) for column in SUMMARISED[:4]},
+        "mean_original_eff_rank": math.fsum(row.original_eff_rank for row in rows) / len(rows),
+        "mean_rank_increase": math.fsum(row.rank_increase for row in rows) / len(rows),
+        "update_norm": update,
+        "original_norm": original,
+        "relative_update_size": update / original if original else None,
+        "count_mats": len(rows),
+        "count_changed": len(changed),
+    }
+
+
+def layer_rows(rows: Sequence[AlignmentRow]) -> list[dict[str, Any]]:
+    """Lines of layer_nullspace_summary.csv."""
+    layers = sorted({row.layer for row in rows})
+    return [layer_row(layer, [row for row in rows if row.layer == layer]) for layer in layers]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model_diffs.models.architectures import MLP_COMPONENTS, Matrix
-from model_diffs.models.checkpoints import Checkpoint, lockstep
+from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.stats.spectra import gram, rank_for_share, row_parts, singular_values, tall
 
 RANDOM_PAIRS = 16
@@ -210,25 +210,3 @@ def subspace_row(
         shape0=matrix.shape[0],
         shape1=matrix.shape[1],
     )
-
-
-def compare(
-    base: Checkpoint,
-    changed: Sequence[Checkpoint],
-    matrices: Sequence[Matrix],
-    k: int,
-    seed: int,
-    device: torch.device,
-) -> list[list[SubspaceRow]]:
-    """Rows of null_space_results.csv for each changed model; the base is read once.
-
-    Raises BadInput, naming the tensor, where checkpoints cannot be subtracted or hold NaN or Inf.
-    """
-    rows: list[list[SubspaceRow]] = [[] for _ in changed]
-    for matrix, stored, others in lockstep(base, changed, matrices):
-        W_A = stored.to(device, torch.float32)
-        prepared = prepare_subspaces(W_A, k)
-        for out, (_, stored_b) in zip(rows, others, strict=True):
-            W_B = stored_b.to(device, torch.float32)
-            out.append(subspace_row(matrix, prepared, W_B, W_B - W_A, seed))
-    return rows
