@@ -245,7 +245,7 @@ def test_interval_evaluations_are_kept(tmp_path: Path) -> None:
     trained(trainer, tmp_path)
     assert [one["step"] for one in trainer.evaluations] == [2, 4]
     last = trainer.evaluate()
-    assert last.gap == pytest.approx(last.forget_NLL - last.retain_NLL)
+    assert last["gap"] == pytest.approx(last["forget_NLL"] - last["retain_NLL"])
 
 
 # ── what is trained ───────────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,7 @@ from model_diffs.models.devices import DTYPES, pick_device
 from model_diffs.models.loading import load_model, load_tokenizer
 from model_diffs.stats import intervals
 from model_diffs.stats.intervals import Interval
-from model_diffs.unlearning.adapters import Adapter
+from model_diffs.unlearning import adapters
 from model_diffs.unlearning.data import plan_epoch, split_batch
 from model_diffs.unlearning.losses import nll
 from model_diffs.unlearning.network import Network
@@ -126,7 +126,7 @@ def attack(
     torch.manual_seed(options.seed)
     victim = _load(model, material, options)
     network, trained_on = victim.network, victim.texts["attack"]
-    Adapter.attach(network.model, options.lora_rank, options.seed)
+    adapters.attach(network.model, options.lora_rank, options.seed)
     weights = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr, weight_decay=0.0)
     batches = _batches([len(ids) for ids in trained_on], options.batch_size, options.seed)

@@ -8,7 +8,6 @@ reference        what the base says about the texts, computed once before traini
 data             which texts a step sees, for any number of processes
 trainer          the training loop, the same for every method
 optimizers       which weights are trained, by which optimiser
-evaluation       NLL on held-out texts, norms of hidden states
 adapters         LoRA
 sharding         weights divided over processes (FSDP 2)
 checkpointing    interrupted runs; gradient checkpointing of blocks

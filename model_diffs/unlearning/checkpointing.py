@@ -23,7 +23,8 @@ def save_state(folder: Path, state: Mapping[str, Any], arguments: Mapping[str, A
     """Write the state of training; a kill at any moment leaves this one or the one before."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{STATE}.partial"
-    torch.save({**state, "arguments": _key(arguments)}, partial)
+    key = json.dumps(arguments, sort_keys=True, default=str)
+    torch.save({**state, "arguments": key}, partial)
     partial.replace(folder / STATE)
 
 
@@ -36,14 +37,10 @@ def load_state(folder: Path, arguments: Mapping[str, Any]) -> dict[str, Any] | N
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError) as error:
         raise BadInput(f"{path} cannot be read: remove {folder} to start afresh") from error
-    if state["arguments"] != _key(arguments):
+    if state["arguments"] != json.dumps(arguments, sort_keys=True, default=str):
         print(f"{folder}: left by a run with other arguments, not used")
         return None
     return state
-
-
-def _key(arguments: Mapping[str, Any]) -> str:
-    return json.dumps(arguments, sort_keys=True, default=str)
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.settings import OptimizerName
 
 
-def choose_trainable(network: Network, trainable: str, layers: Iterable[int]) -> int:
+def choose_trainable(network: Network, trainable: str, layers: Iterable[int]) -> None:
     """Let gradients reach `all` weights, those of the blocks `layers`, or the names that match.
 
-    Anything but `all` and `layers` is a regular expression searched in parameter names. Returns the
-    number of weights that are trained. Raises BadInput for a pattern that is wrong or matches none.
+    Anything but `all` and `layers` is a regular expression searched in parameter names. Raises
+    BadInput for a pattern that is wrong or matches none.
     """
     names = dict(network.model.named_parameters())
     if trainable == "all":
@@ -35,7 +35,6 @@ def choose_trainable(network: Network, trainable: str, layers: Iterable[int]) ->
         )
     for name, parameter in names.items():
         parameter.requires_grad_(name in chosen)
-    return sum(names[name].numel() for name in chosen)
 
 
 def make_optimizers(name: OptimizerName, network: Network, lr: float) -> list[Optimizer]:

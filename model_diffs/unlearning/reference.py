@@ -7,7 +7,7 @@ memory-mapped file), or, with LoRA, computed when asked for with the adapter swi
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,16 +23,6 @@ if TYPE_CHECKING:
 
 # Above this many bytes of states the cache is a file: the page cache then decides what stays.
 IN_MEMORY = 8 * 2**30
-
-
-class Reference(Protocol):
-    """The base's log-probabilities and hidden states of the texts of a batch."""
-
-    def log_probs(self, split: str, batch: SplitBatch) -> LogProbs:
-        """Of each text, as `Network.log_probs` gives them, without gradient."""
-
-    def states(self, split: str, batch: SplitBatch, layer: int) -> Tensor:
-        """Output of block `layer`, `[texts, positions, hidden]`, zero at padding."""
 
 
 class CachedReference:
@@ -78,10 +68,12 @@ class CachedReference:
             yield self._states[split][start : start + length]
 
     def log_probs(self, split: str, batch: SplitBatch) -> LogProbs:
+        """Of each text of a batch, as `Network.log_probs` gives them, without gradient."""
         sums = torch.stack([self._sums[split, index] for index in batch.indices])
         return LogProbs(sums.to(batch.input_ids.device), batch.attention_mask.sum(1) - 1)
 
     def states(self, split: str, batch: SplitBatch, layer: int) -> Tensor:
+        """Output of block `layer`, `[texts, positions, hidden]`, zero at padding."""
         kept = self._states[split]
         padded = kept.new_zeros((*batch.input_ids.shape, kept.shape[-1]))
         for row, states in zip(padded, self._kept(split, batch), strict=True):
@@ -113,6 +105,9 @@ class AdapterOffReference:
         return self._last[1][layer]
 
 
+Reference: TypeAlias = CachedReference | AdapterOffReference
+
+
 def state_splits(loss: "Loss", settings: "Settings") -> tuple[str, ...]:
     """Splits whose states under the base the loss compares with."""
     if loss.name in ("cb", "cb_lat") and settings.cb_target == "orthogonal":
@@ -120,19 +115,14 @@ def state_splits(loss: "Loss", settings: "Settings") -> tuple[str, ...]:
     return loss.reference_states
 
 
-def make_reference(
-    trainer: "Trainer",
-    dtype: torch.dtype,
-    folder: Path,
-    adapter_off: Callable[[], Any] | None = None,
-) -> Reference:
+def make_reference(trainer: "Trainer", dtype: torch.dtype, folder: Path) -> Reference:
     """What the base says about the texts that this process will meet, from the weights as they are.
 
-    States are kept in `dtype`, the base's own. With `adapter_off` (LoRA) nothing is kept.
+    States are kept in `dtype`, the base's own. With an adapter (LoRA) nothing is kept.
     """
     layers = trainer.settings.layers
-    if adapter_off is not None:
-        return AdapterOffReference(trainer.network, layers, adapter_off)
+    if trainer.adapter is not None:
+        return AdapterOffReference(trainer.network, layers, trainer.adapter.disable_adapter)
     reference = CachedReference(dtype, layers, folder)
     for split in trainer.loss.reference_log_probs:
         _fill_all(trainer, reference, split, "log_probs")

@@ -75,13 +75,6 @@ def shard(network: Network, device: torch.device, plugin: Any) -> None:
     fully_shard(network, **settings)
 
 
-def is_sharded(network: nn.Module) -> bool:
-    """Whether `shard` was called on it."""
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(network, FSDPModule)
-
-
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of a sharded model with whole tensors on the CPU; to be called by all
     processes, empty on all but the first. Tied weights share memory."""

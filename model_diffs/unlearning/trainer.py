@@ -15,16 +15,15 @@ from transformers import get_cosine_schedule_with_warmup
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
+from model_diffs.data.texts import length_batches
 from model_diffs.unlearning import data
 from model_diffs.unlearning.checkpointing import gradient_checkpointing, load_state, save_state
 from model_diffs.unlearning.data import Pair, SplitBatch, Step, Tokens
-from model_diffs.unlearning.evaluation import HeldOut, mean_nll, mean_norms
 from model_diffs.unlearning.losses import Loss, Terms
-from model_diffs.unlearning.network import Network
+from model_diffs.unlearning.network import Network, at_least_fp32
 from model_diffs.unlearning.optimizers import make_optimizers
 from model_diffs.unlearning.reference import Reference
 from model_diffs.unlearning.settings import Settings, Training
-from model_diffs.unlearning.sharding import is_sharded
 
 # Texts of each split that norms of hidden states are measured on.
 NORM_TEXTS = 32
@@ -44,6 +43,15 @@ class StepLog(NamedTuple):
     lr: float
 
 
+def _sum_of_nll(network: Network, batch: SplitBatch) -> Tensor:
+    return -network.log_probs(batch).sums.double().sum()
+
+
+def _mean_norms(network: Network, batch: SplitBatch, layers: Sequence[int]) -> list[float]:
+    mask, found = batch.attention_mask.bool(), network.states(batch, layers)
+    return [float(at_least_fp32(found[one])[mask].norm(dim=-1).mean()) for one in layers]
+
+
 @dataclass
 class Trainer:
     """One method on one model with one set of texts."""
@@ -60,7 +68,8 @@ class Trainer:
     """Where interrupted training is kept; None: nowhere."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """What a kept state must have been made with."""
-
+    adapter: Any = None
+    """PEFT's wrapper of the model where an adapter is trained."""
     steps_log: list[StepLog] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -86,7 +95,8 @@ class Trainer:
             for one in self.optimizers
         ]
         self.passage: nn.Module = self.network
-        if is_sharded(self.network):
+        self.sharded = hasattr(self.network, "unshard")
+        if self.sharded:
             # As prepare() does, but no half-precision copy outlives the gathered weights.
             bf16 = self.accelerator.mixed_precision == "bf16"
             kind = self.accelerator.device.type
@@ -187,9 +197,8 @@ class Trainer:
             )
         interval = self.options.eval_interval
         if interval and log.step % interval == 0:
-            found = self.evaluate().facts()
-            self.evaluations.append({"step": log.step, **found})
-            self.say(f"step {log.step}: {found}")
+            self.evaluations.append({"step": log.step, **self.evaluate()})
+            self.say(f"evaluation: {self.evaluations[-1]}")
 
     def say(self, line: str) -> None:
         """Print a line once, however many processes there are."""
@@ -198,25 +207,49 @@ class Trainer:
 
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────
 
-    def evaluate(self) -> HeldOut:
-        """NLL on the held-out texts of both splits."""
-        size = 2 * self.options.batch_size
-        values = [
-            mean_nll(self.passage, self.accelerator, split.held_out, size, self.pad_id)
-            for split in (self.forget, self.retain)
-        ]
-        return HeldOut(*values)
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float | None]:
+        """NLL per token, nats, on the held-out texts of both splits; gap = forget_NLL − retain_NLL.
 
+        None where no text was held out and for what is not finite.
+        """
+        forget, retain = (self._mean_nll(split.held_out) for split in (self.forget, self.retain))
+        gap = None if forget is None or retain is None else forget - retain
+        found = {"forget_NLL": forget, "retain_NLL": retain, "gap": gap}
+        return {k: v if v is None or math.isfinite(v) else None for k, v in found.items()}
+
+    def _mean_nll(self, texts: Sequence[list[int]]) -> float | None:
+        """NLL per prediction over `texts`, shared among processes; None without texts."""
+        if not texts:
+            return None
+        device, processes = self.accelerator.device, self.accelerator.num_processes
+        batches = length_batches([len(ids) for ids in texts], 2 * self.options.batch_size)
+        total = torch.zeros((), dtype=torch.float64)
+        # Sharded weights need equally many passes on all processes.
+        for start in range(0, len(batches), processes):
+            mine = start + self.accelerator.process_index
+            rows = batches[min(mine, len(batches) - 1)]
+            value = self.passage(_sum_of_nll, data.split_batch(texts, rows, self.pad_id, device))
+            if mine < len(batches):
+                total += value.cpu()
+        # MPS has no fp64; fp32 is precise enough for a sum of at most a few million nats.
+        moved = total.float() if device.type == "mps" else total
+        summed = self.accelerator.reduce(moved.to(device), "sum")
+        return float(summed) / sum(len(ids) - 1 for ids in texts)
+
+    @torch.no_grad()
     def state_norms(self) -> dict[str, list[float]]:
-        """Mean ‖h_ℓ‖ per target block on the first texts of each split."""
+        """Mean ‖h_ℓ‖₂ per target block over the tokens of the first texts of each split."""
         found = {}
         for split in ("forget", "retain"):
-            first = range(min(NORM_TEXTS, len(self.texts(split))))
-            batch = self.batch(split, first)
-            found[split] = self.passage(mean_norms, batch, list(self.settings.layers))
+            batch = self.batch(split, range(min(NORM_TEXTS, len(self.texts(split)))))
+            found[split] = self.passage(_mean_norms, batch, self.settings.layers)
         return found
 
     # ── interrupted runs ──────────────────────────────────────────────────────────────────────────
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {n: p.detach() for n, p in self.network.named_parameters() if p.requires_grad}
 
     def _keep(self, number: int) -> None:
         every = self.options.checkpoint_every
@@ -226,16 +259,12 @@ class Trainer:
             state = {
                 "step": number,
                 "weights": self._trained(),
-                "optimizers": [one.state_dict() for one in self.optimizers],
-                "schedules": [one.state_dict() for one in self.schedules],
+                "parts": [one.state_dict() for one in (*self.optimizers, *self.schedules)],
                 "log": [tuple(one) for one in self.steps_log],
                 "evaluations": self.evaluations,
             }
             save_state(self.resume, state, self.arguments)
         self.accelerator.wait_for_everyone()
-
-    def _trained(self) -> dict[str, Tensor]:
-        return {n: p.detach() for n, p in self.network.named_parameters() if p.requires_grad}
 
     def _restore(self) -> int:
         """Take up what an interrupted run left; returns the number of steps that are done."""
@@ -247,10 +276,9 @@ class Trainer:
         with torch.no_grad():
             for name, weight in self._trained().items():
                 weight.copy_(state["weights"][name])
-        for one, kept in zip(self.optimizers, state["optimizers"], strict=True):
+        parts: list[Any] = [*self.optimizers, *self.schedules]
+        for one, kept in zip(parts, state["parts"], strict=True):
             one.load_state_dict(kept)
-        for schedule, kept in zip(self.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(kept)
         self.steps_log = [StepLog(*one) for one in state["log"]]
         self.evaluations = state["evaluations"]
         self.say(f"resumed after step {state['step']} of {len(self.steps)}")
