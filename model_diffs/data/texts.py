@@ -19,15 +19,15 @@ class Split(NamedTuple):
     """Of the texts that are used, joined by newlines."""
 
     def identity(self) -> dict[str, Any]:
-        """What run.json says of a split."""
+        """What run.json records of a split."""
         return {"path": str(self.path), "texts": len(self.texts), "sha256": self.sha256}
 
 
 def read_split(path: str | Path, name: str, max_samples: int = 0, flag: str = "") -> Split:
-    """Read one sample per line, empty lines dropped; the first `max_samples` of them (0 = all).
+    """Read one sample per line, without empty lines; the first `max_samples` of them (0 = all).
 
-    Raises BadInput for a missing, empty or undecodable file; `flag` is the option to name in it,
-    `--<name>-text` by default.
+    Raises BadInput for a missing, empty or undecodable file; the message names the option `flag`,
+    by default `--<name>-text`.
     """
     path = Path(path)
     try:
@@ -38,25 +38,21 @@ def read_split(path: str | Path, name: str, max_samples: int = 0, flag: str = ""
         ) from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
-    # Not splitlines(): form feeds and other separators may stand inside a sample.
-    texts = [line.strip() for line in content.split("\n")]
-    texts = [line for line in texts if line]
+    # Not splitlines(): form feeds and other separators may be part of a sample.
+    texts = [stripped for line in content.split("\n") if (stripped := line.strip())]
     if not texts:
         raise BadInput(f"{path}: no text in it; one sample per line is expected")
-    if max_samples:
-        texts = texts[:max_samples]
-    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    return Split(name, path, texts, digest)
+    texts = texts[: max_samples or None]
+    return Split(name, path, texts, hashlib.sha256("\n".join(texts).encode()).hexdigest())
 
 
 def check_disjoint(forget: Split, retain: Split) -> None:
-    """Raise BadInput where the splits share a line: the contrast between them would be false."""
+    """Raise BadInput where the splits share a line, which would blur the contrast between them."""
     shared = set(forget.texts) & set(retain.texts)
     if shared:
-        example = min(shared)[:60]
         raise BadInput(
-            f"{forget.path} and {retain.path} share {len(shared)} lines (such as {example!r}): "
-            "remove them from one of the two"
+            f"{forget.path} and {retain.path} share {len(shared)} lines (such as "
+            f"{min(shared)[:60]!r}): remove them from one of the two"
         )
 
 
@@ -69,7 +65,7 @@ def read_splits(forget_text: str, retain_text: str, max_samples: int) -> list[Sp
 
 
 def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of each text as the tokenizer makes them, special tokens included, cut to length.
+    """Token ids of each text, special tokens included, cut to `max_length`.
 
     Raises BadInput for a text that gives no token.
     """
@@ -83,9 +79,7 @@ def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[i
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of similar length, longest first, so that little is padding.
-
-    Longest first: what does not fit into memory fails at once, not at the end.
-    """
+    """Indices in batches of similar length, so that little is padding; longest first, so that
+    running out of memory happens at once, not at the end."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

@@ -1,4 +1,4 @@
-"""Device and dtype of a computation, apart from models: weight steps need no transformers."""
+"""Devices, dtypes and processes of a computation. Weight steps use it without transformers."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` is cuda, then mps, then cpu; under several processes each has its own cuda device.
 
-    Raises BadInput for a device that is not there.
+    Raises BadInput for a device that is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -31,9 +31,12 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bf16 on cuda, fp16 on mps, fp32 on cpu."""
-    if name == "auto":
-        return {"cuda": torch.bfloat16, "mps": torch.float16}.get(device.type, torch.float32)
-    return DTYPES[name]
+    return DTYPES.get(name) or DTYPES[{"cuda": "bf16", "mps": "fp16"}.get(device.type, "fp32")]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`fp32`, `fp16` or `bf16`, as the options spell it."""
+    return next(name for name, value in DTYPES.items() if value == dtype)
 
 
 def free_memory(device: torch.device) -> int:
@@ -45,13 +48,11 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """`fp32`, `fp16` or `bf16`, as the options spell it."""
-    return next(name for name, value in DTYPES.items() if value == dtype)
+# ── processes ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def processes() -> tuple[int, int]:
-    """Rank of this process and how many there are; the group is opened when first asked for."""
+    """Rank of this process and their number; the group is opened when first asked for."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1
     from accelerate import PartialState
@@ -60,33 +61,31 @@ def processes() -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
+def share(values: Sequence[Any]) -> list[Any]:
+    """Every n-th of the values, for this one of n processes."""
+    rank, count = processes()
+    return list(values[rank::count])
+
+
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of a CPU tensor over all processes, on each of them."""
     if processes()[1] == 1:
         return tensor
     from accelerate import PartialState
 
-    device = PartialState().device
-    total = tensor.to(device)
+    total = tensor.to(PartialState().device)
     torch.distributed.all_reduce(total)
     return total.cpu()
 
 
 def gather_over_processes(values: list[Any]) -> list[Any]:
-    """The values of all processes, on each of them, dealt out again as `share` deals them."""
+    """The values of all processes, on each of them, in the order before `share`."""
     count = processes()[1]
     if count == 1:
         return values
     parts: list[list[Any]] = [[] for _ in range(count)]
     torch.distributed.all_gather_object(parts, values)
-    total = sum(len(part) for part in parts)
-    return [parts[i % count][i // count] for i in range(total)]
-
-
-def share(values: Sequence[Any]) -> list[Any]:
-    """Every n-th of the values, for this one of n processes."""
-    rank, count = processes()
-    return list(values[rank::count])
+    return [parts[i % count][i // count] for i in range(sum(len(part) for part in parts))]
 
 
 def wait_for_processes() -> None:

@@ -1,6 +1,7 @@
 """Models and tokenizers: loaded, placed, fed, and read layer by layer."""
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -20,8 +21,17 @@ from model_diffs.models.devices import free_memory, pick_device, pick_dtype
 transformers_logging.disable_progress_bar()
 Loaded = TypeVar("Loaded")
 
+# ── models ────────────────────────────────────────────────────────────────────────────────────────
 
-# ── loading ───────────────────────────────────────────────────────────────────────────────────────
+
+@contextmanager
+def _bad_input(message: str) -> Iterator[None]:
+    """Turn what transformers raises for unusable files into one line."""
+    try:
+        yield
+    except (ValueError, OSError, KeyError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{message}: {first_line}") from error
 
 
 def load_model(
@@ -33,13 +43,12 @@ def load_model(
 ) -> nn.Module:
     """A causal language model in evaluation mode on `device`.
 
-    With `device_map` `auto`, accelerate spreads its blocks over the accelerators, the memory and
-    the disk that there are, for models that one device cannot hold.
-    Raises BadInput where the folder or hub model is missing, corrupt, lacks weights, or asks for
-    code of its own without `trust_remote_code`.
+    With `device_map` `auto`, accelerate spreads its blocks over accelerators, memory and disk, for
+    models that one device cannot hold. Raises BadInput where the folder or hub model is missing,
+    corrupt, lacks weights, or needs code of its own without `trust_remote_code`.
     """
-    folder = Checkpoint.open(model).folder  # says what is wrong with files, in one line
-    try:
+    folder = Checkpoint.open(model).folder  # reports bad files in one line
+    with _bad_input(f"{model} cannot be loaded"):
         loaded, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -49,8 +58,6 @@ def load_model(
             local_files_only=True,
             device_map=device_map,
         )
-    except (ValueError, OSError, KeyError) as error:
-        raise BadInput(f"{model} cannot be loaded: {_first_line(error)}") from error
     missing = sorted(report.get("missing_keys") or [])
     if missing:
         raise BadInput(f"{model} lacks {len(missing)} weights, such as {missing[0]}")
@@ -64,10 +71,6 @@ def load_for(options: Compute, model: str, device_map: str | None = None) -> nn.
     return load_model(model, device, dtype, options.trust_remote_code, device_map)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def fit_together(
     stored: Sequence[Checkpoint],
     wanted: str,
@@ -79,7 +82,7 @@ def fit_together(
     weights and `extra` bytes take less than half of the free memory."""
     if wanted != "auto" or len(stored) == 1:
         return wanted != "no"
-    weights = sum(one.weights for one in stored)
+    weights = sum(math.prod(entry.shape) for one in stored for entry in one.entries.values())
     return weights * dtype.itemsize + extra < free_memory(device) / 2
 
 
@@ -94,17 +97,18 @@ def one_by_one(
             torch.cuda.empty_cache()
 
 
+# ── tokenizers and batches ────────────────────────────────────────────────────────────────────────
+
+
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     """The model's tokenizer, padding on the right, with a pad token (the end of text if none)."""
     folder = files.resolve(model)
-    try:
+    with _bad_input(f"{model} has no usable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (ValueError, OSError, KeyError) as error:
-        raise BadInput(f"{model} has no usable tokenizer: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
-        # Padding is masked by the attention mask, so which token fills it cannot matter.
+        # Padding is masked by the attention mask, so any token serves.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "right"
     return tokenizer
@@ -114,24 +118,22 @@ def common_tokenizer(models: Sequence[str], trust_remote_code: bool = False) -> 
     """The first model's tokenizer. Raises BadInput where another model reads other tokens."""
     first = load_tokenizer(models[0], trust_remote_code)
     for model in models[1:]:
-        other = load_tokenizer(model, trust_remote_code)
-        check_same_tokenizer(models[0], first, model, other)
+        check_same_tokenizer(models[0], first, model, load_tokenizer(model, trust_remote_code))
     return first
 
 
 def check_same_tokenizer(model_a: str, tokenizer_a: Any, model_b: str, tokenizer_b: Any) -> None:
-    """Raise BadInput where two tokenizers differ: the same text would be other tokens."""
-    if tokenizer_a.get_vocab() != tokenizer_b.get_vocab():
-        raise BadInput(
-            f"{model_a} and {model_b} have different tokenizers: states of other tokens "
-            "cannot be compared"
-        )
+    """Raise BadInput where two tokenizers read the same text as different tokens."""
     probe = "A probe, 1 2 3:  it's écrit — 漢字\tand so on."
-    if tokenizer_a(probe)["input_ids"] != tokenizer_b(probe)["input_ids"]:
-        raise BadInput(
-            f"{model_a} and {model_b} split the same text differently (special tokens, perhaps): "
-            "states of other tokens cannot be compared"
-        )
+    if tokenizer_a.get_vocab() != tokenizer_b.get_vocab():
+        difference = "have different tokenizers"
+    elif tokenizer_a(probe)["input_ids"] != tokenizer_b(probe)["input_ids"]:
+        difference = "split the same text differently (special tokens, perhaps)"
+    else:
+        return
+    raise BadInput(
+        f"{model_a} and {model_b} {difference}: states of other tokens cannot be compared"
+    )
 
 
 class Batch(NamedTuple):
@@ -164,7 +166,7 @@ class _Reached(Exception):
 
 @contextmanager
 def hooks() -> Iterator[list[Any]]:
-    """A list for hook handles; all of them are removed when the block ends, however it ends."""
+    """A list for hook handles, all removed when the block ends, however it ends."""
     handles: list[Any] = []
     try:
         yield handles
@@ -173,25 +175,20 @@ def hooks() -> Iterator[list[Any]]:
             handle.remove()
 
 
-def _input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
 def stream_states(
     anatomy: Anatomy, batch: Batch, receive: Callable[[int, Tensor], None], last: int | None = None
 ) -> None:
-    """Run the trunk, without its head, and hand over each hidden state as it is made.
+    """Run the trunk, without its head, and hand over each hidden state as it is computed.
 
-    `receive(ℓ, h)` gets h `[texts, positions, hidden]`: state 0 is what enters the first block, ℓ
-    what leaves block ℓ−1, the last one after the final norm, as transformers'
-    `output_hidden_states` counts them. With `last` the pass ends once that state is made. Reading a
-    state where it enters the next block works alike for blocks that return tensors or tuples.
+    `receive(ℓ, h)` gets h `[texts, positions, hidden]`: state 0 is the input of the first block, ℓ
+    the output of block ℓ−1, the last one after the final norm, as in transformers'
+    `output_hidden_states`. With `last` the pass ends after that state. A state is read as the input
+    of the next block, which works alike for blocks that return tensors or tuples.
     """
-    states = len(anatomy.blocks) + 1
 
     def reader(index: int) -> Callable[..., None]:
         def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            receive(index, _input_of(args, kwargs))
+            receive(index, args[0] if args else kwargs["hidden_states"])
             if index == last:
                 raise _Reached
 
@@ -201,9 +198,7 @@ def stream_states(
         for index, block in enumerate(anatomy.blocks):
             handles.append(block.register_forward_pre_hook(reader(index), with_kwargs=True))
         try:
-            output = anatomy.trunk(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            )
+            output = anatomy.trunk(**batch._asdict(), use_cache=False)
         except _Reached:
             return
-    receive(states - 1, output[0])
+    receive(len(anatomy.blocks), output[0])

@@ -1,7 +1,7 @@
-"""Two classes of documents, forget and retain: folds, resamples, and out-of-fold accuracy and AUC.
+"""Two classes of documents, forget and retain: folds, resamples, out-of-fold accuracy and AUC.
 
-What separation (step 8) and probes (step 13) share. NumPy only: the folds are a few lines, and
-importing scikit-learn for them takes longer than a small step does.
+Shared by separation (step 8) and probes (step 13). NumPy only: importing scikit-learn for the folds
+would take longer than a small step.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
 
 
 class Design(NamedTuple):
-    """Documents of both classes, forget first; their folds; the draws that intervals come from."""
+    """Documents of both classes, forget first; their folds; their resamples."""
 
     labels: NDArray[np.bool_]
     """`[documents]`, True for forget."""
@@ -38,42 +38,36 @@ class Design(NamedTuple):
     """`[resamples, retain documents]`, drawn independently of forget."""
 
 
-def check_documents(counts: Sequence[tuple[str, int]], folds: int) -> None:
-    """Raise BadInput where a split, `(name, documents)`, has too few documents for the folds."""
+def _check_documents(name: str, documents: int, folds: int) -> None:
     if folds < 2:
         raise BadInput("--folds 1 leaves nothing to test on: at least 2 are needed")
-    for name, documents in counts:
-        if documents < folds:
-            raise BadInput(
-                f"the {name} split has {documents} documents with tokens, {folds}-fold "
-                f"cross-validation needs {folds}: give more texts, or raise --max-samples"
-            )
+    if documents < folds:
+        raise BadInput(
+            f"the {name} split has {documents} documents with tokens, {folds}-fold "
+            f"cross-validation needs {folds}: give more texts, or raise --max-samples"
+        )
 
 
 def check_splits(splits: Sequence[Split], folds: int) -> None:
-    """`check_documents` before any model is read."""
-    check_documents([(split.name, len(split.texts)) for split in splits], folds)
-
-
-def stratified_folds(labels: NDArray[np.bool_], folds: int, seed: int) -> NDArray[np.int64]:
-    """A fold for each document, drawn at random, each class spread evenly over them."""
-    generator = np.random.default_rng(seed)
-    result = np.empty(len(labels), dtype=np.int64)
-    for label in (True, False):
-        members = np.flatnonzero(labels == label)
-        result[generator.permutation(members)] = np.arange(len(members)) % folds
-    return result
+    """Raise BadInput where a split has too few texts for the folds, before any model is read."""
+    for split in splits:
+        _check_documents(split.name, len(split.texts), folds)
 
 
 def design(forget: int, retain: int, folds: int, seed: int) -> Design:
-    """Folds and resamples for so many documents; the same for every model and layer.
+    """Stratified random folds and resamples for so many documents, equal for every model and layer.
 
-    Both classes are resampled apart, so their sizes stay. A draw in which no fold has documents of
-    both classes has no AUC and is left out: it happens with a handful of documents only.
+    Both classes are resampled separately, so their sizes stay. A resample in which no fold has
+    documents of both classes has no AUC and is left out, which only happens with a handful of
+    documents. Raises BadInput where a class has fewer documents than there are folds.
     """
-    check_documents([("forget", forget), ("retain", retain)], folds)
     labels = np.arange(forget + retain) < forget
-    place = stratified_folds(labels, folds, seed)
+    place = np.empty(len(labels), dtype=np.int64)
+    generator = np.random.default_rng(seed)
+    for name, of_class in (("forget", labels), ("retain", ~labels)):
+        documents = int(of_class.sum())
+        _check_documents(name, documents, folds)
+        place[generator.permutation(np.flatnonzero(of_class))] = np.arange(documents) % folds
     # Two streams: with one seed and equal sizes both classes would get the same draws.
     draws = document_weights(forget, seed), document_weights(retain, seed + 1)
     members = np.eye(folds)[place]
@@ -86,7 +80,7 @@ def auc(scores: Floats, plan: Design) -> Estimate:
 
     The share of (forget, retain) pairs of one fold in the right order, ties half: scores of
     different folds come from different classifiers and are not compared. Intervals resample the
-    scored documents; nothing is fitted anew.
+    scored documents; no classifier is fitted again.
     """
     forget, retain = scores[plan.labels][:, None], scores[~plan.labels][None]
     pairs = plan.folds[plan.labels][:, None] == plan.folds[~plan.labels][None]

@@ -1,8 +1,8 @@
 """Linear discriminant analysis with Ledoit–Wolf shrinkage, cheap where dimensions are many.
 
-The same classifier as scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`,
-which solves with a d × d matrix. The shrunk covariance is a diagonal plus one rank per document, so
-with fewer documents than dimensions a system of the documents' size is enough (Woodbury).
+Equals scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`, which solves
+with a d × d matrix. The shrunk covariance is a diagonal plus one rank per document, so with fewer
+documents than dimensions a system of the documents' size is enough (Woodbury).
 """
 
 from typing import NamedTuple
@@ -24,10 +24,6 @@ class _Class(NamedTuple):
     rows: Floats
 
 
-def _gram_of_smaller_side(Z: Floats) -> Floats:
-    return Z @ Z.T if Z.shape[0] < Z.shape[1] else Z.T @ Z
-
-
 def shrinkage(Z: Floats) -> float:
     """Ledoit & Wolf (2004) intensity γ for centred `Z` `[documents, d]`: S = (1−γ) E + γ·tr(E)/d·I.
 
@@ -36,7 +32,8 @@ def shrinkage(Z: Floats) -> float:
     n, d = Z.shape
     norms = (Z**2).sum(1)
     mu = norms.sum() / n / d
-    energy = (_gram_of_smaller_side(Z) ** 2).sum() / n**2
+    gram = Z @ Z.T if n < d else Z.T @ Z
+    energy = (gram**2).sum() / n**2
     beta = ((norms**2).sum() / n - energy) / (d * n)
     delta = energy / d - mu**2
     beta = min(beta, delta)
@@ -44,32 +41,30 @@ def shrinkage(Z: Floats) -> float:
 
 
 def _class_of(X: Floats, prior: float) -> _Class:
-    """Mean and covariance, `prior` times, of one class `[documents, d]`.
+    """Mean and covariance, times `prior`, of one class `[documents, d]`.
 
     Shrunk in features of unit variance, so that a few huge dimensions do not set the target.
     """
     n, mean = len(X), X.mean(0)
     centred = X - mean
     variance = (centred**2).mean(0)
-    # What varies by rounding alone is constant, and keeps its scale (scikit-learn's rule).
+    # A feature that varies by rounding alone is constant and keeps its scale (as in scikit-learn).
     eps = np.finfo(np.float64).eps
     constant = variance <= n * eps * variance + (n * mean * eps) ** 2
     scale = np.where(constant, 1.0, np.sqrt(variance))
     Z = centred / scale
     gamma = shrinkage(Z)
-    mu = (Z**2).mean()
     rows = np.sqrt(prior * (1 - gamma) / n) * centred
-    return _Class(mean, prior * gamma * mu * scale**2, rows)
+    return _Class(mean, prior * gamma * (Z**2).mean() * scale**2, rows)
 
 
 def _solve(diagonal: Floats, rows: Floats, vector: Floats) -> Floats:
     """(diag(diagonal) + rowsᵀ rows)⁻¹ vector, by a system of the smaller side."""
     root = np.sqrt(diagonal)
     R, v = rows / root, vector / root
-    if R.shape[0] < R.shape[1]:
-        inner = np.linalg.solve(np.eye(len(R)) + R @ R.T, R @ v)
-        return (v - R.T @ inner) / root
-    return np.linalg.solve(np.eye(R.shape[1]) + R.T @ R, v) / root
+    if len(R) < len(v):
+        return (v - R.T @ np.linalg.solve(np.eye(len(R)) + R @ R.T, R @ v)) / root
+    return np.linalg.solve(np.eye(len(v)) + R.T @ R, v) / root
 
 
 def decision(train: Floats, labels: NDArray[np.bool_], test: Floats) -> Floats:
@@ -88,8 +83,7 @@ def decision(train: Floats, labels: NDArray[np.bool_], test: Floats) -> Floats:
     rows = np.concatenate([forget.rows, retain.rows])
     direction = _solve(diagonal, rows, forget.mean - retain.mean)
     middle = (forget.mean + retain.mean) / 2
-    prior = np.log(labels.sum() / (~labels).sum())
-    return (test - middle) @ direction + prior
+    return (test - middle) @ direction + np.log(labels.sum() / (~labels).sum())
 
 
 def out_of_fold(states: Floats, plan: Design) -> Floats:
