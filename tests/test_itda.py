@@ -11,6 +11,7 @@ import tiny_models
 import tiny_study
 import torch
 import yaml
+from test_itda_files import PUBLISHED_KEYS
 from torch import Tensor
 
 import train_itda
@@ -19,7 +20,7 @@ from model_diffs.core import results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import parse
 from model_diffs.core.script import execute, run_script
-from model_diffs.dictionaries import itda, reading, training
+from model_diffs.dictionaries import reading, training
 from model_diffs.dictionaries.itda import ITDA
 from model_diffs.dictionaries.options import Training
 from model_diffs.dictionaries.reading import Reading
@@ -251,7 +252,7 @@ def test_the_script_fills_a_folder_per_layer_and_skips_what_is_complete(
         "run.json",
     }
     metadata = yaml.safe_load((planned[1].folder / "metadata.yaml").read_text())
-    assert list(metadata)[: len(itda.PUBLISHED_KEYS)] == list(itda.PUBLISHED_KEYS)
+    assert list(metadata)[: len(PUBLISHED_KEYS)] == list(PUBLISHED_KEYS)
     assert metadata["layer"] == 2 and metadata["dataset_sha256"] == place.texts.sha256()
     capsys.readouterr()
     execute(train_itda, words)

@@ -12,11 +12,17 @@ from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries import itda
 from model_diffs.dictionaries.itda import ITDA
 
+# What every published metadata.yaml holds, in its order.
+PUBLISHED_KEYS = (
+    *("lm_name", "layer", "submodule_name", "activation_dim", "k", "loss_threshold", "dataset"),
+    *("seq_len", "batch_size", "seed", "max_dict_size", "steps"),
+)
+
 
 def dictionary(rows: int = 20, width: int = 8) -> ITDA:
     drawn = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
     places = torch.stack([torch.arange(rows), torch.ones(rows, dtype=torch.int64)], 1)
-    metadata = dict.fromkeys(itda.PUBLISHED_KEYS) | {"layer": 1, "k": 5, "lm_name": "org/name"}
+    metadata = dict.fromkeys(PUBLISHED_KEYS) | {"layer": 1, "k": 5, "lm_name": "org/name"}
     return ITDA(torch.nn.functional.normalize(drawn, dim=1), places, metadata)
 
 
@@ -32,7 +38,7 @@ def test_what_is_saved_reloads_bit_for_bit(tmp_path: Path) -> None:
 
 
 def published(folder: Path, atoms: Any, indices: Any) -> Path:
-    metadata = dict.fromkeys(itda.PUBLISHED_KEYS) | {"layer": 3, "k": 40, "activation_dim": 8}
+    metadata = dict.fromkeys(PUBLISHED_KEYS) | {"layer": 3, "k": 40, "activation_dim": 8}
     (folder / "metadata.yaml").write_text(yaml.dump(metadata))
     torch.save(atoms, folder / "atoms.pt")
     torch.save(indices, folder / "atom_indices.pt")

@@ -67,23 +67,19 @@ def test_of_the_hub_only_configurations_and_what_is_chosen_are_fetched(
         write_sparsify(tmp_path / f"layers.{layer}.mlp")
     fetched: list[str] = []
 
-    class Hub:
-        def __init__(self, token: object) -> None:
-            pass
+    def listed(repo_id: str, revision: str | None, token: object) -> list[str]:
+        assert (repo_id, revision) == ("org/saes", "v2")
+        return [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
 
-        def list_repo_files(self, repository: str, revision: str | None) -> list[str]:
-            assert (repository, revision) == ("org/saes", "v2")
-            return [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
-
-    def snapshot(repository: str, allow_patterns: list[str], **_: object) -> str:
+    def snapshot(allow_patterns: list[str], **_: object) -> str:
         assert all(pattern.endswith(".json") for pattern in allow_patterns)
         return str(tmp_path)
 
-    def download(repository: str, file: str, **_: object) -> str:
-        fetched.append(file)
-        return str(tmp_path / file)
+    def download(filename: str, **_: object) -> str:
+        fetched.append(filename)
+        return str(tmp_path / filename)
 
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.list_repo_files", listed)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     found = sae_sources.find("org/saes@v2")
@@ -96,6 +92,6 @@ def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", unreachable)
+    monkeypatch.setattr("huggingface_hub.list_repo_files", unreachable)
     with pytest.raises(BadInput, match="cannot be reached"):
         sae_sources.find("org/saes")

@@ -11,7 +11,6 @@ A folder holds `atoms.safetensors` and `metadata.yaml`; one in the published lay
 `atoms.pt`, `atom_indices.pt` and `metadata.yaml`.
 """
 
-import pickle
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -19,22 +18,20 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries import pursuit
 from model_diffs.dictionaries.pursuit import Codes
+from model_diffs.dictionaries.tensor_files import load_tensor, load_tensors
 
 TENSORS, METADATA = "atoms.safetensors", "metadata.yaml"
-PUBLISHED_ATOMS, PUBLISHED_INDICES = "atoms.pt", "atom_indices.pt"
-# What every metadata.yaml says, in the published order.
-PUBLISHED_KEYS = (
-    *("lm_name", "layer", "submodule_name", "activation_dim", "k", "loss_threshold", "dataset"),
-    *("seq_len", "batch_size", "seed", "max_dict_size", "steps"),
-)
+PUBLISHED = {"atoms": "atoms.pt", "atom_indices": "atom_indices.pt"}
+"""Tensors of the published layout: a file each."""
 DEFAULT_K = 40
+# Numbers of metadata.yaml that decide an encoding, and the least that each can be.
+_LEAST = {"layer": 0, "k": 1, "skip_first": 0}
 
 
 class ITDA:
@@ -108,22 +105,29 @@ class ITDA:
         """
         folder = Path(path).expanduser()
         metadata = _metadata(folder)
-        if (folder / TENSORS).is_file():
-            atoms, indices = _own_tensors(folder / TENSORS)
-        elif (folder / PUBLISHED_ATOMS).is_file():
-            atoms, indices = _published_tensors(folder)
+        published = not (folder / TENSORS).is_file()
+        if not published:
+            found = load_tensors(folder / TENSORS)
+        elif (folder / PUBLISHED["atoms"]).is_file():
+            found = {name: load_tensor(folder / file) for name, file in PUBLISHED.items()}
         else:
             raise BadInput(
-                f"{folder}: no atoms; looked for {TENSORS} and {PUBLISHED_ATOMS}. "
+                f"{folder}: no atoms; looked for {TENSORS} and {PUBLISHED['atoms']}. "
                 "Train it again with train_itda.py"
             )
-        _check(folder, atoms, indices, metadata)
+        if not found.keys() >= PUBLISHED.keys():
+            raise BadInput(f"{folder}: no {' and '.join(PUBLISHED)} in it; train it again")
+        atoms, indices = found["atoms"].float(), found["atom_indices"].long()
+        norms = torch.linalg.vector_norm(atoms, dim=-1, keepdim=True)
+        if published and bool((norms > 0).all()) and bool(((norms - 1).abs() > 1e-6).any()):
+            atoms, norms = atoms / norms, norms / norms  # saved in half precision, perhaps
+        _check(folder, atoms, indices, norms, metadata.get("activation_dim"))
         return cls(atoms.to(device), indices, metadata)
 
 
 def files_of(folder: str | Path) -> list[Path]:
     """The files of a dictionary that decide what it encodes."""
-    names = (TENSORS, METADATA, PUBLISHED_ATOMS, PUBLISHED_INDICES)
+    names = (TENSORS, METADATA, *PUBLISHED.values())
     return [file for file in (Path(folder).expanduser() / name for name in names) if file.is_file()]
 
 
@@ -153,8 +157,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is not valid YAML: copy the dictionary again") from error
     if not isinstance(found, dict) or found.get("layer") is None:
         raise BadInput(f"{path} does not say which layer; looked for a number under 'layer'")
-    # A number that is wrong here would be encoded with, and nothing would look wrong.
-    for key, least in (("layer", 0), ("k", 1), ("skip_first", 0)):
+    for key, least in _LEAST.items():
         value = found.get(key)
         if value is None:
             found.pop(key, None)
@@ -163,50 +166,13 @@ def _metadata(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _own_tensors(path: Path) -> tuple[Tensor, Tensor]:
-    try:
-        found = load_file(path)
-        return found["atoms"], found["atom_indices"]
-    except (SafetensorError, OSError, KeyError) as error:
-        raise BadInput(f"{path} is damaged ({error}): train the dictionary again") from error
-
-
-def _published_tensors(folder: Path) -> tuple[Tensor, Tensor]:
-    """Atoms in fp32 with norms of 1 to rounding, as their pursuit needs them, and their indices."""
-    atoms = _load_tensor(folder / PUBLISHED_ATOMS).float()
-    if (folder / PUBLISHED_INDICES).is_file():
-        indices = _load_tensor(folder / PUBLISHED_INDICES).long()
-    else:
-        raise BadInput(f"{folder}: no {PUBLISHED_INDICES} beside {PUBLISHED_ATOMS}")
-    if atoms.ndim == 2:
-        norms = torch.linalg.vector_norm(atoms, dim=1, keepdim=True)
-        if bool((norms > 0).all()) and bool(((norms - 1).abs() > 1e-6).any()):
-            atoms = atoms / norms  # saved in half precision, perhaps
-    return atoms, indices
-
-
-def _load_tensor(path: Path) -> Tensor:
-    """A tensor from torch's format. Nothing but tensors is unpickled: code in a file is refused."""
-    try:
-        found = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        raise BadInput(
-            f"{path} is damaged or holds more than tensors, which may be code: refused"
-        ) from error
-    if not isinstance(found, Tensor):
-        raise BadInput(f"{path} holds a {type(found).__name__}, not a tensor: refused")
-    return found
-
-
-def _check(folder: Path, atoms: Tensor, indices: Tensor, metadata: Mapping[str, Any]) -> None:
+def _check(folder: Path, atoms: Tensor, indices: Tensor, norms: Tensor, width: Any) -> None:
     if atoms.ndim != 2 or not len(atoms) or indices.shape != (len(atoms), 2):
         raise BadInput(
             f"{folder}: atoms are {list(atoms.shape)} and their indices {list(indices.shape)}; "
             "[n, d] and [n, 2] are expected"
         )
-    norms = torch.linalg.vector_norm(atoms, dim=1)
     if not bool(((norms - 1).abs() < 1e-3).all()):  # NaN fails this too
         raise BadInput(f"{folder}: atoms are not finite or not of norm 1; train it again")
-    width = metadata.get("activation_dim")
-    if width is not None and width != atoms.shape[1]:
+    if width not in (None, atoms.shape[1]):
         raise BadInput(f"{folder}: atoms are {atoms.shape[1]} wide, its {METADATA} says {width}")

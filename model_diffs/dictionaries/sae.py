@@ -6,12 +6,11 @@ An activation that no feature is active for is zero everywhere but there, so fea
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-ACTIVATIONS = ("relu", "topk", "batchtopk", "jumprelu", "gated")
 _DECODER_ROWS = 1 << 22  # entries of decoder rows that are gathered at a time: 16 MiB
 _DENSE_SHARE = 0.05  # of active features from which all products together cost less than gathering
 
@@ -23,24 +22,6 @@ class Features(NamedTuple):
     features: Tensor
     values: Tensor
     """fp32, above zero."""
-
-
-class SparseCoder(Protocol):
-    """What the tools need of a dictionary of any format."""
-
-    @property
-    def d_in(self) -> int:
-        """Width of what it encodes."""
-
-    @property
-    def d_sae(self) -> int:
-        """Number of features."""
-
-    def encode(self, x: Tensor) -> Features:
-        """Active features of x `[n, d_in]`."""
-
-    def decode(self, found: Features, tokens: int) -> Tensor:
-        """`[tokens, d_out]`: what the features stand for."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +40,7 @@ class Sae:
     decoder_bias: Tensor
     """`[d_out]`."""
     activation: str
-    """One of ACTIVATIONS."""
+    """relu, topk, batchtopk, jumprelu or gated."""
     subtract: bool
     """Whether b_dec is taken off before encoding."""
     k: int = 0

@@ -9,18 +9,17 @@ saprmarks/dictionary_learning `dictionary.py` and the trainers of its TopK class
 """
 
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries.sae import Sae
+from model_diffs.dictionaries.tensor_files import load_tensors
 
 SPARSIFY, SAELENS, LEARNING = "sparsify", "SAELens", "dictionary_learning"
 WEIGHTS = {"sae.safetensors": SPARSIFY, "sae_weights.safetensors": SAELENS, "ae.pt": LEARNING}
@@ -47,7 +46,7 @@ class _Stored:
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder = folder
         self.config = read_config(folder / CONFIG_OF[kind])
-        self.tensors = _load(folder / WEIGHTS_OF[kind])
+        self.tensors = load_tensors(folder / WEIGHTS_OF[kind])
 
     def bad(self, what: str) -> BadInput:
         return BadInput(f"{self.folder}: {what}")
@@ -64,38 +63,28 @@ class _Stored:
         if name not in self.tensors:
             raise self.bad(f"no tensor {name}; it has {', '.join(sorted(self.tensors))}")
         tensor = self.tensors[name]
-        fits = len(shape) == tensor.ndim and all(
-            wanted in (None, size) for wanted, size in zip(shape, tensor.shape, strict=True)
-        )
-        if not fits:
+        if len(shape) != tensor.ndim or any(
+            wanted not in (None, size) for wanted, size in zip(shape, tensor.shape, strict=True)
+        ):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise self.bad(f"{name} is {list(tensor.shape)}, expected [{wanted}]")
         if not bool(torch.isfinite(tensor).all()):
             raise self.bad(f"{name} holds NaN or Inf")
         return tensor.float()
 
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".pt":
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise BadInput(f"{path}: no such file; copy the SAE again") from error
-    except pickle.UnpicklingError as error:
-        raise BadInput(f"{path} holds more than tensors, and code in it is not run") from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise BadInput(f"{path} is corrupt: copy the SAE again") from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise BadInput(f"{path} is not a dictionary of tensors")
-    return tensors
+    def batch_threshold(self, name: str) -> Tensor:
+        """The threshold in place of the top k of a batch, with which a token's features would
+        depend on the batch that it is in."""
+        threshold = self.take(name)
+        if float(threshold) < 0:  # its value before training
+            raise self.bad(f"{name} was never set: batchtopk needs it to encode tokens one by one")
+        return threshold
 
 
 def read_sae(folder: Path, kind: str) -> Sae:
     """The SAE of a folder in the format `kind`.
 
-    Raises BadInput for what is missing or corrupt, for shapes that contradict each other, and for
+    Raises BadInput for what is missing or damaged, for shapes that contradict each other, and for
     activations and options of a format that would change what is encoded and are not known here.
     """
     stored = _Stored(folder, kind)
@@ -115,16 +104,15 @@ def _sparsify(stored: _Stored) -> Sae:
         raise stored.bad(f"activation {activation!r} of sparsify is not known; topk is")
     d = stored.number("d_in", config)
     latents = stored.number("num_latents", {"num_latents": 0, **config})
-    if not latents:
-        latents = d * stored.number("expansion_factor", config)
+    latents = latents or d * stored.number("expansion_factor", config)
     transcode = bool(config.get("transcode", False))
-    out = stored.tensors["b_dec"].shape[-1] if transcode and "b_dec" in stored.tensors else d
+    decoder = stored.take("W_dec", latents, None if transcode else d)
     return Sae(
-        stored.take("encoder.weight", latents, d),
-        stored.take("encoder.bias", latents),
-        stored.take("W_dec", latents, out),
-        stored.take("b_dec", out),
-        "topk",
+        encoder=stored.take("encoder.weight", latents, d),
+        encoder_bias=stored.take("encoder.bias", latents),
+        decoder=decoder,
+        decoder_bias=stored.take("b_dec", decoder.shape[1]),
+        activation="topk",
         subtract=not transcode,
         k=stored.number("k", config),
         transcoder=transcode,
@@ -158,8 +146,6 @@ def write_sparsify(folder: Path, sae: Sae, expansion_factor: int) -> None:
 
 # ── SAELens ───────────────────────────────────────────────────────────────────────────────────────
 
-_REFUSED = {"normalize_activations": "none", "reshape_activations": "none"}
-
 
 def _saelens(stored: _Stored) -> Sae:
     config = stored.config
@@ -168,13 +154,11 @@ def _saelens(stored: _Stored) -> Sae:
         kind = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
     if kind not in ("relu", "topk", "batchtopk", "jumprelu", "gated"):
         raise stored.bad(f"architecture {kind!r} of SAELens is not known")
-    for name, plain in _REFUSED.items():
-        if config.get(name, plain) not in (plain, None):
-            raise stored.bad(
-                f"{name} is {config[name]!r}: it changes what is encoded, unknown here"
-            )
+    for name in ("normalize_activations", "reshape_activations"):
+        if config.get(name) not in ("none", None):
+            raise stored.bad(f"{name} {config[name]!r} changes what is encoded; unknown here")
     if config.get("finetuning_scaling_factor"):
-        raise stored.bad("finetuning_scaling_factor: it changes what is decoded, unknown here")
+        raise stored.bad("finetuning_scaling_factor changes what is decoded; unknown here")
     d, latents = stored.number("d_in", config), stored.number("d_sae", config)
     encoder = stored.take("W_enc", d, latents).T
     bias = stored.take("b_gate" if kind == "gated" else "b_enc", latents)
@@ -189,25 +173,16 @@ def _saelens(stored: _Stored) -> Sae:
     elif kind == "jumprelu":
         found["threshold"] = stored.take("threshold", latents)
     elif kind == "batchtopk":
-        found["threshold"] = _batch_threshold(stored, "topk_threshold")
+        found["threshold"] = stored.batch_threshold("topk_threshold")
     elif kind == "gated":
         found["magnitude"] = stored.take("r_mag", latents).exp(), stored.take("b_mag", latents)
     subtract = bool(config.get("apply_b_dec_to_input", True))
     return Sae(encoder, bias, decoder, stored.take("b_dec", d), kind, subtract, **found)
 
 
-def _batch_threshold(stored: _Stored, name: str) -> Tensor:
-    """The threshold that stands for the top k of a batch: without it, a token's features would
-    depend on the batch that it is in."""
-    threshold = stored.take(name)
-    if float(threshold) < 0:  # as it is made, before any training
-        raise stored.bad(f"{name} was never set: batchtopk needs it to encode tokens one by one")
-    return threshold
-
-
 # ── dictionary_learning ───────────────────────────────────────────────────────────────────────────
 
-# Class → activation, name of b_dec, whether b_dec is taken off first.
+# Class → activation, name of b_dec, whether b_dec is subtracted first.
 _CLASSES = {
     "AutoEncoder": ("relu", "bias", True),
     "AutoEncoderNew": ("relu", "decoder.bias", False),
@@ -221,10 +196,11 @@ _CLASSES = {
 
 def _learning(stored: _Stored) -> Sae:
     trainer = stored.config.get("trainer")
-    if not isinstance(trainer, dict) or trainer.get("dict_class") not in _CLASSES:
-        named = trainer.get("dict_class") if isinstance(trainer, dict) else None
-        raise stored.bad(f"dict_class {named!r} of dictionary_learning is not known")
-    kind, decoder_bias, subtract = _CLASSES[trainer["dict_class"]]
+    trainer = trainer if isinstance(trainer, dict) else {}
+    name = trainer.get("dict_class")
+    if name not in _CLASSES:
+        raise stored.bad(f"dict_class {name!r} of dictionary_learning is not known")
+    kind, decoder_bias, subtract = _CLASSES[name]
     d = stored.number("activation_dim", trainer)
     if "W_enc" in stored.tensors:
         encoder = stored.take("W_enc", d, None).T
@@ -234,7 +210,7 @@ def _learning(stored: _Stored) -> Sae:
         encoder = stored.take("encoder.weight", None, d)
         latents = encoder.shape[0]
         bias = stored.take("gate_bias" if kind == "gated" else "encoder.bias", latents)
-        # [d, L]: rows are gathered from it later, so it is turned once.
+        # [d, L]: transposed once, since rows are gathered from it later.
         decoder = stored.take("decoder.weight", d, latents).T.contiguous()
     if trainer.get("dict_size", latents) != latents:
         raise stored.bad(
@@ -242,19 +218,15 @@ def _learning(stored: _Stored) -> Sae:
         )
     found: dict[str, Any] = {}
     if kind == "topk":
-        stored_k = stored.tensors.get("k")
-        found["k"] = stored.number("k", trainer if "k" in trainer else {"k": _whole(stored_k)})
+        stored_k = int(stored.tensors["k"]) if "k" in stored.tensors else None
+        found["k"] = stored.number("k", {"k": stored_k, **trainer})
     elif kind == "jumprelu":
         found["threshold"] = stored.take("threshold", latents)
     elif kind == "batchtopk":
-        found["threshold"] = _batch_threshold(stored, "threshold")
+        found["threshold"] = stored.batch_threshold("threshold")
     elif kind == "gated":
         found["magnitude"] = stored.take("r_mag", latents).exp(), stored.take("mag_bias", latents)
     return Sae(encoder, bias, decoder, stored.take(decoder_bias, d), kind, subtract, **found)
-
-
-def _whole(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else int(tensor)
 
 
 _READERS: dict[str, Callable[[_Stored], Sae]] = {

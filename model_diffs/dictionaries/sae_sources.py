@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
+from model_diffs.dictionaries import sae_files
 from model_diffs.dictionaries.sae_files import CONFIG_OF, LEARNING, SAELENS, WEIGHTS, WEIGHTS_OF
-from model_diffs.dictionaries.sae_files import read_config as read_sae_config
-from model_diffs.models import files as model_files
+from model_diffs.models.files import hub_errors
 
 OTHER = "another place"
 
@@ -79,11 +79,8 @@ def _place(name: str, kind: str, config: Mapping[str, Any]) -> Place:
         if isinstance(layer, int) and place_of(said).layer is None:
             site = place_of(f"{said}_layer_0").site if said else None
             return Place(layer, site)
-    for one in (said, *reversed(name.split("/"))):
-        found = place_of(one)
-        if found.layer is not None:
-            return found
-    return Place(None, None)
+    places = map(place_of, (said, *reversed(name.split("/"))))
+    return next((place for place in places if place.layer is not None), Place(None, None))
 
 
 # ── finding ───────────────────────────────────────────────────────────────────────────────────────
@@ -105,7 +102,7 @@ def find(source: str) -> list[Found]:
     found = []
     for file in sorted(files):
         folder, kind = Path(file).parent, WEIGHTS[Path(file).name]
-        config = read_sae_config(root / folder / CONFIG_OF[kind])
+        config = sae_files.read_config(root / folder / CONFIG_OF[kind])
         name = "" if folder.as_posix() == "." else folder.as_posix()
         place = _place(name or Path(os.path.abspath(root)).name, kind, config)
         found.append(Found(root / folder, name, kind, place, repository))
@@ -114,21 +111,22 @@ def find(source: str) -> list[Found]:
     return found
 
 
-def _hub_files(source: str) -> tuple[Path, list[str]]:
-    """Where the configurations of a hub name lie now, and the weight files that it has."""
-    from huggingface_hub import HfApi, snapshot_download
-
+def _on_hub(source: str) -> dict[str, Any]:
+    """Repository, revision and token, as the hub's client takes them."""
     repository, _, revision = source.partition("@")
     token = os.environ.get("HF_TOKEN") or False
-    with model_files.hub_errors(source):
-        listed = HfApi(token=token).list_repo_files(repository, revision=revision or None)
-        root = snapshot_download(
-            repository,
-            revision=revision or None,
-            token=token,
-            allow_patterns=[f"*{name}" for name in set(CONFIG_OF.values())],
-        )
-    return Path(root), [file for file in listed if Path(file).name in WEIGHTS]
+    return {"repo_id": repository, "revision": revision or None, "token": token}
+
+
+def _hub_files(source: str) -> tuple[Path, list[str]]:
+    """Folder with the configurations of a hub repository, and the weight files that it has."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    with hub_errors(source):
+        files = list_repo_files(**_on_hub(source))
+        patterns = [f"*{name}" for name in set(CONFIG_OF.values())]
+        root = snapshot_download(**_on_hub(source), allow_patterns=patterns)
+    return Path(root), [file for file in files if Path(file).name in WEIGHTS]
 
 
 def fetch(found: Found) -> Found:
@@ -137,11 +135,9 @@ def fetch(found: Found) -> Found:
         return found
     from huggingface_hub import hf_hub_download
 
-    repository, _, revision = found.repository.partition("@")
-    file = "/".join([*([found.name] if found.name else []), WEIGHTS_OF[found.format]])
-    token = os.environ.get("HF_TOKEN") or False
-    with model_files.hub_errors(found.repository):
-        path = hf_hub_download(repository, file, revision=revision or None, token=token)
+    file = (Path(found.name) / WEIGHTS_OF[found.format]).as_posix()
+    with hub_errors(found.repository):
+        path = hf_hub_download(filename=file, **_on_hub(found.repository))
     return found._replace(folder=Path(path).parent)
 
 
@@ -153,25 +149,23 @@ def choose(
     A single checkpoint that says nothing of its place is taken for the one layer that is asked for.
     Raises BadInput where a layer has none, or several.
     """
-    fitting = [one for one in found if one.place.site in (site, None)]
     if len(found) == 1 and found[0].place.layer is None and layers is not None and len(layers) == 1:
         return {layers[0]: found[0]}
-    if layers is None:
-        layers = sorted({one.place.layer for one in fitting if one.place.layer is not None})
-    chosen = {}
-    for layer in layers:
-        candidates = [one for one in fitting if one.place.layer == layer]
-        if len(candidates) > 1:
-            names = ", ".join(one.name for one in candidates[:4])
-            raise BadInput(f"{source}: several SAEs for layer {layer} ({names}): name one folder")
-        if candidates:
-            chosen[layer] = candidates[0]
-    missing = [layer for layer in layers if layer not in chosen]
-    if missing or not chosen:
-        has = ", ".join(describe(one) for one in found[:6]) + (", …" if len(found) > 6 else "")
+    of_layer: dict[int, list[Found]] = {}
+    for one in found:
+        if one.place.layer is not None and one.place.site in (site, None):
+            of_layer.setdefault(one.place.layer, []).append(one)
+    wanted = sorted(of_layer) if layers is None else layers
+    missing = [layer for layer in wanted if layer not in of_layer]
+    if missing or not wanted:
+        has = ", ".join(map(describe, found[:6])) + (", …" if len(found) > 6 else "")
         what = f"{site} of layer {missing[0]}" if missing else site
         raise BadInput(f"{source}: no SAE for {what}; it has {has}: change --layers or --site")
-    return chosen
+    for layer in wanted:
+        if len(of_layer[layer]) > 1:
+            names = ", ".join(one.name for one in of_layer[layer][:4])
+            raise BadInput(f"{source}: several SAEs for layer {layer} ({names}): name one folder")
+    return {layer: of_layer[layer][0] for layer in wanted}
 
 
 def describe(found: Found) -> str:
