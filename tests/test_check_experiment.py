@@ -1,8 +1,8 @@
-"""What is found to be wrong before a long run, each fault planted, and what is not."""
+"""Checks before a long run: every planted fault is reported, and a sound experiment has none."""
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,11 @@ import tiny_models
 import torch
 from transformers import AutoTokenizer
 
-from model_diffs.core import arguments
-from model_diffs.pipeline import planning, preflight_machine, preflight_models
+from model_diffs.core.options import Compute
+from model_diffs.core.script import run_script
+from model_diffs.core.step import load_script
+from model_diffs.models import devices
+from model_diffs.pipeline import preflight_machine
 from model_diffs.pipeline.preflight import Finding
 from model_diffs.pipeline.preflight_machine import Sizes
 
@@ -40,11 +43,11 @@ def report(
     monkeypatch.setattr(sys, "argv", ["check_experiment.py", *given])
     capfd.readouterr()
     with pytest.raises(SystemExit) as left:
-        arguments.run_script(planning.load_script(ROOT / "check_experiment.py").main)
+        run_script(load_script(ROOT / "check_experiment.py").main)
     return int(left.value.code or 0), capfd.readouterr().out
 
 
-def test_nothing_is_wrong_with_a_sound_experiment(
+def test_sound_experiment_has_no_warnings_or_errors(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = {p: p.stat().st_mtime_ns for p in place.rglob("*")}
@@ -88,7 +91,7 @@ def truncate() -> None:
 
 
 FAULTS: list[tuple[str, Callable[[], object], str, str]] = [
-    ("missing text", lambda: Path("forget.txt").unlink(), "error", "--forget-data"),
+    ("missing text", lambda: Path("forget.txt").unlink(), "error", "--forget-text"),
     ("empty text", lambda: Path("retain.txt").write_text("\n"), "error", "retain.txt"),
     ("shared line", share_a_line, "error", "share 1 lines"),
     ("nearly shared line", nearly_share_a_line, "warning", "case and punctuation"),
@@ -108,7 +111,7 @@ FAULTS: list[tuple[str, Callable[[], object], str, str]] = [
 @pytest.mark.parametrize(
     ("damage", "level", "named"), [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS]
 )
-def test_a_planted_fault_is_found(
+def test_reports_planted_faults(
     place: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -123,31 +126,30 @@ def test_a_planted_fault_is_found(
     assert status == (1 if level == "error" else 0), found
 
 
-def levels(found: object) -> list[str]:
-    return [one.level for one in found]  # type: ignore[attr-defined]
+def levels(found: Iterable[Finding]) -> list[str]:
+    return [one.level for one in found]
 
 
-def test_memory_and_disk_are_weighed_against_what_is_there(
+def test_compares_memory_and_disk_with_what_is_free(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = Sizes(weights=10, stored_bytes=40, to_download_bytes=0)
+    options = Compute(device="cpu", dtype="fp32")
     for free, expected in (
         (1000, ["ok", "ok"]),
         (100, ["ok", "warning"]),
         (10, ["error", "warning"]),
     ):
-        monkeypatch.setattr(
-            preflight_machine, "_available_bytes", lambda _, free=free: (free, "memory")
-        )
-        assert levels(preflight_machine.check_memory(sizes, "cpu", "fp32", lora=False)) == expected
-    monkeypatch.setattr(preflight_machine, "_available_bytes", lambda _: (100, "memory"))
-    assert levels(preflight_machine.check_memory(sizes, "cpu", "fp32", lora=True)) == ["ok", "ok"]
-    assert levels(preflight_machine.check_disk(place / "not" / "yet", [sizes], 4)) == ["ok"]
+        monkeypatch.setattr(devices, "free_memory", lambda _, free=free: free)
+        assert levels(preflight_machine.check_memory(sizes, options, lora=False)) == expected
+    monkeypatch.setattr(devices, "free_memory", lambda _: 100)
+    assert levels(preflight_machine.check_memory(sizes, options, lora=True)) == ["ok", "ok"]
+    assert preflight_machine.check_disk(place / "not" / "yet", [sizes], 4).level == "ok"
     huge = Sizes(10, 2**62, 0)
-    assert levels(preflight_machine.check_disk(place, [huge], 1)) == ["error"]
+    assert preflight_machine.check_disk(place, [huge], 1).level == "error"
 
 
-def test_too_long_samples_and_a_missing_package_are_said(
+def test_reports_long_samples_and_missing_packages(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     status, found = report(monkeypatch, capfd, "--max-length", "5")
@@ -158,18 +160,33 @@ def test_too_long_samples_and_a_missing_package_are_said(
     assert sorted(levels(preflight_machine.check_packages())) == ["error", "ok", "warning"]
 
 
-def test_models_of_the_hub_are_asked_for_and_not_downloaded() -> None:
-    found = preflight_models.Models()
-
-    def ask(model: str) -> tuple[Finding, Sizes | None]:
-        return Finding("ok", "models", model), Sizes(7, 14, 14)
-
-    said = list(preflight_models.check_models(["org/name"], found, lambda _: None, ask))
-    assert levels(said) == ["ok"] and found.sizes == [Sizes(7, 14, 14)] and not found.checkpoints
+def test_asks_the_hub_for_sizes_and_downloads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight_machine, "cached_snapshot", lambda _: None)
+    monkeypatch.setattr(preflight_machine, "hub_sizes", lambda _: Sizes(7, 14, 14))
+    found = preflight_machine.Models()
+    assert levels(found.check(["org/name"])) == ["ok"]
+    assert found.sizes == [Sizes(7, 14, 14)] and not found.checkpoints
 
 
-def test_a_device_that_does_not_repeat_itself_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert preflight_machine._twice_the_same(torch.device("cpu"))
-    monkeypatch.setattr(preflight_machine, "_twice_the_same", lambda _: False)
-    assert levels(preflight_machine.check_device("cpu", "auto")) == ["ok", "warning"]
-    assert levels(preflight_machine.check_device("nonsense", "auto")) == ["error"]
+def test_warns_of_a_device_that_is_not_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert preflight_machine.is_deterministic(torch.device("cpu"))
+    monkeypatch.setattr(preflight_machine, "is_deterministic", lambda _: False)
+    assert levels(preflight_machine.check_device(Compute(device="cpu"))) == ["ok", "warning"]
+    assert levels(preflight_machine.check_device(Compute(device="nonsense"))) == ["error"]
+
+
+def test_takes_models_and_texts_from_the_study(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.toml").write_text(
+        '[models]\nbase = "./a"\nfiltered = "./b"\n'
+        '[texts]\nforget = "forget.txt"\nretain = "retain.txt"\nquestions = "questions.jsonl"\n'
+        "[unlearn.npo]\n[unlearn.ga]\ncompare = false\n"
+    )
+    words = ["check_experiment.py", "--study", "mine.toml", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as left:
+        run_script(load_script(ROOT / "check_experiment.py").main)
+    found = capfd.readouterr().out
+    assert left.value.code == 0 and "0 warnings, 0 errors" in found, found
+    assert "for 1 unlearned models" in found and "1 hazard" in found

@@ -3,5 +3,6 @@
 - `studies`: study files (TOML), typed, and what the environment says instead
 - `plan`: which script runs on which models, what it waits for, what is complete
 - `__main__`: what `pipeline.sh` asks: the plan, a failure, the closing table
-- `preflight*`: what `check_experiment.py` looks at
+- `preflight`, `preflight_machine`: the checks of `check_experiment.py`: texts and questions;
+  packages, device, models, memory and disk
 """

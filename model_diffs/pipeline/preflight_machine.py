@@ -1,18 +1,89 @@
-"""Before a long run: packages, device, memory and disk, against what is needed."""
+"""Checks before a long run: packages, device, models, memory and disk."""
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
-from model_diffs.pipeline.preflight import Finding
+from model_diffs.core.options import Compute
+from model_diffs.models import devices, loading
+from model_diffs.models.checkpoints import Checkpoint, match
+from model_diffs.models.files import cached_snapshot, hub_errors
+from model_diffs.pipeline.preflight import Count, Finding, attempt
 
 PROJECT = "model-diffs"
-# Bytes per weight: fp32 weights, gradients and AdamW's two moments.
-TRAINING_BYTES = 16
+# Bytes per weight: fp32 weights, gradients and AdamW's two moments; with LoRA the weights alone.
+TRAINING_BYTES, LORA_BYTES = 16, 4
 _GB = 1e9
+
+
+def check_packages() -> Iterator[Finding]:
+    """The declared packages are installed, in the tested versions."""
+    from packaging.requirements import Requirement
+
+    try:
+        declared = [Requirement(text) for text in metadata.requires(PROJECT) or []]
+    except metadata.PackageNotFoundError:
+        yield Finding("error", "packages", f"{PROJECT} is not installed: run uv sync")
+        return
+    needed = [one for one in declared if not one.marker or one.marker.evaluate({"extra": ""})]
+    missing = 0
+    for one in needed:
+        try:
+            version = metadata.version(one.name)
+        except metadata.PackageNotFoundError:
+            missing += 1
+            yield Finding("error", "packages", f"{one.name} is missing: run uv sync")
+            continue
+        if version not in one.specifier:
+            says = f"{one.name} {version} is not in the tested range {one.specifier}: run uv sync"
+            yield Finding("warning", "packages", says)
+    yield Finding("ok", "packages", f"{len(needed) - missing} of those declared are installed")
+
+
+def is_deterministic(device: torch.device) -> bool:
+    """Whether a seeded step of a small network gives the same gradient twice, bit for bit."""
+    gradients = []
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(64, 128, generator=generator).to(device)
+        weight = torch.randn(128, 128, generator=generator).to(device).requires_grad_()
+        (x @ weight).softmax(-1).square().sum().backward()
+        assert weight.grad is not None
+        gradients.append(weight.grad.cpu())
+    return torch.equal(*gradients)
+
+
+def check_device(options: Compute) -> Iterator[Finding]:
+    """The device exists, and gives the same result twice."""
+    try:
+        device = devices.pick_device(options.device)
+    except BadInput as error:
+        yield Finding("error", "device", str(error))
+        return
+    dtype = devices.dtype_name(devices.pick_dtype(options.dtype, device))
+    says = f"{device}, {dtype}, torch {torch.__version__}"
+    if device.type == "cuda":
+        says += f", {torch.cuda.get_device_name(device)}, cuda {torch.version.cuda}"
+    if device.type == "cpu":
+        says += f", {torch.get_num_threads()} threads"
+    yield Finding("ok", "device", says)
+    if is_deterministic(device):
+        says = "one step run twice gave the same bits; report the device"
+        yield Finding("ok", "determinism", says)
+    else:
+        says = "one step run twice gave other bits; repeat runs and report the spread"
+        yield Finding("warning", "determinism", says)
+
+
+# ── models ────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Sizes(NamedTuple):
@@ -23,136 +94,105 @@ class Sizes(NamedTuple):
     to_download_bytes: int
 
 
-# ── packages ──────────────────────────────────────────────────────────────────────────────────────
+class Models:
+    """The models of an experiment, the base first. Nothing is downloaded."""
 
+    def __init__(self) -> None:
+        self.checkpoints: dict[str, Checkpoint] = {}
+        """Of models on this disk."""
+        self.sizes: list[Sizes] = []
 
-def check_packages() -> Iterator[Finding]:
-    """The packages that the project declares, against the versions that are installed."""
-    from packaging.requirements import Requirement
+    def check(self, models: Sequence[str]) -> Iterator[Finding]:
+        """Every model can be had; those on this disk have one architecture and tokenizer."""
+        for model in models:
+            yield attempt("models", partial(self._find, model))
+        tokenizers: dict[str, Any] = {}
+        for model in self.checkpoints:
+            if models[0] in self.checkpoints and model != models[0]:
+                yield attempt("architecture", partial(self._match, models[0], model))
+            yield attempt("tokenizers", partial(self._read_tokenizer, model, tokenizers))
 
-    try:
-        declared = [Requirement(text) for text in metadata.requires(PROJECT) or []]
-    except metadata.PackageNotFoundError:
-        yield Finding("error", "packages", f"{PROJECT} is not installed: run uv sync")
-        return
-    found = 0
-    for requirement in declared:
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
+    def _find(self, model: str) -> str:
+        folder = Path(model) if naming.is_local(model) else cached_snapshot(model)
+        if folder is None or not (naming.is_local(model) or [*folder.glob("*.safetensors")]):
+            self.sizes.append(hub_sizes(model))
+            return f"{model}: on the hub, {self.sizes[-1].stored_bytes / _GB:.1f} GB to download"
+        found = Checkpoint.open(str(folder))
+        self.checkpoints[model] = found
+        self.sizes.append(Sizes(found.weights, sum(file.stat().st_size for file in found.files), 0))
+        return f"{model}: {found.weights / 1e6:.1f} M weights, {found.config.get('model_type')}"
+
+    def _match(self, base: str, model: str) -> str:
+        match(self.checkpoints[base], self.checkpoints[model])
+        return f"{model} can be subtracted from {base}"
+
+    def _read_tokenizer(self, model: str, read: dict[str, Any]) -> str:
+        read[model] = loading.load_tokenizer(str(self.checkpoints[model].folder))
+        first = next(iter(read))
+        loading.check_same_tokenizer(first, read[first], model, read[model])
+        return f"{model} splits texts as {first} does"
+
+    def token_counter(self, model: str) -> Count | None:
+        """A function that counts tokens; None where there is no tokenizer on this disk."""
+        if model not in self.checkpoints:
+            return None
         try:
-            version = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
-            yield Finding("error", "packages", f"{requirement.name} is missing: run uv sync")
-            continue
-        found += 1
-        if version not in requirement.specifier:
-            yield Finding(
-                "warning",
-                "packages",
-                f"{requirement.name} {version} is outside {requirement.specifier}, which was "
-                "tested: run uv sync",
-            )
-    yield Finding("ok", "packages", f"{found} of those declared are installed")
+            tokenizer = loading.load_tokenizer(str(self.checkpoints[model].folder))
+        except BadInput:
+            return None  # reported by check()
+        return lambda lines: [len(ids) for ids in tokenizer(list(lines))["input_ids"]]
 
 
-# ── device, memory, disk ──────────────────────────────────────────────────────────────────────────
+def hub_sizes(model: str) -> Sizes:
+    """Size of a hub model without its weights. Raises BadInput where the hub does not give it."""
+    from huggingface_hub import HfApi
 
-
-def _twice_the_same(device: Any) -> bool:
-    """Whether a seeded step of a small network gives the same gradient twice, bit for bit."""
-    import torch
-
-    gradients = []
-    for _ in range(2):
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(64, 128, generator=generator).to(device)
-        weight = torch.randn(128, 128, generator=generator).to(device).requires_grad_()
-        (x @ weight).softmax(-1).square().sum().backward()
-        assert weight.grad is not None
-        gradients.append(weight.grad.cpu())
-    return bool(torch.equal(*gradients))
-
-
-def check_device(name: str, dtype: str) -> Iterator[Finding]:
-    """The device is there, and repeats itself."""
-    import torch
-
-    from model_diffs.models.devices import dtype_name, pick_device, pick_dtype
-
-    try:
-        device = pick_device(name)
-    except BadInput as error:
-        yield Finding("error", "device", str(error))
-        return
-    chosen = dtype_name(pick_dtype(dtype, device))
-    detail = f"{device}, {chosen}, torch {torch.__version__}"
-    if device.type == "cuda":
-        detail += f", {torch.cuda.get_device_name(device)}, cuda {torch.version.cuda}"
-    if device.type == "cpu":
-        detail += f", {torch.get_num_threads()} threads"
-    yield Finding("ok", "device", detail)
-    if _twice_the_same(device):
-        yield Finding("ok", "determinism", "one step, twice: the same bits; report the device")
-    else:
-        yield Finding(
-            "warning", "determinism", "one step, twice: not the same bits; repeat runs and report"
+    repository, _, revision = model.partition("@")
+    with hub_errors(model):
+        info = HfApi(token=os.environ.get("HF_TOKEN") or False).model_info(
+            repository, revision=revision or None, files_metadata=True
         )
+    files = [one for one in info.siblings or [] if one.rfilename.endswith(".safetensors")]
+    size = sum(one.size or 0 for one in files)
+    return Sizes(info.safetensors.total if info.safetensors else size // 2, size, size)
 
 
-def _available_bytes(device_name: str) -> tuple[int, str]:
-    import psutil
-    import torch
-
-    from model_diffs.models.devices import pick_device
-
-    device = pick_device(device_name)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0], str(device)
-    return psutil.virtual_memory().available, "memory"
+# ── memory and disk ───────────────────────────────────────────────────────────────────────────────
 
 
-def check_memory(sizes: Sizes, device: str, dtype: str, lora: bool) -> Iterator[Finding]:
-    """Room for one model as it is read, and for training the base."""
-    from model_diffs.models.devices import pick_device, pick_dtype
-
+def check_memory(sizes: Sizes, options: Compute, lora: bool) -> Iterator[Finding]:
+    """Memory for one model in the dtype of the computation, and for training it."""
     try:
-        free, where = _available_bytes(device)
-        width = pick_dtype(dtype, pick_device(device)).itemsize
+        device = devices.pick_device(options.device)
     except BadInput:
-        return  # said by check_device
-    one, train = sizes.weights * width, sizes.weights * (4 if lora else TRAINING_BYTES)
-    says = f"{free / _GB:.1f} GB of {where} free"
+        return  # reported by check_device
+    free = devices.free_memory(device)
+    one = sizes.weights * devices.pick_dtype(options.dtype, device).itemsize
+    train = sizes.weights * (LORA_BYTES if lora else TRAINING_BYTES)
+    says = f"{free / _GB:.1f} GB of {device if device.type == 'cuda' else 'memory'} free"
     if one > free:
-        yield Finding(
-            "error",
-            "memory",
-            f"{says}, one model takes {one / _GB:.1f} GB: give --dtype bf16, --device-map auto, or "
-            "a larger device",
-        )
+        says += f", one model takes {one / _GB:.1f} GB: use --dtype bf16, --device-map auto, or a "
+        yield Finding("error", "memory", f"{says}larger device")
     else:
         yield Finding("ok", "memory", f"{says}, one model takes {one / _GB:.2f} GB")
+    needs = f"training takes {train / _GB:.2f} GB plus activations"
     if train > free:
-        yield Finding(
-            "warning",
-            "memory",
-            f"{says}, training takes {train / _GB:.1f} GB and its activations: give --lora-rank, "
-            "or shard over several devices",
-        )
+        says = f"{needs}, {free / _GB:.1f} GB are free: use --lora-rank, or shard over devices"
+        yield Finding("warning", "memory", says)
     else:
-        yield Finding("ok", "memory", f"training takes {train / _GB:.2f} GB and its activations")
+        yield Finding("ok", "memory", needs)
 
 
-def check_disk(folder: Path, sizes: Sequence[Sizes], unlearned: int) -> Iterator[Finding]:
-    """Room for what is to be downloaded and for the models that will be made."""
+def check_disk(folder: Path, sizes: Sequence[Sizes], unlearned: int) -> Finding:
+    """Disk space for downloads and for the models that will be made."""
     place = folder.absolute()
     while not place.is_dir():
         place = place.parent
     free = shutil.disk_usage(place).free
     needed = sizes[0].stored_bytes * unlearned + sum(one.to_download_bytes for one in sizes)
     says = (
-        f"{free / _GB:.1f} GB free, {needed / _GB:.2f} GB wanted for {unlearned} unlearned models"
+        f"{free / _GB:.1f} GB free, {needed / _GB:.2f} GB needed for {unlearned} unlearned models"
     )
     if needed > free:
-        yield Finding("error", "disk", f"{says} and downloads: make room, or make fewer at a time")
-    else:
-        yield Finding("ok", "disk", says)
+        return Finding("error", "disk", f"{says} and downloads: free some, or make fewer at a time")
+    return Finding("ok", "disk", says)
