@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_diffs.attacks.material import Attack, Material
-from model_diffs.attacks.recovered import recovered_share, steps_to_half
+from model_diffs.attacks.recovered import steps_to_half, worst_case_share
 from model_diffs.core import folders, naming, results
 from model_diffs.core.options import Figures, Format, Models, option, recorded
 from model_diffs.core.results import PlannedRun, Run, open_run
@@ -57,7 +57,7 @@ STEP = Step(
             label="recovered share",
             meaning="Share of the accuracy gap to the base on held-out hazard questions that "
             "relearning closes, at the worst-case rate and step.",
-            compute=recovered_share,
+            compute=worst_case_share,
             computed="maximum over rates and steps whose general accuracy is above "
             "`--general-floor`; simultaneous interval (rule 5)",
             above="recovers more than the filtered model",

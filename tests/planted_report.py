@@ -7,36 +7,39 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from model_diffs.core.step import Measure
+from model_diffs.core.tables import Source
 from model_diffs.report import page
-from model_diffs.report.signature import (
-    Axis,
-    Comparison,
-    Figure,
-    Measure,
-    Missing,
-    Sentence,
-    Signature,
-    Source,
-    Value,
-)
+from model_diffs.report.signature import Axis, Comparison, Figure, Missing, Sentence, Signature
+from model_diffs.stats.estimates import Estimate
 
 HOSTILE = "<script>alert(1)</script>"
 _TABLE = 'weights/per "layer"\'s.csv'
 
 
-def _comparison(changed: str, filtered: bool = False) -> Comparison:
+def _comparison(changed: str, role: str = "unlearned") -> Comparison:
     # A folder cannot hold a slash; everything else that a name may be made of is in it.
     label = "base__to__" + changed.replace("/", "_")
-    return Comparison(label, "base", changed, changed, filtered)
+    return Comparison(label, "base", changed, changed, role)
 
 
-COMPARISONS = [_comparison("filtered", True), _comparison(HOSTILE), _comparison("npo")]
+COMPARISONS = [
+    _comparison("filtered", "filtered"),
+    _comparison(HOSTILE),
+    _comparison("npo", "control"),
+]
+
+
+def _measure(key: str, axis: str, label: str, meaning: str, unit: str, **more: float) -> Measure:
+    return Measure(key, axis, "layer", key, unit=unit, label=label, meaning=meaning, **more)
+
+
 MEASURES = [
-    Measure("size", "weights", "Size of ΔW", "‖ΔW‖ / ‖W‖, mean over blocks.", "ratio", 0.0),
-    Measure("moved", "states", "Change of states", "Changed minus base.", "change", 0.0),
-    Measure("back", "states", "Share that came back", "Of the gap.", "share", 0.0),
-    Measure("rank", "weights", "Rank of ΔW", "Stable rank.", "rank", None),
-    Measure("hazard_accuracy", "states", "Accuracy", "Of hazard questions.", "accuracy", None),
+    _measure("size", "weights", "Size of ΔW", "‖ΔW‖ / ‖W‖, mean.", "ratio", unchanged=0.0),
+    _measure("moved", "states", "Change of states", "Changed minus base.", "change", unchanged=0.0),
+    _measure("back", "states", "Share that came back", "Of the gap.", "share", unchanged=0.0),
+    _measure("rank", "weights", "Rank of ΔW", "Stable rank.", "rank"),
+    _measure("hazard_accuracy", "states", "Accuracy", "Of hazard questions.", "accuracy"),
 ]
 VALUES = {
     "size": (12.75, 2.5, 0.3141592653589793),
@@ -57,21 +60,24 @@ def signature() -> Signature:
             if value is not None:
                 source = Source(path, measure.key, f"layer={i}, split=<b>forget</b>")
                 ends = (value - 0.03, value + 0.03) if measure.key != "rank" else (None, None)
-                values[comparison.label, measure.key] = Value(value, source, *ends)
-        text = f"{comparison.short} moved <img src=x onerror=alert(1)> by 0.5 (0.4 to 0.6)."
+                values[comparison.label, measure.key] = Estimate(value, source, *ends)
+        claim = f"moved <img src=x onerror=alert(1)> like {comparison.short}"
         for axis in ("weights", "states"):
             source = (Source(path, "size", ""),)
-            sentences.append(Sentence(axis, comparison.label, text, "Both ends > 0.", source))
+            numbers = f"0.5 (0.4 to 0.6) {HOSTILE}."
+            sentences.append(
+                Sentence(axis, comparison.label, "size", claim, numbers, "Both ends > 0.", source)
+            )
     axes = [
         Axis("weights", "Weights", "How far?", "Higher is farther.", (1,),
-             (Figure("{comparison}/weights/size.png", "Size by block."),)),
+             (Figure("{comparison}/weights/size", "Size by block."),)),
         Axis("states", "States", "How much?", "Higher is more.", (4, 14),
-             (Figure("{comparison}/states/moved.png", "Movement by state."),
-              Figure("together/all.png", "All models."))),
+             (Figure("{comparison}/states/moved", "Movement by state."),
+              Figure("together/all", "All models."))),
     ]  # fmt: skip
     missing = [Missing(14, "relearn.py", COMPARISONS[0].label, f"failed, {HOSTILE}")]
     base_values = {
-        "hazard_accuracy": Value(0.98, Source("base/known.csv", "accuracy", ""), 0.95, 1.0)
+        "hazard_accuracy": Estimate(0.98, Source("base/known.csv", "accuracy", ""), 0.95, 1.0)
     }
     measures = sorted(MEASURES, key=lambda measure: measure.axis != "weights")
     return Signature(
@@ -88,7 +94,7 @@ def _provenance() -> dict[str, object]:
         "seconds": 1.5, "command": HOSTILE, "tables": ['per "layer"\'s.csv'], "versions": {},
     }  # fmt: skip
     return {
-        "models": [{"label": HOSTILE, "id": HOSTILE, "bytes": 4_200_000}],
+        "models": [{"label": HOSTILE, "id": HOSTILE, "bytes": 4_200_000, "config_sha256": None}],
         "texts": [{"split": HOSTILE, "path": HOSTILE, "texts": 1000, "tokens": 5000,
                    "texts_left_out": 0, "tokens_left_out": 12, "sha256": None, "steps": [4]}],
         "runs": [run], "versions": {"numpy": ["2.4.6"]}, "devices": [HOSTILE], "dtypes": ["fp32"],
@@ -104,7 +110,6 @@ def only_one() -> Signature:
     return dataclasses.replace(
         whole,
         comparisons=[one],
-        axes=whole.axes[:1],
         measures=[measure for measure in whole.measures if measure.axis == "weights"],
         sentences=[],
         missing=[Missing(4, "collect_param_stats.py", one.label, "not run")],
@@ -114,11 +119,11 @@ def only_one() -> Signature:
 
 def nothing_measured() -> Signature:
     """Not one table."""
-    return dataclasses.replace(only_one(), axes=[], measures=[], values={}, base_values={})
+    return dataclasses.replace(only_one(), measures=[], values={}, base_values={})
 
 
 def picture(seed: int) -> bytes:
-    """A PNG of some hundred colours in disorder: with a palette it takes less."""
+    """A PNG of some hundred colours in disorder."""
     from PIL import Image
 
     draw = np.random.default_rng(seed)
@@ -133,7 +138,7 @@ def figures(whole: Signature, outroot: Path) -> None:
     for i, axis in enumerate(whole.axes):
         for j, figure in enumerate(axis.figures):
             for k, comparison in enumerate(whole.comparisons):
-                path = figure.path.replace("{comparison}", comparison.label)
+                path = figure.path.replace("{comparison}", comparison.label) + ".png"
                 (outroot / path).parent.mkdir(parents=True, exist_ok=True)
                 (outroot / path).write_bytes(picture(100 * i + 10 * j + k))
 

@@ -14,10 +14,14 @@ import pandas as pd
 
 from model_diffs.attacks import relearning_tables
 from model_diffs.attacks.relearning import Measured
+from model_diffs.core.step import load_steps
 from model_diffs.report.assembling import assemble
-from model_diffs.report.phrases import PHRASES
+from model_diffs.report.axes import declared_by
 from model_diffs.report.signature import Comparison, Signature
 from model_diffs.stats import cross_validation
+
+SCRIPTS = load_steps()
+MEASURES = {one.measure.key: one.measure for one in declared_by(SCRIPTS, "base")[1]}
 
 TEXTS = {"forget": 30, "retain": 40}
 STATES = 4
@@ -34,21 +38,21 @@ MODEL_FOLDERS = ("linear_probes", "relearning")
 
 
 def comparison(changed: str) -> Comparison:
-    return Comparison(f"base__to__{changed}", "base", changed, changed, changed == "filtered")
+    role = "filtered" if changed == "filtered" else "unlearned"
+    return Comparison(f"base__to__{changed}", "base", changed, changed, role)
 
 
 def claims(
     signature: Signature, key: str, reference: str, label: str = "base__to__npo"
 ) -> list[str]:
     """What is said of a measure against `base` or `filtered`: `above`, `below` or `same`."""
-    claim = getattr(PHRASES[key], reference)
-    short = next(c.short for c in signature.comparisons if c.label == label)
-    own = [s for s in signature.sentences if s.comparison == label and s.axis]
+    said = getattr(MEASURES[key], f"against_{reference}")
+    own = [s for s in signature.sentences if (s.comparison, s.key) == (label, key) and s.axis]
     return [
         name
-        for name in claim._fields
+        for name in ("above", "below", "same")
         for sentence in own
-        if sentence.text.startswith(f"{short} {getattr(claim, name)}: ")
+        if said and sentence.claim == getattr(said, name)
     ]
 
 
@@ -88,8 +92,10 @@ class Study:
             self.attack(model)
         return self
 
-    def read(self) -> Signature:
-        return assemble(self.root, "base", self.comparisons, [], 42)
+    def read(self, *steps: int) -> Signature:
+        """The signature of these steps, or of all."""
+        scripts = [one for one in SCRIPTS if not steps or one.step.number in steps]
+        return assemble(self.root, self.comparisons, [], 42, scripts)
 
     # ── comparisons ───────────────────────────────────────────────────────────────────────────────
 

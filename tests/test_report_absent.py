@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from planted_tables import MODEL_FOLDERS, STEP_FOLDERS, Study, claims, comparison
+from planted_tables import (
+    MEASURES,
+    MODEL_FOLDERS,
+    SCRIPTS,
+    STEP_FOLDERS,
+    Study,
+    claims,
+    comparison,
+)
 
 from model_diffs.report.assembling import assemble, signature_rows
-from model_diffs.report.readers import READERS
 
 FILTERED, NPO = "base__to__filtered", "base__to__npo"
 
@@ -26,7 +33,8 @@ def copy(study: Study, tmp_path: Path) -> Study:
     return Study(tmp_path / "outputs")
 
 
-def test_any_subset_of_steps_works(copy: Study, tmp_path: Path) -> None:
+@pytest.mark.study
+def test_each_step_alone_and_left_out_gives_the_same_numbers(copy: Study, tmp_path: Path) -> None:
     """Each step alone, and each step left out, gives the same numbers as all together."""
     whole = copy.read().values
     for folder in (*STEP_FOLDERS, *MODEL_FOLDERS):
@@ -35,31 +43,30 @@ def test_any_subset_of_steps_works(copy: Study, tmp_path: Path) -> None:
             shutil.copytree(place, alone / place.relative_to(copy.root))
         without = tmp_path / "without" / folder
         shutil.copytree(copy.root, without, ignore=shutil.ignore_patterns(folder))
-        parts = [assemble(root, "base", copy.comparisons, [], 42) for root in (alone, without)]
+        parts = [assemble(root, copy.comparisons, [], 42, SCRIPTS) for root in (alone, without)]
         for part in parts:
             assert part.values.items() <= whole.items(), folder
             assert [m.axis for m in part.measures] and signature_rows(part), folder
-            axes = {axis.key for axis in part.axes}
+            axes = {axis.key for axis in part.axes if part.of_axis(axis.key)}
             assert {s.axis for s in part.sentences} <= axes | {""}
         keys = [{key for _, key in part.values} for part in parts]
-        assert keys[0] | keys[1] >= set(READERS) - {"effective_rank", "top10_share"}, folder
-    nothing = assemble(tmp_path / "empty", "base", copy.comparisons, [], 42)
-    assert not nothing.values and not nothing.axes and not nothing.missing
+        assert keys[0] | keys[1] >= set(MEASURES) - {"effective_rank", "top10_share"}, folder
+    nothing = assemble(tmp_path / "empty", copy.comparisons, [], 42, SCRIPTS)
+    assert not nothing.values and not nothing.measures and not nothing.missing
 
 
-def test_one_comparison_and_no_filtered_model(study: Study) -> None:
-    found = assemble(study.root, "base", [comparison("npo")], [], 42)
+def test_one_comparison_without_filtered_model(study: Study) -> None:
+    found = assemble(study.root, [comparison("npo")], [], 42, SCRIPTS)
     assert claims(found, "hazard_accuracy", "base") == ["below"]
     assert not claims(found, "hazard_accuracy", "filtered")
-    assert any("No filtered model" in s.text for s in found.sentences)
     assert any("No filtered model" in note for note in found.notes)
     assert len(signature_rows(found)) == 1
 
 
-def test_other_texts_are_not_compared(copy: Study) -> None:
+def test_no_conclusion_when_texts_differ(copy: Study) -> None:
     record = copy.root / NPO / "activation_stats/run.json"
     record.write_text(record.read_text().replace('"sha256": "forget"', '"sha256": "others"'))
-    found = copy.read()
+    found = copy.read(4)
     assert not claims(found, "dh_forget", "filtered")
     assert claims(found, "dh_retain", "filtered") == ["above"]
     (line,) = found.missing
@@ -73,7 +80,7 @@ def test_other_texts_are_not_compared(copy: Study) -> None:
         (f"{NPO}/row_space_projection", {"top_k": 5}, "row_space_selectivity"),
     ],
 )
-def test_other_options_are_not_compared(
+def test_no_conclusion_when_options_differ(
     copy: Study, folder: str, option: dict[str, float], key: str
 ) -> None:
     """A response to larger noise, or of more directions, is another number on the same texts."""
@@ -81,13 +88,13 @@ def test_other_options_are_not_compared(
     record = json.loads(path.read_text())
     record["arguments"] |= option
     path.write_text(json.dumps(record))
-    found = copy.read()
+    found = copy.read(11, 12)
     assert not claims(found, key, "filtered")
     assert claims(found, key, "base"), "both sides of that are of one run"
     assert any(line.comparison == NPO and "no conclusion" in line.reason for line in found.missing)
 
 
-def test_other_questions_of_the_same_names_are_not_compared(copy: Study) -> None:
+def test_no_conclusion_when_questions_of_equal_ids_differ(copy: Study) -> None:
     for size, model in enumerate(("base", "filtered", "npo")):
         for folder in ("linear_probes", "relearning"):
             path = copy.root / model / folder / "run.json"
@@ -95,27 +102,27 @@ def test_other_questions_of_the_same_names_are_not_compared(copy: Study) -> None
             record["arguments"]["questions"] = "data/questions.jsonl"
             read = {"path": "../../data/questions.jsonl", "size": 900 if size < 2 else 901}
             path.write_text(json.dumps(record | {"inputs": [read]}))
-    found = copy.read()
+    found = copy.read(13, 14)
     assert claims(found, "hazard_accuracy", "base", FILTERED) == ["below"]
     assert not claims(found, "hazard_accuracy", "base")
     assert not claims(found, "hazard_inside", "filtered")
     assert not claims(found, "recovered_share", "filtered")
 
 
-def test_an_attack_without_rows_is_a_failure_and_no_gap_that_closed(copy: Study) -> None:
+def test_attack_table_without_rows_is_a_failure(copy: Study) -> None:
     path = copy.root / "npo/relearning/relearning.csv"
     path.write_text(path.read_text().splitlines()[0] + "\n")
-    found = copy.read()
+    found = copy.read(14)
     assert "no row" in found.reasons[NPO, "recovered_share"]
     assert any(line.step == 14 and "no row" in line.reason for line in found.missing)
 
 
-def test_values_per_text_of_another_run_give_no_interval(copy: Study) -> None:
+def test_no_interval_when_values_per_text_do_not_give_the_number(copy: Study) -> None:
     path = copy.root / NPO / "activation_stats/per_text.csv"
     table = pd.read_csv(path)
     table["mean_dh_rel"] *= 1.01
     table.to_csv(path, index=False)
-    found = copy.read()
+    found = copy.read(4)
     assert found.values[NPO, "dh_forget"].low is None
     assert not claims(found, "dh_forget", "filtered")
     assert all("run the step with --force" in line.reason for line in found.missing)
@@ -149,27 +156,27 @@ TABLES = {
 
 
 @pytest.mark.parametrize(("table", "damage"), itertools.product(TABLES, DAMAGE))
-def test_damage_never_becomes_a_number(copy: Study, table: str, damage: str) -> None:
+def test_damaged_table_gives_no_number(copy: Study, table: str, damage: str) -> None:
     path = copy.root / NPO / table
     path.write_text(DAMAGE[damage](path.read_text()) + "\n")
     key, step = TABLES[table]
-    found = copy.read()
+    found = copy.read(step)
     assert (NPO, key) not in found.values
     assert any(line.step == step and line.comparison == NPO for line in found.missing)
     assert (FILTERED, key) in found.values
 
 
-def test_a_folder_without_a_record_is_no_result(copy: Study) -> None:
+def test_folder_without_record_gives_no_number(copy: Study) -> None:
     (copy.root / NPO / "activation_stats/run.json").unlink()
-    assert (NPO, "dh_forget") not in copy.read().values
+    assert (NPO, "dh_forget") not in copy.read(4).values
 
 
-def test_too_few_texts_have_no_interval(copy: Study) -> None:
+def test_no_interval_from_fewer_than_ten_texts(copy: Study) -> None:
     for label in (FILTERED, NPO):
         path = copy.root / label / "lipschitzness/per_text.csv"
         table = pd.read_csv(path)
         table[table["text"] < 5].to_csv(path, index=False)
-    found = copy.read()
+    found = copy.read(12)
     assert found.values[NPO, "jacobian_forget"].low is None
     assert not claims(found, "jacobian_forget", "base")
     assert any("too few" in line.reason for line in found.missing)

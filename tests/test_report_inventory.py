@@ -1,23 +1,24 @@
 """What is found under an outroot: comparisons, states, failures, conditions; numbers as written."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from model_diffs.core import results as runs
 from model_diffs.core.errors import BadInput
+from model_diffs.core.options import parse
 from model_diffs.core.results import PlannedRun
-from model_diffs.pipeline.planning import load_script
+from model_diffs.core.script import execute
+from model_diffs.core.step import load_script, load_steps
 from model_diffs.report import comparisons, conditions, formatting, inventory
-from model_diffs.report.comparisons import Pair
 
 A, B, C = "models/base", "models/filtered", "models/base__npo"
 BOTH = [
-    Pair("base__to__base__npo", "base", "base__npo"),
-    Pair("base__to__filtered", "base", "filtered"),
+    comparisons.comparison("base__to__base__npo", "base", "base__npo"),
+    comparisons.comparison("base__to__filtered", "base", "filtered"),
 ]
+SCRIPTS = load_steps()
 
 
 def leave(outroot: Path, folder: str, arguments: dict[str, str], *reads: Path) -> Path:
@@ -54,42 +55,51 @@ def states(outroot: Path) -> dict[str, tuple[str, str]]:
     """State and reason by folder."""
     return {
         one.folder.relative_to(outroot).as_posix(): (one.status, one.reason)
-        for one in inventory.take_inventory(outroot, comparisons.choose_pairs(outroot))
+        for one in inventory.take_inventory(
+            outroot, comparisons.choose_comparisons(outroot), SCRIPTS
+        )
     }
 
 
-def test_comparisons_are_known_by_their_records(outroot: Path) -> None:
-    assert comparisons.choose_pairs(outroot) == BOTH
-    assert comparisons.choose_pairs(outroot, "models/base") == []  # a hub id, as nothing is there
-    assert comparisons.choose_pairs(outroot, "./models/base") == BOTH
-    assert comparisons.choose_pairs(outroot, "./models/other") == []
-    named = comparisons.choose_pairs(
+def test_comparisons_are_found_by_their_records(outroot: Path) -> None:
+    assert comparisons.choose_comparisons(outroot) == BOTH
+    assert (
+        comparisons.choose_comparisons(outroot, "models/base") == []
+    )  # a hub id, as nothing is there
+    assert comparisons.choose_comparisons(outroot, "./models/base") == BOTH
+    assert comparisons.choose_comparisons(outroot, "./models/other") == []
+    named = comparisons.choose_comparisons(
         outroot, "./models/base", ["./models/filtered", "./models/new"]
     )
     assert [pair.changed for pair in named] == ["filtered", "new"]
     with pytest.raises(BadInput, match="--model-a"):
-        comparisons.choose_pairs(outroot, None, ["./models/filtered"])
+        comparisons.choose_comparisons(outroot, None, ["./models/filtered"])
 
 
-def test_a_base_whose_name_has_the_words_between(tmp_path: Path) -> None:
+def test_base_label_may_contain_the_separator(tmp_path: Path) -> None:
     leave(tmp_path, "a__to__b__to__c/param_stats", {"model_a": "./x/a__to__b", "model_b": "./x/c"})
     leave(tmp_path, "org_m@v1__to__c/param_stats", {"model_a": "org/m@v1", "model_b": "./x/c"})
-    assert comparisons.find_pairs(tmp_path) == [
-        Pair("a__to__b__to__c", "a__to__b", "c"),
-        Pair("org_m@v1__to__c", "org_m@v1", "c"),
+    assert comparisons.find_comparisons(tmp_path) == [
+        comparisons.comparison("a__to__b__to__c", "a__to__b", "c"),
+        comparisons.comparison("org_m@v1__to__c", "org_m@v1", "c"),
     ]
     with pytest.raises(BadInput, match="2 bases"):
-        comparisons.choose_pairs(tmp_path)
+        comparisons.choose_comparisons(tmp_path)
 
 
-def test_which_one_is_filtered_and_in_which_order(outroot: Path) -> None:
-    found = comparisons.comparisons_of(BOTH, None)
-    assert [(one.short, one.filtered) for one in found] == [("filtered", True), ("npo", False)]
+def test_roles_are_as_said_and_otherwise_from_names() -> None:
+    found = comparisons.with_roles(BOTH)
+    assert [(one.short, one.role) for one in found] == [
+        ("filtered", "filtered"),
+        ("npo", "unlearned"),
+    ]
     for name in ("npo", "base__npo", "base__to__base__npo"):
-        first = comparisons.comparisons_of(BOTH, name)[0]
-        assert (first.short, first.filtered) == ("npo", True)
-    with pytest.raises(BadInput, match="no such changed model; there are: npo, filtered"):
-        comparisons.comparisons_of(BOTH, "other")
+        first, second = comparisons.with_roles(BOTH, name, ["filtered"])
+        assert (first.short, first.role) == ("npo", "filtered")
+        assert (second.short, second.role) == ("filtered", "control")
+    for wrong in (("other", ()), (None, ("other",))):
+        with pytest.raises(BadInput, match="no such changed model; there are: npo, filtered"):
+            comparisons.with_roles(BOTH, *wrong)
 
 
 def test_states_of_results(outroot: Path, tmp_path: Path) -> None:
@@ -111,7 +121,7 @@ def test_states_of_results(outroot: Path, tmp_path: Path) -> None:
     assert found["base__to__base__npo/lipschitzness"] == ("missing", "not run")
     assert found["base__npo/linear_probes"] == ("missing", "not run")
     assert "base__to__filtered/itda_diffing" not in found  # a study may do without
-    results = inventory.take_inventory(outroot, BOTH)
+    results = inventory.take_inventory(outroot, BOTH, SCRIPTS)
     tables = inventory.files_of(results, ".csv")
     assert late / "table.csv" in tables and torn / "table.csv" not in tables
     missing = inventory.missing_of(results)
@@ -119,36 +129,32 @@ def test_states_of_results(outroot: Path, tmp_path: Path) -> None:
     assert {m.comparison for m in missing if m.step == 13} == {"base__to__base__npo"}
 
 
-def test_a_log_newer_than_every_result_tells_of_a_failure(outroot: Path) -> None:
-    logs = outroot / "logs"
-    logs.mkdir()
-    record = outroot / "base__to__filtered/param_stats/run.json"
-    newest = record.stat().st_mtime
-    for name, text, time in (
-        ("8_activation_separation_analysis", "a\nscript.py: no such file <b>\n\n", newest),
-        ("13_linear_probe_analysis", "Killed: out of memory\n", newest + 60),
-        ("12_local_lipschitzness_analysis", "", newest),
+def test_noted_failures_are_shown(outroot: Path) -> None:
+    made = outroot / "base__to__filtered/param_stats"
+    unmade = outroot / "base__npo/linear_probes"
+    for folder, content in (
+        (unmade, json.dumps({"reason": "script.py: no such file <b>"})),
+        (made, json.dumps({"reason": "Killed"})),
+        (outroot / "base__to__filtered/lipschitzness", "{"),
+        (outroot / "base__to__filtered/mlp_nullspace", "[]"),
     ):
-        (logs / f"{name}.log").write_text(text)
-        os.utime(logs / f"{name}.log", (time, time))
+        folder.parent.mkdir(exist_ok=True)
+        runs.failure_record(folder).write_text(content)
     found = states(outroot)
-    told = "failed, script.py: no such file <b>"
-    assert found["base__to__filtered/activation_separation"] == ("failed", told)
-    assert found["base__npo/linear_probes"] == ("failed", "failed, Killed: out of memory")
+    assert found["base__npo/linear_probes"] == ("failed", "failed, script.py: no such file <b>")
+    stale = ("stale", "failed, Killed; an earlier result is shown")
+    assert found["base__to__filtered/param_stats"] == stale
+    assert found["base__to__filtered/lipschitzness"] == ("failed", "failed")
+    assert found["base__to__filtered/mlp_nullspace"] == ("failed", "failed")
     assert found["filtered/linear_probes"] == ("complete", "")
-    assert found["base__to__filtered/lipschitzness"][0] == "failed"
-    # An older log is of the run that left the others' results.
-    os.utime(logs / "13_linear_probe_analysis.log", (newest - 60, newest - 60))
-    assert states(outroot)["base__npo/linear_probes"] == ("missing", "not run")
-    # So is one that ends as a success does, whatever was printed after the last result.
-    (logs / "13_linear_probe_analysis.log").write_text("x: stale, y.txt changed\nx: done\n")
-    os.utime(logs / "13_linear_probe_analysis.log", (newest + 60, newest + 60))
-    assert states(outroot)["base__npo/linear_probes"] == ("missing", "not run")
+    # A run that succeeds removes the note.
+    leave(outroot, "base__to__filtered/param_stats", {"model_a": A, "model_b": B})
+    assert states(outroot)["base__to__filtered/param_stats"] == ("complete", "")
 
 
-def test_the_fingerprint_changes_with_what_there_is(outroot: Path) -> None:
+def test_fingerprint_changes_with_results(outroot: Path) -> None:
     def seen() -> str:
-        return inventory.fingerprint(outroot, inventory.take_inventory(outroot, BOTH))
+        return inventory.fingerprint(outroot, inventory.take_inventory(outroot, BOTH, SCRIPTS))
 
     before = seen()
     assert before == seen()
@@ -156,24 +162,21 @@ def test_the_fingerprint_changes_with_what_there_is(outroot: Path) -> None:
     assert seen() != before
 
 
-def test_the_order_of_names_makes_no_other_report_and_a_base_alone_makes_none(
-    outroot: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_order_of_models_makes_no_other_report_and_base_alone_makes_none(outroot: Path) -> None:
     script = load_script(Path(__file__).parents[1] / "report.py")
     words = ["--outroot", str(outroot), "--model-a", "./models/base", "--model-b"]
     changed = ["./models/filtered", "./models/base__npo"]
-    orders = [script.parse_arguments([*words, *changed[::step]]) for step in (1, -1)]
+    orders = [parse(script.Options, [*words, *changed[::step]], "") for step in (1, -1)]
     assert script.planned_runs(orders[0]) == script.planned_runs(orders[1])
     # The base's own results are there; of the model that was named nothing is.
     leave(outroot, "base/linear_probes", {"model": A})
-    monkeypatch.setattr("sys.argv", ["report.py", *words, "./models/mistyped"])
     with pytest.raises(BadInput, match="no result of these comparisons"):
-        script.main()
+        execute(script, [*words, "./models/mistyped"])
     assert not (outroot / "report").exists()
 
 
 def test_conditions_are_those_of_the_records(outroot: Path) -> None:
-    found = conditions.conditions(outroot, BOTH, inventory.take_inventory(outroot, BOTH))
+    found = conditions.conditions(outroot, BOTH, inventory.take_inventory(outroot, BOTH, SCRIPTS))
     assert [(m["label"], m["id"], m["bytes"]) for m in found["models"]] == [
         ("base", A, 4000),
         ("base__npo", C, 4000),
@@ -187,21 +190,23 @@ def test_conditions_are_those_of_the_records(outroot: Path) -> None:
     assert found["runs"][0]["tables"] == ["table.csv"]
 
 
-def test_a_record_of_other_types_is_no_reason_to_stop(outroot: Path) -> None:
+def test_record_of_other_types_is_tolerated_or_a_failure(outroot: Path) -> None:
     record = outroot / "base__to__filtered/param_stats/run.json"
     odd = {"arguments": {"model_a": A, "model_b": 7}, "models": [1], "texts": "all", "outputs": []}
     record.write_text(json.dumps(odd))
-    results = inventory.take_inventory(outroot, BOTH)
+    results = inventory.take_inventory(outroot, BOTH, SCRIPTS)
     found = conditions.conditions(outroot, BOTH, results)
     assert len(found["runs"]) == 4
     # Words where numbers are due are not recorded; a record of no run's shape is a failure.
     record.write_text(json.dumps(odd | {"texts": {"forget": {"texts": "many"}}, "seconds": "a"}))
-    found = conditions.conditions(outroot, BOTH, inventory.take_inventory(outroot, BOTH))
+    found = conditions.conditions(outroot, BOTH, inventory.take_inventory(outroot, BOTH, SCRIPTS))
     assert {text["texts"] for text in found["texts"]} == {20, None} and found["seconds"] >= 0
     for wrong in ({"arguments": [1]}, {"outputs": 7}, {"inputs": [3]}, {"inputs": [{"path": 1}]}):
         record.write_text(json.dumps(odd | wrong))
         (one,) = (
-            one for one in inventory.take_inventory(outroot, BOTH) if one.folder == record.parent
+            one
+            for one in inventory.take_inventory(outroot, BOTH, SCRIPTS)
+            if one.folder == record.parent
         )
         assert one.status == "failed", wrong
 
@@ -222,7 +227,7 @@ def test_a_record_of_other_types_is_no_reason_to_stop(outroot: Path) -> None:
         (40.0, "steps", None, None, "40", ""),
     ],
 )
-def test_numbers_as_written(
+def test_numbers_are_rounded_as_documented(
     value: float, unit: str, low: float | None, high: float | None, text: str, interval: str
 ) -> None:
     assert formatting.number(value, unit, low, high) == (text, interval)

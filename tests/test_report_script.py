@@ -14,11 +14,12 @@ import pytest
 from conftest import ROOT, Study
 
 from model_diffs.core import results
-from model_diffs.pipeline.planning import load_script
+from model_diffs.core.options import parse
+from model_diffs.core.step import load_script, load_steps
 from model_diffs.report import assembling
-from model_diffs.report.comparisons import BETWEEN, choose_pairs, comparisons_of
+from model_diffs.report.comparisons import BETWEEN, choose_comparisons, with_roles
 
-pytestmark = pytest.mark.xdist_group("study")
+pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.study]
 
 # Runs the script as from a shell, then says which heavy modules it loaded.
 RUN = """
@@ -69,7 +70,7 @@ class _Cells(HTMLParser):
             self.found[self.measure, int(given["data-model"] or 0)] = given["data-value"] or ""
 
 
-def test_every_number_is_the_csvs_and_the_csvs_is_a_steps(study: Study, tmp_path: Path) -> None:
+def test_numbers_of_page_csv_and_steps_agree(study: Study, tmp_path: Path) -> None:
     outroot = copy(study, tmp_path)
     done = report(outroot)
     assert done.returncode == 0, done.stderr
@@ -77,10 +78,9 @@ def test_every_number_is_the_csvs_and_the_csvs_is_a_steps(study: Study, tmp_path
     html = (outroot / "report/report.html").read_text()
     assert len(html.encode()) < 5_100_000
     table = pd.read_csv(outroot / "report/signature.csv").set_index("comparison")
-    pairs = choose_pairs(outroot)
-    comparisons = comparisons_of(pairs, None)
+    comparisons = with_roles(choose_comparisons(outroot))
     assert [one.short for one in comparisons] == ["miniature-filtered", "npo", "rmu"]
-    assert comparisons[0].filtered and not comparisons[1].filtered
+    assert [one.role for one in comparisons] == ["filtered", "unlearned", "unlearned"]
     assert list(table.index) == [one.label for one in comparisons]
 
     cells = _Cells(html).found
@@ -90,7 +90,7 @@ def test_every_number_is_the_csvs_and_the_csvs_is_a_steps(study: Study, tmp_path
     measures = {measure for measure, _ in cells}
     assert len(shown) == table[sorted(measures)].notna().sum().sum() > 20
 
-    signature = assembling.assemble(outroot, pairs[0].base, comparisons, [], 42)
+    signature = assembling.assemble(outroot, comparisons, [], 42, load_steps())
     looked_up = 0
     for value in signature.values.values():
         rows = pd.read_csv(outroot / value.source.path)
@@ -106,10 +106,10 @@ def test_every_number_is_the_csvs_and_the_csvs_is_a_steps(study: Study, tmp_path
     assert looked_up
 
 
-def test_it_is_skipped_until_something_changes(study: Study, tmp_path: Path) -> None:
+def test_page_is_made_again_when_something_changed(study: Study, tmp_path: Path) -> None:
     outroot = copy(study, tmp_path)
     script = load_script(ROOT / "report.py")
-    options = script.parse_arguments(["--outroot", str(outroot)])
+    options = parse(script.Options, ["--outroot", str(outroot)], "")
 
     def state() -> results.State:
         (planned,) = script.planned_runs(options)
@@ -139,7 +139,7 @@ def test_it_is_skipped_until_something_changes(study: Study, tmp_path: Path) -> 
     assert state().status == "stale"
 
 
-def test_any_subset_of_steps_and_one_comparison(study: Study, tmp_path: Path) -> None:
+def test_page_of_any_subset_of_steps(study: Study, tmp_path: Path) -> None:
     outroot = copy(study, tmp_path, keep="*rmu")
     comparison = next(outroot.glob("*__to__*"))
     whole = sorted(folder.name for folder in comparison.iterdir())

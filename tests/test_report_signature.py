@@ -8,14 +8,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from planted_tables import TEXTS, Study, claims, comparison
+from planted_tables import MEASURES, SCRIPTS, TEXTS, Study, claims
 
 from model_diffs.attacks.relearning_tables import LEAST_GAP
-from model_diffs.report.assembling import signature_rows
-from model_diffs.report.estimates import Estimate, Sample, difference
-from model_diffs.report.phrases import PHRASES
-from model_diffs.report.readers import READERS
-from model_diffs.report.signature import Signature, Source
+from model_diffs.core.step import load_steps
+from model_diffs.core.tables import Place, Source, Tables
+from model_diffs.report import reductions
+from model_diffs.report.assembling import assemble, signature_rows
+from model_diffs.report.axes import AT_A_GLANCE, SUMMARY
+from model_diffs.report.conclusions import ends
+from model_diffs.report.formatting import number
+from model_diffs.report.signature import Signature
+from model_diffs.report.tables import measures_table
+from model_diffs.stats.estimates import Difference, Estimate, Sample, difference
 
 ROOT = Path(__file__).parents[1]
 FILTERED, NPO = "base__to__filtered", "base__to__npo"
@@ -44,7 +49,7 @@ def value(signature: Signature, key: str, label: str = NPO) -> float:
 # ── values ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_weights_by_hand(signature: Signature) -> None:
+def test_measures_of_weights_equal_hand_computation(signature: Signature) -> None:
     """Two of five matrices of norm 10 changed, by 6 and 8, in the second of two blocks."""
     assert value(signature, "relative_change") == pytest.approx(10 / (10 * 5**0.5))
     assert value(signature, "changed_share") == pytest.approx(2 / 5)
@@ -60,7 +65,7 @@ def test_weights_by_hand(signature: Signature) -> None:
     assert value(signature, "nullspace_ratio") == pytest.approx((0.6 + 0.4) / (0.75 + 0.2))
 
 
-def test_states_by_hand(signature: Signature) -> None:
+def test_measures_of_states_equal_hand_computation(signature: Signature) -> None:
     """The embedding's state, planted far off, does not count."""
     assert value(signature, "separation_change") == pytest.approx(2.0)
     assert value(signature, "covariance_forget") == pytest.approx(2.0 * (1 + 2 + 3) / 3)
@@ -72,7 +77,9 @@ def test_states_by_hand(signature: Signature) -> None:
     assert value(signature, "lipschitz_retain") == pytest.approx(2.0)
 
 
-def test_questions_and_attack(study: Study, signature: Signature) -> None:
+def test_measures_of_questions_and_attack_equal_their_tables(
+    study: Study, signature: Signature
+) -> None:
     table = pd.read_csv(study.root / "npo/linear_probes/knowledge_by_layer.csv")
     hazard = table[table["domain"] == "hazard"]["accuracy"].tolist()
     assert value(signature, "hazard_accuracy") == hazard[3]
@@ -82,12 +89,12 @@ def test_questions_and_attack(study: Study, signature: Signature) -> None:
     assert value(signature, "recovered_share") == attack["recovered_share"].max() > 0.8
     assert value(signature, "steps_to_half") == 10
     assert (FILTERED, "steps_to_half") not in signature.values
-    assert "half of the gap does not come back" in signature.reasons[FILTERED, "steps_to_half"]
+    assert "half of the gap is not closed" in signature.reasons[FILTERED, "steps_to_half"]
     assert LEAST_GAP < 0.5, "the planted gap is one"
 
 
-def test_every_value_names_a_column_that_is_there(study: Study, signature: Signature) -> None:
-    assert {key for _, key in signature.values} == set(READERS), "all measures are there"
+def test_every_number_names_an_existing_column(study: Study, signature: Signature) -> None:
+    assert {key for _, key in signature.values} == set(MEASURES), "all measures are there"
     for found in (*signature.values.values(), *signature.base_values.values()):
         table = pd.read_csv(study.root / found.source.path)
         assert found.source.column in table.columns, found.source
@@ -95,7 +102,7 @@ def test_every_value_names_a_column_that_is_there(study: Study, signature: Signa
             assert found.value in table[found.source.column].tolist()
 
 
-def test_the_table_has_a_row_per_comparison_and_the_bases_own(signature: Signature) -> None:
+def test_csv_has_a_row_per_comparison_and_the_base_columns(signature: Signature) -> None:
     rows = signature_rows(signature)
     assert [row["comparison"] for row in rows] == [FILTERED, NPO]
     assert rows[0].keys() == rows[1].keys()
@@ -123,10 +130,11 @@ def test_the_paired_interval_equals_a_loop_over_resamples(study: Study) -> None:
             means[label] = moved / sum(rows[i]["tokens"] for i in draw)
         differences.append(means[NPO] - means[FILTERED])
     low, high = np.percentile(differences, [2.5, 97.5])
-    from model_diffs.report.reading import Tables
-
     npo, filtered = (
-        READERS["dh_forget"].read(Tables(study.root), comparison(name), 42)
+        reductions.read(
+            MEASURES["dh_forget"],
+            Place(Tables(study.root), f"base__to__{name}/activation_stats", "base", name, 42),
+        )
         for name in ("npo", "filtered")
     )
     found = difference(npo, filtered)
@@ -136,7 +144,7 @@ def test_the_paired_interval_equals_a_loop_over_resamples(study: Study) -> None:
     assert found.high - found.low < (npo.high - npo.low) + (filtered.high - filtered.low)
 
 
-def test_a_quotient_is_paired_too() -> None:
+def test_quotient_is_paired() -> None:
     resamples = np.exp(np.random.default_rng(0).normal(0, 1, 500))
     source = Source("t.csv", "c", "")
     a = Estimate(1.0, source, sample=Sample(resamples, "same", "texts"))
@@ -148,7 +156,7 @@ def test_a_quotient_is_paired_too() -> None:
     assert difference(b, other, logarithmic=True) is None, "other texts are not paired"
 
 
-def test_the_largest_of_many_noisy_numbers_is_not_taken_for_a_finding() -> None:
+def test_simultaneous_interval_holds_for_the_largest_of_many() -> None:
     """Twelve numbers that are zero but for noise: the largest is off zero far too often."""
     generator, source = np.random.default_rng(1), Source("t.csv", "c", "")
     wrong, naive, trials = 0, 0, 200
@@ -169,7 +177,7 @@ def test_the_largest_of_many_noisy_numbers_is_not_taken_for_a_finding() -> None:
     assert wrong <= 0.06 * trials
 
 
-def test_the_worst_case_is_the_steps_own(study: Study, signature: Signature) -> None:
+def test_recovered_share_is_the_worst_case_of_its_step(study: Study, signature: Signature) -> None:
     from model_diffs.attacks import relearning_tables
 
     rows = pd.read_csv(study.root / "npo/relearning/relearning.csv")
@@ -189,7 +197,7 @@ SENSITIVE = ("dh_forget", "dh_retain", "separation_change", "effect_selectivity"
              "jacobian_forget", "probe_late", "recovered_share")  # fmt: skip
 
 
-def test_planted_differences_are_said(signature: Signature) -> None:
+def test_planted_differences_are_named(signature: Signature) -> None:
     for key in SENSITIVE:
         assert claims(signature, key, "filtered") == ["above"], key
     for key in ("hazard_accuracy", "hazard_inside"):
@@ -214,16 +222,16 @@ def test_sentences_follow_what_is_planted(tmp_path: Path, size: float) -> None:
     assert claims(found, "lipschitz_retain", "base") == expected
 
 
-def test_less_of_a_change_is_not_said_to_be_the_opposite_change(tmp_path: Path) -> None:
+def test_smaller_change_is_not_called_the_opposite_change(tmp_path: Path) -> None:
     """npo raises the AUC, by less than filtering does: it makes nothing harder to tell."""
     found = Study(tmp_path, npo=0.8).everything().read()
     assert value(found, "probe_early") > 0
-    own = [s.text for s in found.sentences if s.comparison == NPO and s.axis == "localisation"]
-    assert any("leaves forget texts harder to tell in the early blocks than" in s for s in own)
+    own = [s.claim for s in found.sentences if s.comparison == NPO and s.axis == "localisation"]
+    assert "has a lower probe AUC in the early blocks than the filtered model" in own
     assert not any("makes forget texts harder" in s for s in own)
 
 
-def test_a_model_against_itself_differs_in_nothing(copy: Study) -> None:
+def test_equal_tables_differ_in_nothing(copy: Study) -> None:
     """npo's tables are those of filtered, and filtered's are of a model like the base."""
     for folder in (copy.root / NPO, copy.root / "npo"):
         shutil.rmtree(folder)
@@ -232,7 +240,7 @@ def test_a_model_against_itself_differs_in_nothing(copy: Study) -> None:
     single = copy.root / NPO / "lipschitzness/per_text.csv"
     single.write_text(single.read_text().replace("filtered", "npo"))
     found = copy.read()
-    for key in PHRASES:
+    for key in (key for key, one in MEASURES.items() if one.above):
         assert claims(found, key, "filtered") == ["same"], key
 
 
@@ -241,31 +249,89 @@ def test_every_sentence_shows_its_numbers_and_where_they_stand(signature: Signat
     known |= {value.source for value in signature.base_values.values()}
     assert len(signature.sentences) > 50
     for sentence in signature.sentences:
-        assert any(character.isdigit() for character in sentence.text)
+        assert any(character.isdigit() for character in sentence.evidence)
         assert sentence.sources and set(sentence.sources) <= known
         assert "95 %" in sentence.rule or "no interval" in sentence.rule
     first = [s for s in signature.sentences if s.axis == ""]
     assert {s.comparison for s in first} == {FILTERED, NPO}
 
 
-def test_an_interval_that_excludes_zero_does_not_show_a_zero() -> None:
-    from model_diffs.report.conclusions import _ends
-    from model_diffs.report.estimates import Difference
-
-    text, ends = _ends(Difference(-0.0004, -0.0011, -0.00006, 0.0), "change")
-    assert ends == "(−0.0011 to −0.0001)" and text == "−0.0004"
-    assert _ends(Difference(0.3, -0.1, 0.7, 0.0), "change") == ("+0.30", "(−0.10 to +0.70)")
+def test_excluding_interval_shows_no_zero() -> None:
+    found = ends(Difference(-0.0004, -0.0011, -0.00006, 0.0), "change")
+    assert found == "−0.0004 (−0.0011 to −0.0001)"
+    assert ends(Difference(0.3, -0.1, 0.7, 0.0), "change") == "+0.30 (−0.10 to +0.70)"
 
 
 def test_neither_torch_nor_transformers_is_imported(study: Study) -> None:
     code = (
         "import sys; from pathlib import Path\n"
+        "from model_diffs.core.step import load_steps\n"
         "from model_diffs.report import assembling, signature_figure\n"
         "from model_diffs.report.signature import Comparison\n"
-        f"one = [Comparison('{NPO}', 'base', 'npo', 'npo', False)]\n"
-        f"found = assembling.assemble(Path({str(study.root)!r}), 'base', one, [], 42)\n"
+        f"one = [Comparison('{NPO}', 'base', 'npo', 'npo')]\n"
+        f"found = assembling.assemble(Path({str(study.root)!r}), one, [], 42, load_steps())\n"
         "signature_figure.draw(found)\n"
         "print(len(found.values), {'torch', 'transformers'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == f"{len(READERS)} set()", done.stderr
+    assert done.stdout.strip() == f"{len(MEASURES)} set()", done.stderr
+
+
+# ── declarations ──────────────────────────────────────────────────────────────────────────────────
+
+THIRD_PARTY = """
+from model_diffs.core.step import Figure, Measure, Step, Table
+
+STEP = Step(
+    number=17,
+    folder="kl_divergence",
+    question="How differently do the two models predict the next token?",
+    needs=("forget", "retain"),
+    tables=(Table("kl_divergence"), Table("per_text")),
+    figures=(Figure("kl_divergence", "KL divergence by text", "function"),),
+    measures=(
+        Measure("kl_forget", axis="function", table="per_text", column="kl",
+                where={"split": "forget"}, unit="nats", paired_by="text",
+                above="predicts forget tokens less like the base than the filtered model does",
+                below="predicts forget tokens more like the base than the filtered model does",
+                same="does not differ significantly from the filtered model in KL divergence"),
+        Measure("kl_spread", axis="spread", table="per_text", column="kl"),
+    ),
+)
+"""
+
+
+def test_new_diagnostic_needs_only_its_script(study: Study, tmp_path: Path) -> None:
+    """Its measure is a mean over tokens, paired over texts; an axis of its own is a new section."""
+    (tmp_path / "kl_divergence.py").write_text(THIRD_PARTY)
+    texts = np.arange(TEXTS["forget"])
+    tokens = texts % 7 + 1
+    for one in study.comparisons:
+        kl = (texts + 1) / 100 * study.size[one.changed]
+        study.table(f"{one.label}/kl_divergence/per_text.csv", [
+            {"split": split, "text": t, "tokens": n, "kl": k, "agreement": 0.5}
+            for split in ("forget", "retain") for t, n, k in zip(texts, tokens, kl, strict=True)
+        ][: len(texts)])  # fmt: skip
+        study.record(f"{one.label}/kl_divergence")
+    found = assemble(study.root, study.comparisons, [], 42, [*SCRIPTS, *load_steps(tmp_path)])
+    kl_forget = found.values[NPO, "kl_forget"]
+    expected = 2 * ((texts + 1) / 100 * tokens).sum() / tokens.sum()
+    assert kl_forget.value == pytest.approx(expected)
+    assert kl_forget.low is not None and kl_forget.low < expected < kl_forget.high
+    (said,) = (s for s in found.sentences if (s.comparison, s.key) == (NPO, "kl_forget"))
+    assert said.claim.startswith("predicts forget tokens less like the base than")
+    order = [one.key for one in found.measures]
+    assert order.index("covariance_retain") < order.index("kl_forget")
+    assert order.index("kl_forget") < order.index("row_space_selectivity")
+    assert order[-1] == "kl_spread" and found.axes[-1].title == "Spread"
+    (function,) = (one for one in found.axes if one.key == "function")
+    assert 17 in function.steps
+    assert function.figures[-1].path == "{comparison}/kl_divergence/kl_divergence"
+    assert number(0.0123, "nats", 0.011, 0.014) == ("0.012", "0.011 to 0.014")
+
+
+def test_docs_have_the_declared_measures() -> None:
+    """Written by docs/tables.py."""
+    assert measures_table(SCRIPTS) in (ROOT / "docs/signature.md").read_text()
+    for key in (*AT_A_GLANCE, *SUMMARY):
+        assert key in MEASURES

@@ -1,44 +1,55 @@
-"""The signature's figure: where marks stand, and that nothing lies on anything."""
+"""The signature's figure: a panel per measure, with its numbers and references."""
 
 import itertools
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
-from planted_tables import Study
+from planted_tables import MEASURES, Study
 
-from model_diffs.report import placing, signature_figure
-
-
-def test_squeezing_keeps_order_and_the_two_ends() -> None:
-    places = [placing.squeeze(p) for p in np.linspace(-20, 20, 401)]
-    assert placing.squeeze(0) == 0 and placing.squeeze(1) == 1 and placing.squeeze(0.5) == 0.5
-    assert (np.diff(places) > 0).all() and places[0] > -1 and places[-1] < 2
+from model_diffs.report import signature_figure
+from model_diffs.report.signature_figure import limits
 
 
-def test_rows_run_from_the_base_to_the_filtered_model(tmp_path: Path) -> None:
+def test_panels_have_the_numbers_and_references(tmp_path: Path) -> None:
     signature = Study(tmp_path).everything().read()
-    rows = {m.key: placing.row_of(signature, m) for m in signature.measures}
-    moved = rows["dh_forget"]
-    assert moved.between and moved.base.at == pytest.approx(1 / 3)
-    assert moved.filtered.at == pytest.approx(2 / 3)
-    assert moved.marks[0].at == pytest.approx((placing.squeeze(2.0) + 1) / 3)
-    # General accuracy is the base's in both: nothing lies between them.
-    assert not rows["general_accuracy"].between
-    assert rows["general_accuracy"].scale == (0.0, 1.0)
-    assert not rows["stable_rank"].between and rows["stable_rank"].base is None
+    figure = signature_figure.draw(signature)
+    panels = dict(zip((m.key for m in signature.measures), figure.axes, strict=False))
+    moved = panels["dh_forget"]
+    marks = {float(line.get_xdata()[0]): line.get_ydata()[0] for line in moved.lines
+             if line.get_marker() != "None"}  # fmt: skip
+    assert marks == {
+        signature.values[one.label, "dh_forget"].value: row
+        for row, one in enumerate(signature.comparisons)
+    }
+    lines = [float(line.get_xdata()[0]) for line in moved.lines if line.get_marker() == "None"]
+    filtered = signature.values["base__to__filtered", "dh_forget"].value
+    assert lines == [0.0, filtered], "the base, then the filtered model"
+    absent = [tick.get_text() for tick in panels["steps_to_half"].get_yticklabels()]
+    assert absent == ["–", "10"]
+    assert panels["lipschitz_forget"].get_xscale() == "log"
+    plt.close(figure)
 
 
-@pytest.mark.parametrize("models", [("filtered",), ("npo",), ("filtered", "npo"),
-                                    ("filtered", *"abcdefghi")])  # fmt: skip
-def test_the_figure_has_room_for_its_texts(tmp_path: Path, models: tuple[str, ...]) -> None:
+def test_negligible_differences_do_not_fill_a_panel() -> None:
+    assert limits(MEASURES["general_accuracy"], [0.99, 1.0]) == (0.0, 1.0)
+    assert limits(MEASURES["probe_late"], [0.001, 0.002]) == (-0.1, 0.1)
+    assert limits(MEASURES["effect_selectivity"], [1.0, 1.01]) == (0.5, 2.0)
+    assert limits(MEASURES["relative_change"], [0.2, 0.4]) == (0.0, 0.4)
+
+
+@pytest.mark.parametrize("models", [("npo",), ("filtered", *"abcdefghi")])
+def test_texts_do_not_overlap(tmp_path: Path, models: tuple[str, ...]) -> None:
     sizes = {name: 0.5 + 0.2 * i for i, name in enumerate("abcdefghi")}
     found = Study(tmp_path, models, **sizes).everything().read()
     figure = signature_figure.draw(found)
     figure.canvas.draw()
     assert figure.bbox.width == 1200
-    boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text()]
+    boxes = []
+    for axes in figure.axes[: len(found.measures)]:
+        ticks = [*axes.get_yticklabels(), axes.title, axes._left_title]
+        boxes += [t.get_window_extent() for t in ticks if t.get_text()]
+    boxes += [t.get_window_extent() for t in figure.legends[0].get_texts()]
     for box in boxes:
         assert box.x0 >= 0 and box.x1 <= 1200 and box.y0 >= 0 and box.y1 <= figure.bbox.height
     overlaps = [

@@ -69,7 +69,7 @@ def _resampled_shares(place: Place, attacks: "pd.DataFrame") -> "tuple[Floats, F
     return gained.sum(0) / gap.sum(), shares, identity(*same)
 
 
-def recovered_share(place: Place, measure: Measure) -> "Estimate":
+def worst_case_share(place: Place, measure: Measure) -> "Estimate":
     """Largest share of the gap that is closed, over rates and steps that keep general accuracy.
 
     The largest of several is high by chance too, so its interval holds for all rows at once and is

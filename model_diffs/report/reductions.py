@@ -98,7 +98,10 @@ class _Reading:
         numbers += [self.key] if self.key not in ("", *names) else []
         numbers += ["layer"] if measure.layers else []
         empty = self.columns if measure.may_be_empty else ()
-        return self.tables.table(self.path, numbers, names, empty=empty)
+        # A model against itself has both sides' rows under one name.
+        alone = self.key and not (measure.over and self.place.base == self.place.changed)
+        key = dict.fromkeys([*names, self.key]) if alone else ()
+        return self.tables.table(self.path, numbers, names, [*key], empty)
 
     def _rows(self, cells: dict[str, str]) -> "pd.DataFrame":
         """The rows with these cells and the measure's layers, each unit once."""
@@ -106,15 +109,12 @@ class _Reading:
         cells = {k: v.format(base=place.base, changed=place.changed) for k, v in cells.items()}
         for column, cell in cells.items():
             found = found[found[column].astype(str) == cell]
-        if measure.over and place.base == place.changed:
-            # A model against itself: the base's rows come first.
+        if measure.over and place.base == place.changed:  # the base's rows come first
             again = found.duplicated([self.key])
             found = found[again if cells == {**measure.where} else ~again]
         if found.empty and not measure.undefined:
             named = ", ".join(f"{k}={v}" for k, v in cells.items())
             raise Absent(f"failed, {self.path} has no row with {named}", defect=True)
-        if self.key and found.duplicated([self.key]).any():
-            raise Absent(f"failed, {self.path} has two rows of one {self.key}", defect=True)
         if self.key in ("layer", "text"):
             found = found.sort_values(self.key)
         if measure.layers == "blocks":

@@ -4,7 +4,7 @@ Two numbers whose resamples drew the same texts or questions are compared resamp
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,13 +25,13 @@ ROUNDING = 1e-9
 class Sample:
     """The number on each resample, and what was resampled."""
 
-    resampled: Floats
+    resampled: Floats = field(compare=False)
     """`[resamples]`."""
     identity: str
     """Of the texts or questions and their draws: numbers pair only where it is equal."""
     units: str
     """`texts` or `questions`."""
-    candidates: Floats | None = None
+    candidates: Floats | None = field(default=None, compare=False)
     """`[resamples, k]`, less their estimates: all numbers that this one is the largest of."""
 
     def above(self, value: float) -> Floats:
