@@ -27,7 +27,7 @@ from model_diffs.activations.tokens import Tokens
 from model_diffs.dictionaries.sae import Sae
 from model_diffs.importance import lenses, measuring
 from model_diffs.importance.lenses import SaeFeatures
-from model_diffs.importance.measuring import Settings
+from model_diffs.importance.options import Options
 from model_diffs.importance.sites import frozen, loss_gradient, watch
 from model_diffs.models import loading
 
@@ -144,9 +144,13 @@ def main() -> None:
         needed, _ = seconds(
             lambda g=gradients: reference(reader, sae, tokens, layer, g, options.batch_size)
         )
-        settings = Settings((layer,), "mlp_out", gradients, options.batch_size)
+        chosen = Options(
+            aggregate_by="gradients" if gradients else "values", batch_size=options.batch_size
+        )
         with peak.sampled():
-            taken, found = seconds(lambda s=settings: measuring.measure(reader, tokens, 0, lens, s))
+            taken, found = seconds(
+                lambda o=chosen: measuring.measure(reader, tokens, 0, lens, (layer,), o)
+            )
         active = int((found.means[layer][1] > 0).sum())
         print(
             f"{'gradients' if gradients else 'values':12} {needed:9.2f} s {taken:9.2f} s "

@@ -15,7 +15,7 @@ from model_diffs.activations.tokens import Tokens
 from model_diffs.core.errors import BadInput
 from model_diffs.importance import measuring
 from model_diffs.importance.lenses import Activations, Neurons
-from model_diffs.importance.measuring import Settings
+from model_diffs.importance.options import Options
 
 FAMILIES = ("qwen2", "llama", "mistral", "mixtral", "gemma2", "gpt_neox")
 LAYERS = (0, 2)
@@ -34,9 +34,18 @@ def tokens() -> Tokens:
     return Tokens(IDS, STARTS, np.arange(len(IDS)), {})
 
 
-def run(model: Any, pad_id: int = 0, lens: Any = None, **settings: Any) -> measuring.Measured:
-    what = Settings(**{"layers": LAYERS, "batch_size": 3, **settings})
-    return measuring.measure(Reader("tiny", model), tokens(), pad_id, lens or Neurons(), what)
+def run(
+    model: Any,
+    pad_id: int = 0,
+    lens: Any = None,
+    layers: tuple[int, ...] = LAYERS,
+    gradients: bool = False,
+    **given: Any,
+) -> measuring.Measured:
+    by = "gradients" if gradients else "values"
+    options = Options(**{"batch_size": 3, "aggregate_by": by, **given})
+    reader = Reader("tiny", model)
+    return measuring.measure(reader, tokens(), pad_id, lens or Neurons(), layers, options)
 
 
 def blocks(model: Any) -> Any:
@@ -228,12 +237,12 @@ def test_interruption_keeps_finished_batches() -> None:
     found = run(model, lens=lens, batch_size=1)
     assert found.partial
     assert found.totals.texts == 2
-    order = measuring.batch_order(tokens(), Settings(LAYERS, batch_size=1))
+    order = measuring.batch_order(tokens(), batch_size=1, seed=42)
     finished = [rows[0] for rows in order[:2]]
     assert finished[0] == 4  # the longest first
     part = Tokens([IDS[i] for i in finished], [STARTS[i] for i in finished], np.arange(2), {})
     reader = Reader("tiny", model)
-    whole = measuring.measure(reader, part, 0, Neurons(), Settings(LAYERS, batch_size=1))
+    whole = measuring.measure(reader, part, 0, Neurons(), LAYERS, Options(batch_size=1))
     assert not whole.partial
     for layer in LAYERS:
         np.testing.assert_allclose(found.means[layer], whole.means[layer], rtol=1e-12)
@@ -252,4 +261,4 @@ def test_bad_models_and_texts_are_bad_input() -> None:
     single = Tokens([[5], [6]], [0, 0], np.arange(2), {})
     reader = Reader("tiny", tiny_models.build("llama"))
     with pytest.raises(BadInput, match="nothing is predicted"):
-        measuring.measure(reader, single, 0, Neurons(), Settings(LAYERS, gradients=True))
+        measuring.measure(reader, single, 0, Neurons(), LAYERS, Options(aggregate_by="gradients"))

@@ -14,7 +14,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries.sae import Features, Sae
 from model_diffs.importance import measuring
 from model_diffs.importance.lenses import SaeFeatures
-from model_diffs.importance.measuring import Settings
+from model_diffs.importance.options import Options
 
 D, L, K = tiny_models.HIDDEN, 160, 6
 IDS = [[1, 20, 30, 40, 50, 60, 70], [1, 99], [5, 6, 7, 8]]
@@ -93,11 +93,11 @@ def test_feature_means_are_those_of_an_sae_in_the_loop(activation: str, batch_si
     g = torch.cat([one[part] for one, part in zip(slopes, counted, strict=True)]).double()
     g = g * (f > 0)  # nothing flows through what is not active
     reader, lens = Reader("tiny", model), SaeFeatures({layer: sae})
-    values = measuring.measure(reader, TOKENS, 0, lens, Settings((layer,), batch_size=batch_size))
+    values = measuring.measure(reader, TOKENS, 0, lens, (layer,), Options(batch_size=batch_size))
     expected = torch.stack([f.mean(0), f.abs().mean(0)])
     np.testing.assert_allclose(values.means[layer], expected, rtol=1e-4, atol=1e-6)
-    what = Settings((layer,), gradients=True, batch_size=batch_size)
-    found = measuring.measure(reader, TOKENS, 0, lens, what)
+    options = Options(aggregate_by="gradients", batch_size=batch_size)
+    found = measuring.measure(reader, TOKENS, 0, lens, (layer,), options)
     expected = torch.stack([g.sum(0), g.abs().sum(0)]) / PREDICTIONS
     np.testing.assert_allclose(found.means[layer], expected, rtol=1e-4, atol=1e-6)
     assert found.totals.loss == pytest.approx(plain, rel=1e-5)
@@ -139,12 +139,12 @@ def test_features_never_stand_dense_for_all_tokens(monkeypatch: pytest.MonkeyPat
     model, sae, sizes = tiny_models.build("llama", seed=8), an_sae("topk"), []
     real = Sae.encode
     monkeypatch.setattr(Sae, "encode", lambda self, x: (sizes.append(len(x)), real(self, x))[1])
-    lens, what = SaeFeatures({1: sae}), Settings((1,), batch_size=3)
-    whole = measuring.measure(Reader("tiny", model), TOKENS, 0, lens, what)
+    lens, options = SaeFeatures({1: sae}), Options(batch_size=3)
+    whole = measuring.measure(Reader("tiny", model), TOKENS, 0, lens, (1,), options)
     assert sizes == [11]
     sizes.clear()
     monkeypatch.setattr(lenses, "_PRE_ACTIVATIONS", 2 * L)
-    parts = measuring.measure(Reader("tiny", model), TOKENS, 0, lens, what)
+    parts = measuring.measure(Reader("tiny", model), TOKENS, 0, lens, (1,), options)
     assert max(sizes) == 2
     np.testing.assert_allclose(parts.means[1], whole.means[1], rtol=1e-5, atol=1e-7)
 
@@ -163,7 +163,7 @@ def test_a_transcoder_reads_what_enters_the_mlp() -> None:
     x = torch.cat([row[start:] for row, start in zip(rows, STARTS, strict=True)])
     expected = dense(coder.encode(x), len(x)).mean(0)
     reader = Reader("tiny", model)
-    found = measuring.measure(reader, TOKENS, 0, SaeFeatures({layer: coder}), Settings((layer,)))
+    found = measuring.measure(reader, TOKENS, 0, SaeFeatures({layer: coder}), (layer,), Options())
     np.testing.assert_allclose(found.means[layer][0], expected, rtol=1e-4, atol=1e-6)
 
 
@@ -172,8 +172,8 @@ def test_an_sae_of_another_width_is_refused() -> None:
     parts = (torch.zeros(9, 48), torch.zeros(9), torch.zeros(9, 48), torch.zeros(48))
     lens = SaeFeatures({1: Sae(*parts, "relu", subtract=True)})
     with pytest.raises(BadInput, match=f"{D} wide, its SAE is for 48"):
-        measuring.measure(Reader("tiny", model), TOKENS, 0, lens, Settings((1,)))
+        measuring.measure(Reader("tiny", model), TOKENS, 0, lens, (1,), Options())
     parts = (torch.zeros(9, 48), torch.zeros(9), torch.zeros(9, D), torch.zeros(D))
     lens = SaeFeatures({1: Sae(*parts, "relu", subtract=False, transcoder=True)})
     with pytest.raises(BadInput, match=f"reads {D} entries, its transcoder is for 48"):
-        measuring.measure(Reader("tiny", model), TOKENS, 0, lens, Settings((1,)))
+        measuring.measure(Reader("tiny", model), TOKENS, 0, lens, (1,), Options())

@@ -13,6 +13,7 @@ depend on how texts are batched.
 
 import random
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,20 +26,9 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
 from model_diffs.importance.lenses import Activations, Lens
+from model_diffs.importance.options import Measurement, Options
 from model_diffs.importance.sites import counted_rows, frozen, loss_gradient, watch
 from model_diffs.models import devices, loading
-
-
-class Settings(NamedTuple):
-    """What a pass looks at."""
-
-    layers: tuple[int, ...]
-    site: str = "mlp_out"
-    """mlp_out, mlp_hidden or residual."""
-    gradients: bool = False
-    batch_size: int = 4
-    seed: int = 42
-    """Of the order of the batches."""
 
 
 @dataclass(frozen=True)
@@ -91,24 +81,57 @@ class Measured(NamedTuple):
     """Spent on the dimensions of each layer, without the model's own pass."""
 
 
-def _run_batch(
-    reader: Reader, lens: Lens, settings: Settings, at: TokenBatch, seconds: dict[int, float]
-) -> Totals:
-    """The sums of one batch; `seconds` per layer grow. BadInput where sums are not finite.
+def _run_model(
+    reader: Reader,
+    batch: loading.Batch,
+    layers: Sequence[int],
+    what: Measurement,
+    add: Callable[[int, Tensor, Tensor | None], None],
+) -> tuple[float, int]:
+    """Hand layer, activation and gradient (or None) to `add`; return summed loss and predictions.
 
     A pass over values builds no graph and runs neither the head nor blocks after the last layer
     that is watched; one for gradients goes back once for all layers.
     """
-    anatomy, batch, layers, device = reader.anatomy, at.batch, settings.layers, at.counted.device
-    entered: dict[int, Tensor] = {}
+    gradients = what.aggregate_by == "gradients"
     held: dict[int, Tensor] = {}
+
+    def receive(layer: int, x: Tensor) -> Tensor:
+        if gradients:
+            held[layer] = x = x if x.requires_grad else x.detach().requires_grad_()
+        else:
+            add(layer, x, None)
+        return x
+
+    with torch.inference_mode(not gradients), watch(reader.anatomy, what.site, layers, receive):
+        if not gradients:
+            loading.stream_states(reader.anatomy, batch, lambda *_: None, last=max(layers) + 1)
+            return 0.0, 0
+        logits = reader.model(**batch._asdict(), use_cache=False).logits
+    loss, predictions, slope = loss_gradient(logits, batch)
+    slopes = torch.autograd.grad(logits, [held[layer] for layer in layers], slope)
+    del logits, slope
+    for layer, gradient in zip(layers, slopes, strict=True):
+        add(layer, held.pop(layer).detach(), gradient)
+    return loss, predictions
+
+
+def _run_batch(
+    reader: Reader, lens: Lens, what: Measurement, at: TokenBatch, seconds: dict[int, float]
+) -> Totals:
+    """The sums of one batch; `seconds` of each layer grow. BadInput where sums are not finite."""
+    layers, device = list(seconds), at.counted.device
+    entered: dict[int, Tensor] = {}
     sums: dict[int, Tensor] = {}
-    loss, predictions = 0.0, 0
 
     def now() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
+
+    def keep(layer: int, x: Tensor) -> Tensor:
+        entered[layer] = counted_rows(x.detach(), at.counted)
+        return x
 
     def add(layer: int, x: Tensor, gradient: Tensor | None) -> None:
         started = now()
@@ -122,47 +145,27 @@ def _run_batch(
             )
         seconds[layer] += now() - started
 
-    def keep(layer: int, x: Tensor) -> Tensor:
-        entered[layer] = counted_rows(x.detach(), at.counted)
-        return x
-
-    def receive(layer: int, x: Tensor) -> Tensor:
-        if settings.gradients:
-            held[layer] = x = x if x.requires_grad else x.detach().requires_grad_()
-        else:
-            add(layer, x, None)
-        return x
-
-    with (
-        torch.inference_mode(not settings.gradients),
-        watch(anatomy, "mlp_in", layers if lens.wants_entered else (), keep),
-        watch(anatomy, settings.site, layers, receive),
-    ):
-        if settings.gradients:
-            logits = reader.model(**batch._asdict(), use_cache=False).logits
-        else:
-            loading.stream_states(anatomy, batch, lambda *_: None, last=max(layers) + 1)
-    if settings.gradients:
-        loss, predictions, slope = loss_gradient(logits, batch)
-        gradients = torch.autograd.grad(logits, [held[layer] for layer in layers], slope)
-        del logits, slope
-        for layer, gradient in zip(layers, gradients, strict=True):
-            add(layer, held.pop(layer).detach(), gradient)
+    with watch(reader.anatomy, "mlp_in", layers if lens.wants_entered else [], keep):
+        loss, predictions = _run_model(reader, at.batch, layers, what, add)
     return Totals(sums, len(at.rows), int(at.counted.sum()), predictions, loss)
 
 
-def batch_order(tokens: Tokens, settings: Settings) -> list[list[int]]:
+def batch_order(tokens: Tokens, batch_size: int, seed: int) -> list[list[int]]:
     """This process's batches: the longest texts first, so that what does not fit fails at once,
     the others in a seeded order, so that an interrupted run has seen texts of all lengths."""
-    batches = length_batches(tokens.lengths, settings.batch_size)
-    count = devices.processes()[1]
+    batches, count = length_batches(tokens.lengths, batch_size), devices.processes()[1]
     first, rest = batches[:count], batches[count:]
-    random.Random(settings.seed).shuffle(rest)
+    random.Random(seed).shuffle(rest)
     return own_share([*first, *rest])
 
 
 def measure(
-    reader: Reader, tokens: Tokens, pad_id: int, lens: Lens, settings: Settings
+    reader: Reader,
+    tokens: Tokens,
+    pad_id: int,
+    lens: Lens,
+    layers: Sequence[int],
+    options: Options,
 ) -> Measured:
     """Means of every dimension of every layer, from one pass over the texts.
 
@@ -172,21 +175,21 @@ def measure(
     """
     device = next(reader.model.parameters()).device
     started, totals, partial = time.perf_counter(), Totals({}), False
-    seconds = dict.fromkeys(settings.layers, 0.0)
-    order = batch_order(tokens, settings)
-    bar = progress(None, "gradients" if settings.gradients else "values", len(tokens.ids), "text")
+    seconds = dict.fromkeys(layers, 0.0)
+    order = batch_order(tokens, options.batch_size, options.seed)
+    bar = progress(None, options.aggregate_by, len(tokens.ids), "text")
     try:
         with bar, frozen(reader.model):
             for at in padded_batches(tokens, order, pad_id, device):
-                totals += _run_batch(reader, lens, settings, at, seconds)
+                totals += _run_batch(reader, lens, options, at, seconds)
                 bar.update(len(at.rows))
     except KeyboardInterrupt:
         if not totals.texts or devices.processes()[1] > 1:
             raise
         partial = True
     totals = totals.over_processes()
-    if settings.gradients and not totals.predictions:
+    count = totals.predictions if options.aggregate_by == "gradients" else totals.tokens
+    if not count:
         raise BadInput("all texts are single tokens: nothing is predicted, so there is no loss")
-    count = totals.predictions if settings.gradients else totals.tokens
     means = {layer: sums / count for layer, sums in totals.sums.items()}
     return Measured(means, totals, partial, time.perf_counter() - started, seconds)

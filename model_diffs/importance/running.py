@@ -21,7 +21,7 @@ from model_diffs.data import text_datasets
 from model_diffs.data.texts import Split
 from model_diffs.importance import saved
 from model_diffs.importance.lenses import Lens
-from model_diffs.importance.measuring import Measured, Settings, measure
+from model_diffs.importance.measuring import Measured, measure
 from model_diffs.importance.options import Options
 from model_diffs.models import devices, loading
 from model_diffs.models.checkpoints import Checkpoint
@@ -96,16 +96,9 @@ def analyse(options: Options, checkpoint: Checkpoint, dimensions: Dimensions) ->
     tokens = tokenise(tokenizer, split.texts, length, options.keep_bos, options.skip_first)
     lens = dimensions.lens_on(device)
     model = loading.load_model(options.model, device, dtype, options.trust_remote_code)
-    settings = Settings(
-        layers=dimensions.layers,
-        site=options.site,
-        gradients=options.aggregate_by == "gradients",
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
     loading_seconds = time.perf_counter() - started
-    reader = Reader(options.model, model)
-    measured = measure(reader, tokens, tokenizer.pad_token_id, lens, settings)
+    reader, pad_id = Reader(options.model, model), tokenizer.pad_token_id
+    measured = measure(reader, tokens, pad_id, lens, dimensions.layers, options)
     compute = {"device": str(device), "dtype": devices.dtype_name(dtype)}
     return Analysis(
         options, dimensions, checkpoint, split, tokens, measured, loading_seconds, compute
