@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,7 +138,7 @@ def test_questions_and_norms_are_recorded(
     assert "hazard_accuracy" in (folder / "README.md").read_text()
 
 
-def test_saved_dtype_is_the_base_s_unless_said(texts: list[str], tmp_path: Path) -> None:
+def test_saved_dtype_is_that_of_the_base_by_default(texts: list[str], tmp_path: Path) -> None:
     half = tiny_models.save("llama", tmp_path / "half", dtype="bfloat16")
     folder = execute(command(half, "npo", tmp_path / "out", *texts))
     assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
@@ -164,7 +163,7 @@ WARNINGS = [
 
 
 @pytest.mark.parametrize(("method", "more", "says"), WARNINGS)
-def test_settings_that_change_the_meaning_say_so_once(
+def test_warns_once_of_settings_that_change_what_a_run_means(
     method: str,
     more: list[str],
     says: str,
@@ -216,7 +215,7 @@ def test_unknown_method_is_refused_with_status_2(
     assert "no unlearning method 'hypnosis'; there are ga_simple, ga" in capsys.readouterr().err
 
 
-def test_lora_without_peft_says_what_to_install(
+def test_lora_without_peft_names_the_extra_to_install(
     base: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
@@ -236,7 +235,7 @@ def test_lora_changes_weights_by_a_low_rank(base: Path, texts: list[str], tmp_pa
         assert float(sigma[2] / sigma[0]) < 1e-4
 
 
-def test_a_full_disk_is_an_error_and_leaves_nothing(
+def test_full_disk_is_bad_input_and_leaves_nothing(
     base: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors import SafetensorError
@@ -256,7 +255,7 @@ def tiny_models_class() -> Any:
     return PreTrainedModel
 
 
-def test_too_little_space_is_seen_before_training(
+def test_too_little_disk_space_is_refused_before_training(
     base: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Usage:
@@ -270,27 +269,41 @@ def test_too_little_space_is_seen_before_training(
 # ── a run that is killed ──────────────────────────────────────────────────────────────────────────
 
 
-def test_a_killed_run_is_taken_up_and_ends_at_the_same_bytes(
+KILLED_AFTER_SAVING = """
+import os, signal, sys
+import torch
+import unlearn
+from model_diffs.core import script
+from model_diffs.unlearning import trainer
+
+def save_and_die(*state, save=trainer.save_state):
+    save(*state)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(1)
+trainer.save_state = save_and_die
+script.execute(unlearn, sys.argv[1:])
+"""
+
+
+@pytest.mark.study
+def test_killed_run_resumes_and_ends_at_the_same_bytes(
     base: Path, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = (*texts, "--batch-size", "2", "--epochs", "30", "--checkpoint-every", "2")
+    more = (*texts, "--batch-size", "2", "--epochs", "3", "--checkpoint-every", "2")
     undisturbed = execute(command(base, "npo", tmp_path / "undisturbed", *more))
     argv = command(base, "npo", tmp_path / "out", *more)
-    state = tmp_path / ".out.resume" / "training_state.pt"
-    with subprocess.Popen(
-        [sys.executable, "unlearn.py", *argv],
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AFTER_SAVING, *argv],
         cwd=ROOT,
         env={**plain_environment(), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
-    ) as process:
-        while not state.exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    )
+    assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     capsys.readouterr()
     assert execute(argv) == tmp_path / "out"
-    assert "resumed after step" in capsys.readouterr().out
+    assert "resumed after step 2" in capsys.readouterr().out
     files = [folder / "model.safetensors" for folder in (undisturbed, tmp_path / "out")]
     assert files[0].read_bytes() == files[1].read_bytes()
     records = [json.loads((f.parent / "unlearning.json").read_text()) for f in files]
@@ -354,9 +367,10 @@ def launched(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.study
 @pytest.mark.xdist_group("launched")  # the fixture is made once
 @pytest.mark.parametrize(("family", "method", "sharded"), LAUNCHED)
-def test_two_processes_make_the_model_of_one(
+def test_two_processes_give_the_model_of_one_process(
     family: str, method: str, sharded: bool, launched: Path
 ) -> None:
     one, two = (
@@ -378,7 +392,7 @@ def test_two_processes_make_the_model_of_one(
 @pytest.mark.parametrize(
     "words", ["--checkpoint-every 2", "--lora-rank 2", "--optimizer adafactor"]
 )
-def test_what_sharded_weights_cannot_do_is_refused(
+def test_options_incompatible_with_sharded_weights_are_refused(
     words: str, base: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -15,7 +15,7 @@ from model_diffs.models.loading import hooks
 from model_diffs.unlearning.adversarial import attack
 from model_diffs.unlearning.checkpointing import gradient_checkpointing
 from model_diffs.unlearning.data import Pair, split_batch
-from model_diffs.unlearning.losses import get_loss, random_direction
+from model_diffs.unlearning.losses import LOSSES, get_loss, random_direction
 from model_diffs.unlearning.network import Network, Perturbation, check_head
 from model_diffs.unlearning.reference import CachedReference, state_splits
 from model_diffs.unlearning.settings import Settings
@@ -176,7 +176,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("name", "changes"), VARIANTS)
-def test_loss_equals_the_one_worked_out_text_by_text(
+def test_loss_equals_a_computation_text_by_text(
     name: str, changes: dict[str, Any], base: Network, changed: Network
 ) -> None:
     settings = replace(SETTINGS, **changes)
@@ -189,7 +189,7 @@ def test_loss_equals_the_one_worked_out_text_by_text(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_gradient_is_a_finite_difference(name: str, base: Network, changed: Network) -> None:
+def test_gradient_equals_a_finite_difference(name: str, base: Network, changed: Network) -> None:
     # With no inner step the adversary is δ = 0: its own choice of δ is not differentiated through.
     settings = replace(SETTINGS, lat_steps=0)
     pair = make_pair()
@@ -226,6 +226,45 @@ def test_padding_and_order_change_nothing(name: str, base: Network, changed: Net
     turned = make_pair(FORGET[::-1], RETAIN[::-1])
     found = float(loss(changed, turned, make_reference(base, turned), SETTINGS).loss.detach())
     assert found == pytest.approx(expected, abs=1e-9)
+
+
+# Options of unlearn.py and the settings that they become; --layer-id also sets lat's block.
+RESOLVED: dict[str, dict[str, Any]] = {
+    "beta": {"beta": 0.9},
+    "gamma": {"gamma": 0.5},
+    "logprob_reduction": {"logprob_reduction": "sum"},
+    "forget_weight": {"forget_weight": 2.0},
+    "retain_weight": {"retain_weight": 2.0},
+    "alpha": {"alpha": 5.0},
+    "layer_id": {"layers": (1, 2), "lat_layer": 1},
+    "steering_coeff": {"steering": (3.0, 6.0)},
+    "cb_target": {"cb_target": "orthogonal"},
+    "lat_layer": {"lat_layer": 1},
+    "lat_eps": {"lat_eps": 0.01},
+    "lat_steps": {"lat_steps": 1},
+    "lat_step_size": {"lat_step_size": 0.01},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_registry_names_the_options_that_act_on_each_loss(
+    name: str, base: Network, changed: Network
+) -> None:
+    pair = make_pair()
+    reference = make_reference(base, pair)
+    compute = get_loss(name).compute
+    before = float(compute(changed, pair, reference, SETTINGS).loss.detach())
+    acting = set()
+    for option, changes in RESOLVED.items():
+        after = compute(changed, pair, reference, replace(SETTINGS, **changes)).loss
+        if float(after.detach()) != before:
+            acting.add(option)
+    assert acting == set(METHODS[name].options)
+
+
+def test_every_method_of_the_registry_has_a_loss() -> None:
+    assert [get_loss(name).name for name in METHODS] == list(METHODS)
+    assert set(LOSSES) == set(METHODS)
 
 
 WEIGHTS = [
@@ -302,7 +341,7 @@ def test_rmu_and_cb_start_with_no_retain_term(base: Network) -> None:
         assert float(terms.retain) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_orthogonal_form_has_a_way_to_go_at_the_start(base: Network) -> None:
+def test_orthogonal_target_has_a_gradient_at_the_start(base: Network) -> None:
     settings = replace(SETTINGS, cb_target="orthogonal", alpha=0.0)
     found = gradient("cb", base, base, make_pair(), settings)
     assert float(found.norm()) > 1e-5
@@ -366,7 +405,7 @@ def hook_count(network: Network) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules())
 
 
-def test_nothing_is_left_behind_by_an_exception(base: Network) -> None:
+def test_no_hook_is_left_after_an_exception(base: Network) -> None:
     batch = make_pair().forget
     broken = batch._replace(input_ids=batch.input_ids + 10_000)
     delta = torch.zeros(1)
@@ -410,7 +449,7 @@ def test_attack_keeps_zero_where_no_step_helps(base: Network) -> None:
     assert bool((found >= plain - 1e-12).all())
 
 
-def test_attack_leaves_gathered_gradients_alone(base: Network) -> None:
+def test_attack_does_not_change_accumulated_gradients(base: Network) -> None:
     for parameter in base.parameters():
         parameter.grad = torch.full_like(parameter, 0.5)
     attack(base, make_pair().forget, SETTINGS)

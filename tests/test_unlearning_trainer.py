@@ -89,7 +89,7 @@ def test_an_epoch_sees_every_text_of_the_longer_split() -> None:
     assert all(len(step.forget) == len(step.retain) == 8 for step in steps)
 
 
-def test_order_is_seeded_and_new_in_every_epoch() -> None:
+def test_order_is_seeded_and_differs_between_epochs() -> None:
     lengths = list(range(2, 60))
     plans = {
         (seed, epoch): plan_epoch(lengths, lengths, 4, seed, epoch)
@@ -134,7 +134,7 @@ def test_totals_count_the_whole_step() -> None:
 # ── the reference ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_reference_is_what_the_base_says_in_any_batch(tmp_path: Path) -> None:
+def test_reference_equals_the_base_in_any_batch(tmp_path: Path) -> None:
     trainer = make_trainer("rmu")
     reference = make_reference(trainer, torch.float32, tmp_path)
     assert isinstance(reference, CachedReference)
@@ -149,7 +149,7 @@ def test_reference_is_what_the_base_says_in_any_batch(tmp_path: Path) -> None:
             assert bool((found[~real] == 0).all())
 
 
-def test_a_large_cache_is_a_file_and_says_the_same(
+def test_large_cache_is_a_file_with_the_same_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = make_reference(make_trainer("rmu"), torch.float32, tmp_path)
@@ -212,7 +212,7 @@ def test_resumed_training_ends_at_the_same_weights(
     assert resumed.steps_log == undisturbed.steps_log
 
 
-def test_state_of_other_arguments_is_not_taken_up(
+def test_state_of_other_arguments_is_not_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep: dict[str, Any] = {"resume": tmp_path / "resume", "checkpoint_every": 2}
@@ -222,7 +222,7 @@ def test_state_of_other_arguments_is_not_taken_up(
     assert "other arguments" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path: Path) -> None:
+def test_non_finite_loss_ends_the_run_naming_the_step(tmp_path: Path) -> None:
     trainer = make_trainer("ga_simple", lr=1e30, grad_clip=0.0, optimizer="sgd")
     with pytest.raises(BadInput, match=r"became (nan|inf|-inf) at step 2 of 5"):
         trained(trainer, tmp_path)
@@ -273,14 +273,14 @@ def test_only_names_that_match_change(tmp_path: Path) -> None:
     assert names == expected
 
 
-def test_rmu_leaves_what_lies_above_its_target(tmp_path: Path) -> None:
+def test_rmu_changes_nothing_above_its_target_block(tmp_path: Path) -> None:
     names = changed_names(make_trainer("rmu"), tmp_path)
     above = [n for n in names if ".layers.2." in n or "final" in n or n.startswith("lm_head")]
     assert names
     assert not above
 
 
-def test_muon_takes_the_matrices_of_blocks_alone() -> None:
+def test_muon_optimises_only_matrices_inside_blocks() -> None:
     network = Network(tiny_models.build("gpt_neox"))
     muon, adamw = make_optimizers("muon", network, 1e-3)
     names = {id(p): n for n, p in network.model.named_parameters()}

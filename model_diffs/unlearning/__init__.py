@@ -2,7 +2,7 @@
 
 settings         options of `unlearn.py`, and what of them depends on the model
 losses           what the losses share; each registers itself here under its method's name
-gradient_ascent, preference, representation, adversarial      the losses, by family
+likelihood, representation, adversarial      the losses, by family
 network          a model as the losses see it: states after blocks, log-probabilities of texts
 reference        what the base says about the texts, computed once before training
 data             which texts a step sees, for any number of processes

@@ -27,8 +27,7 @@ class Terms(NamedTuple):
     @classmethod
     def of(cls, forget: Tensor, retain: Tensor | None = None) -> "Terms":
         """The sum of a forget and a retain term."""
-        if retain is None:
-            return cls(forget, forget.detach(), torch.zeros_like(forget.detach()))
+        retain = torch.zeros_like(forget) if retain is None else retain
         return cls(forget + retain, forget.detach(), retain.detach())
 
 
@@ -57,7 +56,7 @@ class Loss:
 
 
 LOSSES: dict[str, Loss] = {}
-FAMILIES = ("gradient_ascent", "preference", "representation", "adversarial")
+FAMILIES = ("likelihood", "representation", "adversarial")
 
 
 def method(**needs: Any) -> Callable[[Callable[..., Terms]], Callable[..., Terms]]:

@@ -50,15 +50,14 @@ class Network(nn.Module):
         self.model = model
         self.training = model.training
         anatomy = locate(model)
-        # A tuple keeps the parts from being registered a second time under other names.
-        self._parts = (anatomy,)
-        holders = [
+        places = (
             (module, name)
             for module in anatomy.trunk.modules()
             for name, child in module.named_children()
             if child is anatomy.blocks
-        ]
-        self._holder = holders[:1]
+        )
+        # A tuple keeps the parts from being registered a second time under other names.
+        self._parts: Any = (anatomy, next(places, None))
 
     @property
     def blocks(self) -> Any:
@@ -70,11 +69,6 @@ class Network(nn.Module):
         """Longest text in tokens, where the configuration names a limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
-    @property
-    def trunk(self) -> Any:
-        """Everything below the head."""
-        return self._parts[0].trunk
-
     def forward(self, computation: Callable[..., Any], *arguments: Any) -> Any:
         """Call `computation(self, *arguments)`.
 
@@ -84,14 +78,12 @@ class Network(nn.Module):
         return computation(self, *arguments)
 
     def gather_again(self) -> None:
-        """To be called where a backward pass ended inside `forward` and another pass follows.
+        """Call where a backward pass ended inside `forward` and another pass follows.
 
-        A backward pass lets go of sharded weights. Blocks gather theirs when they run, tied weights
+        A backward pass releases sharded weights. Blocks gather theirs when they run; tied weights
         are gathered when `forward` begins.
         """
-        unshard = getattr(self, "unshard", None)  # there once weights are sharded
-        if unshard is not None:
-            unshard()
+        getattr(self, "unshard", tuple)()  # `unshard` exists once weights are sharded
 
     @contextmanager
     def _cut_after(self, layer: int) -> Iterator[None]:
@@ -100,8 +92,7 @@ class Network(nn.Module):
         An exception thrown from a hook would end the pass as well, but not under gradient
         checkpointing, which replays blocks.
         """
-        ((holder, name),) = self._holder
-        blocks = self.blocks
+        (holder, name), blocks = self._parts[1], self.blocks
         setattr(holder, name, blocks[: layer + 1])
         try:
             yield
@@ -109,7 +100,7 @@ class Network(nn.Module):
             setattr(holder, name, blocks)
 
     def _trunk_output(self, batch: Any) -> Tensor:
-        return self.trunk(
+        return self._parts[0].trunk(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         )[0]
 

@@ -7,19 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, get_args
 
-from model_diffs.core import methods
+from model_diffs.core import methods, options
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import (
-    ALIASES,
-    Compute,
-    Run,
-    Splits,
-    flag,
-    natural,
-    option,
-    positive,
-    share,
-)
+from model_diffs.core.options import Compute, Run, Splits, natural, option, positive, share
 
 if TYPE_CHECKING:
     from model_diffs.unlearning.losses import Loss
@@ -31,10 +21,10 @@ DEFAULT_STEERING = 20.0
 AUTO_STEERING = 2.0
 
 
-def _acts_on(name: str, text: str) -> str:
-    """A help text that ends in the methods whose loss reads the option."""
+def _read_by(name: str, text: str) -> str:
+    """A help text that names the methods whose loss reads the option."""
     readers = [method.name for method in methods.METHODS.values() if name in method.options]
-    return f"{text}: {', '.join(readers)}"
+    return f"{text} ({', '.join(readers)})"
 
 
 def _steering(text: str) -> str:
@@ -45,24 +35,19 @@ def _steering(text: str) -> str:
 class Formula:
     """Losses, and the methods that read each number."""
 
-    beta: float = option(0.1, _acts_on("beta", "β"), check=positive)
-    gamma: float = option(0.0, _acts_on("gamma", "γ"))
+    beta: float = option(0.1, _read_by("beta", "β"), check=positive)
+    gamma: float = option(0.0, _read_by("gamma", "γ"))
     logprob_reduction: Literal["mean", "sum"] = option(
-        "mean", _acts_on("logprob_reduction", "log-probability per token, or of the whole text")
+        "mean", _read_by("logprob_reduction", "log-probability per token or per text")
     )
-    alpha: float = option(100.0, _acts_on("alpha", "weight of the retain term"), check=natural)
-    forget_weight: float = option(
-        1.0, _acts_on("forget_weight", "weight of the forget term"), check=natural
-    )
-    retain_weight: float = option(
-        1.0, _acts_on("retain_weight", "weight of the retain NLL"), check=natural
-    )
+    alpha: float = option(100.0, _read_by("alpha", "weight of the retain term"), check=natural)
+    forget_weight: float = option(1.0, _read_by("forget_weight", "term weight"), check=natural)
+    retain_weight: float = option(1.0, _read_by("retain_weight", "NLL weight"), check=natural)
     cb_target: Literal["random", "orthogonal"] = option(
-        "random",
-        _acts_on("cb_target", "towards a random direction, or away from the base's own states"),
+        "random", _read_by("cb_target", "target direction, or away from the base")
     )
-    lat_eps: float = option(0.1, _acts_on("lat_eps", "bound of the perturbation"), check=positive)
-    lat_steps: int = option(5, _acts_on("lat_steps", "steps of the adversary"), check=natural)
+    lat_eps: float = option(0.1, _read_by("lat_eps", "bound of the perturbation"), check=positive)
+    lat_steps: int = option(5, _read_by("lat_steps", "steps of the adversary"), check=natural)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,19 +67,15 @@ class Settings(Formula):
 class Losses(Formula):
     """Losses: blocks and scales, resolved against the model."""
 
-    layer_id: str = option("5,6,7", _acts_on("layer_id", "target blocks, from 0"))
+    layer_id: str = option("5,6,7", _read_by("layer_id", "target blocks, from 0"))
     steering_coeff: str | None = option(
-        None,
-        _acts_on("steering_coeff", f"c, a number or auto (default: {DEFAULT_STEERING:g})"),
-        convert=_steering,
+        None, _read_by("steering_coeff", "number or auto; default 20"), convert=_steering
     )
     lat_layer: int | None = option(
-        None,
-        _acts_on("lat_layer", "block (default: lat the middle, cb_lat the first of --layer-id)"),
-        check=natural,
+        None, _read_by("lat_layer", "default: middle, or first, of --layer-id"), check=natural
     )
     lat_step_size: float | None = option(
-        None, _acts_on("lat_step_size", "step of the adversary (default: ε/4)"), check=positive
+        None, _read_by("lat_step_size", "of the adversary; default ε/4"), check=positive
     )
 
 
@@ -160,30 +141,31 @@ def parse_layers(text: str, blocks: int, flag: str = "--layer-id") -> tuple[int,
     return tuple(layers)
 
 
-def resolve(options: Options, loss: "Loss", blocks: int) -> Settings:
+def resolve(given: Options, loss: "Loss", blocks: int) -> Settings:
     """The settings of a run on a model of `blocks` blocks. Raises BadInput for a missing block.
 
     `steering` stays empty where --steering-coeff is auto: it is measured later.
     """
-    by_layer = loss.targets or loss.adversary or options.trainable == "layers"
-    layers = parse_layers(options.layer_id, blocks) if by_layer else ()
-    given, lat_layer = options.steering_coeff, 0
-    coefficient = DEFAULT_STEERING if given in (None, "auto") else float(given or 0)
-    if loss.adversary and options.lat_layer is None:
+    by_layer = loss.targets or loss.adversary or given.trainable == "layers"
+    layers = parse_layers(given.layer_id, blocks) if by_layer else ()
+    coefficient, lat_layer = given.steering_coeff, 0
+    automatic = coefficient == "auto" and loss.name == "rmu"
+    c = DEFAULT_STEERING if coefficient in (None, "auto") else float(coefficient or 0)
+    if loss.adversary:
         lat_layer = layers[0] if loss.targets else layers[len(layers) // 2]
-    elif loss.adversary:
-        (lat_layer,) = parse_layers(str(options.lat_layer), blocks, "--lat-layer")
+        if given.lat_layer is not None:
+            (lat_layer,) = parse_layers(str(given.lat_layer), blocks, "--lat-layer")
         if loss.targets and lat_layer > layers[-1]:
             raise BadInput(
                 f"--lat-layer {lat_layer} lies above every block of --layer-id: no loss sees it"
             )
     return Settings(
-        **{one.name: getattr(options, one.name) for one in fields(Formula)},
+        **{one.name: getattr(given, one.name) for one in fields(Formula)},
         layers=layers,
-        steering=() if given == "auto" and loss.name == "rmu" else (coefficient,) * len(layers),
+        steering=() if automatic else (c,) * len(layers),
         lat_layer=lat_layer,
-        lat_step_size=options.lat_step_size or options.lat_eps / 4,
-        seed=options.seed,
+        lat_step_size=given.lat_step_size or given.lat_eps / 4,
+        seed=given.seed,
     )
 
 
@@ -194,5 +176,5 @@ def automatic_steering(norms: Sequence[float]) -> tuple[float, ...]:
 
 if __name__ == "__main__":  # for run_unlearn.sh: the options that take a value, aliases first
     named = {one.name for one in fields(Options) if one.type not in (bool, bool | None)}
-    also = [alias for alias, name in ALIASES.items() if name in named - {"model"}]
-    print(*map(flag, (*also, *sorted(named - {"method"}))))
+    also = [alias for alias, name in options.ALIASES.items() if name in named - {"model"}]
+    print(*map(options.flag, (*also, *sorted(named - {"method"}))))

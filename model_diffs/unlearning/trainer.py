@@ -79,16 +79,11 @@ class Trainer:
         options, processes = self.options, self.accelerator.num_processes
         batch = options.batch_size * options.grad_accum_steps * processes
         forget, retain = ([len(ids) for ids in split.train] for split in (self.forget, self.retain))
+        retain = retain if self.loss.uses_retain else []
+        seed, paired = self.settings.seed, self.loss.paired
         self.steps: list[Step] = []
         for epoch in range(options.epochs):
-            self.steps += data.plan_epoch(
-                forget,
-                retain if self.loss.uses_retain else [],
-                batch,
-                self.settings.seed,
-                epoch,
-                self.loss.paired,
-            )
+            self.steps += data.plan_epoch(forget, retain, batch, seed, epoch, paired)
         self.optimizers = make_optimizers(options.optimizer, self.network, options.lr)
         self.schedules = [
             get_cosine_schedule_with_warmup(one, options.warmup_steps, len(self.steps))
@@ -118,20 +113,15 @@ class Trainer:
         device = self.accelerator.device
         return data.split_batch(self.texts(split), indices, self.pad_id, device, step)
 
-    def _batches(self, split: str, step: Step) -> list[SplitBatch]:
-        """This process's batches of a split in an optimiser step."""
-        indices = getattr(step, split)
-        return [self.batch(split, one, indices) for one in self._share(indices)]
-
     def _share(self, indices: list[int]) -> list[list[int]]:
+        """This process's batches of a step, as indices of texts."""
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         return data.share_of(indices, self.options.batch_size, rank, processes)
 
     def used(self, split: str) -> list[int]:
         """Texts of a split that this process will meet, in order of index."""
-        return sorted(
-            {i for step in self.steps for one in self._share(getattr(step, split)) for i in one}
-        )
+        shares = [self._share(getattr(step, split)) for step in self.steps]
+        return sorted({index for share in shares for batch in share for index in batch})
 
     # ── training ──────────────────────────────────────────────────────────────────────────────────
 
@@ -150,8 +140,10 @@ class Trainer:
         self.seconds += time.perf_counter() - started
 
     def _step(self, number: int, step: Step, reference: Reference) -> StepLog:
-        forget = self._batches("forget", step)
-        retain: list[Any] = [*self._batches("retain", step)] or [None] * len(forget)
+        forget = [self.batch("forget", one, step.forget) for one in self._share(step.forget)]
+        retain: list[Any] = [None] * len(forget)
+        if step.retain:
+            retain = [self.batch("retain", one, step.retain) for one in self._share(step.retain)]
         parts = torch.zeros(3, device=self.accelerator.device)
         for i, pair in enumerate(map(Pair, forget, retain)):
             last = i == len(forget) - 1

@@ -1,4 +1,4 @@
-"""Losses on log-probabilities of whole texts: dpo, npo, simnpo."""
+"""Losses on log-probabilities of texts: ga_simple, ga, grad_diff, npo, simnpo, dpo."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,6 +8,24 @@ from model_diffs.unlearning.losses import Terms, method, nll, text_mean
 from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.reference import Reference
 from model_diffs.unlearning.settings import Settings
+
+
+@method(uses_retain=False)
+def ga_simple(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
+    """−NLL(forget): unbounded below, so training eventually breaks the model."""
+    return Terms.of(-nll(network, pair.forget))
+
+
+@method()
+def ga(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
+    """−NLL(forget) + w·NLL(retain)."""
+    return Terms.of(-nll(network, pair.forget), settings.retain_weight * nll(network, pair.retain))
+
+
+@method()
+def grad_diff(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
+    """NLL(retain) − w_f·NLL(forget) (gradient difference, Liu et al. 2022)."""
+    return Terms.of(-settings.forget_weight * nll(network, pair.forget), nll(network, pair.retain))
 
 
 def _shift(
