@@ -89,16 +89,11 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     from model_diffs.diagnostics import mlp_nullspace, subspaces, weight_results
     from model_diffs.models.devices import pick_device
 
-    device, threshold = pick_device(options.device), options.rank_threshold
+    device = pick_device(options.device)
     with weight_results.open_comparisons(todo) as (base, changed, runs):
-        measured = weight_results.measure_changes(
-            base,
-            changed,
-            subspaces.mlp_matrices(base),
-            device,
-            prepare=partial(mlp_nullspace.prepare_space, threshold=threshold),
-            measure=partial(mlp_nullspace.alignment_row, threshold=threshold),
-        )
+        measure = partial(mlp_nullspace.alignment_row, threshold=options.rank_threshold)
+        matrices = subspaces.mlp_matrices(base)
+        measured = subspaces.measure_changes(base, changed, matrices, device, measure)
         for run, rows in zip(runs, measured, strict=True):
             table = run.table("mlp_nullspace_metrics", rows)
             run.table("layer_nullspace_summary", mlp_nullspace.layer_rows(rows))

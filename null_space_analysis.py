@@ -126,14 +126,8 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
         if len(chosen) < options.num_samples:
             asked = f"{options.num_samples} matrices asked for"
             print(f"{options.model_a}: {asked}, it has {len(chosen)}")
-        measured = weight_results.measure_changes(
-            base,
-            changed,
-            chosen,
-            device,
-            prepare=partial(subspaces.prepare_subspaces, k=options.k),
-            measure=partial(subspaces.subspace_row, seed=options.seed),
-        )
+        measure = partial(subspaces.subspace_row, k=options.k, seed=options.seed)
+        measured = subspaces.measure_changes(base, changed, chosen, device, measure)
         for run, rows in zip(runs, measured, strict=True):
             table = run.table("null_space_results", rows)
             draw(run, table)

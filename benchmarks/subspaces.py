@@ -45,8 +45,7 @@ def pair(shape: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
 def step_7(W_A: Tensor, W_B: Tensor) -> Found:
     """As null_space_analysis.py."""
     matrix = Matrix("W", "W", 0, "mlp", "mlp_in", (W_A.shape[0], W_A.shape[1]))
-    base = subspaces.prepare_subspaces(W_A, K)
-    row = subspaces.subspace_row(matrix, base, W_B, W_B - W_A, 42)
+    row = subspaces.subspace_row(matrix, subspaces.decompose(W_A), W_B, W_B - W_A, K, seed=42)
     assert row.effective_rank and row.subspace_alignment and row.alignment_right
     return Found((row.effective_rank,), (row.subspace_alignment, row.alignment_right))
 
@@ -73,7 +72,7 @@ def step_7_reference(svd: Decompose, W_A: Tensor, W_B: Tensor) -> Found:
 def step_10(W_A: Tensor, W_B: Tensor) -> Found:
     """As mlp_nullspace_alignment.py."""
     matrix = Matrix("W", "W", 0, "mlp", "mlp_in", (W_A.shape[0], W_A.shape[1]))
-    base = mlp_nullspace.prepare_space(W_A, THRESHOLD)
+    base = subspaces.decompose(W_A)
     row = mlp_nullspace.alignment_row(matrix, base, W_B, W_B - W_A, THRESHOLD)
     assert row.colspace_energy is not None and row.rowspace_energy is not None
     ranks = (row.original_eff_rank, row.updated_eff_rank)

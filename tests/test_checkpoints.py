@@ -47,10 +47,10 @@ def test_tensors_equal_those_of_the_file(family, tmp_path):
     folder = tiny_models.save(family, tmp_path / "m")
     checkpoint = Checkpoint.open(str(folder))
     stored = load_file(folder / "model.safetensors")
-    for name in checkpoint.names:
+    for name in checkpoint.entries:
         assert torch.equal(checkpoint.tensor(name), stored[name])
         assert checkpoint.entries[name].shape == tuple(stored[name].shape)
-    assert checkpoint.weights == sum(checkpoint.tensor(name).numel() for name in checkpoint.names)
+    assert checkpoint.weights == sum(checkpoint.tensor(name).numel() for name in checkpoint.entries)
     components = [matrix.component for matrix in checkpoint.matrices()]
     tied = bool(tiny_models.config(family).tie_word_embeddings)
     assert components.count("head") == (0 if tied else 1)
@@ -71,8 +71,8 @@ def test_shards_and_legacy_files_give_the_same_tensors(saved, tmp_path):
     torch.save(tensors, legacy / "pytorch_model.bin")
     for folder in (sharded, legacy):
         other = Checkpoint.open(str(folder))
-        assert match(whole, other) == {name: name for name in whole.names}
-        assert all(torch.equal(whole.tensor(n), other.tensor(n)) for n in whole.names)
+        assert match(whole, other) == {name: name for name in whole.entries}
+        assert all(torch.equal(whole.tensor(n), other.tensor(n)) for n in whole.entries)
     (sharded / "model-00002-of-00002.safetensors").unlink()
     refused(sharded, "model-00002-of-00002.safetensors is missing")
     places[next(iter(places))] = "../elsewhere.safetensors"
@@ -145,10 +145,10 @@ def test_a_missing_tensor_is_named_and_a_prefix_is_tolerated(saved, copy):
 
 def test_a_stored_copy_of_a_tied_head_is_left_out(tmp_path):
     folder = tiny_models.save("gemma", tmp_path / "m")
-    names = Checkpoint.open(str(folder)).names
+    names = list(Checkpoint.open(str(folder)).entries)
     key = "model.embed_tokens.weight"
     rewrite(folder, lambda t: {**t, "lm_head.weight": t[key].clone()})
-    assert Checkpoint.open(str(folder)).names == names
+    assert list(Checkpoint.open(str(folder)).entries) == names
 
 
 def test_identity_follows_config_and_headers(saved, copy):

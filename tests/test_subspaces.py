@@ -41,13 +41,13 @@ def planted(shape: tuple[int, int], sigma: list[float], seed: int = 0) -> torch.
 
 
 def subspace_row(W_A: torch.Tensor, W_B: torch.Tensor, k: int) -> SubspaceRow:
-    base = subspaces.prepare_subspaces(W_A, k)
-    return subspaces.subspace_row(matrix_of(tuple(W_A.shape)), base, W_B, W_B - W_A, 42)
+    base, matrix = subspaces.decompose(W_A), matrix_of(tuple(W_A.shape))
+    return subspaces.subspace_row(matrix, base, W_B, W_B - W_A, k, seed=42)
 
 
 def alignment_row(W_A: torch.Tensor, dW: torch.Tensor, threshold: float = 0.99) -> AlignmentRow:
-    base = mlp_nullspace.prepare_space(W_A, threshold)
-    return mlp_nullspace.alignment_row(matrix_of(tuple(W_A.shape)), base, W_A + dW, dW, threshold)
+    base, matrix = subspaces.decompose(W_A), matrix_of(tuple(W_A.shape))
+    return mlp_nullspace.alignment_row(matrix, base, W_A + dW, dW, threshold)
 
 
 # ── which matrices ────────────────────────────────────────────────────────────────────────────────
@@ -235,10 +235,10 @@ def test_unchanged_matrix_has_no_shares_and_layers_weight_by_energy() -> None:
     assert still.rank_increase == 0 and still.relative_update_size == 0
     moved = alignment_row(W, torch.randn(16, 12))
     (layer,) = mlp_nullspace.layer_rows([still, moved])
-    assert (layer.count_mats, layer.count_changed) == (2, 1)
-    assert layer.nullspace_energy == pytest.approx(moved.nullspace_energy)
+    assert (layer["count_mats"], layer["count_changed"]) == (2, 1)
+    assert layer["nullspace_energy"] == pytest.approx(moved.nullspace_energy)
     (unchanged,) = mlp_nullspace.layer_rows([still])
-    assert unchanged.nullspace_energy is None and unchanged.update_norm == 0
+    assert unchanged["nullspace_energy"] is None and unchanged["update_norm"] == 0
 
 
 # ── scripts ───────────────────────────────────────────────────────────────────────────────────────

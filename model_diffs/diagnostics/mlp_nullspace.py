@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model_diffs.diagnostics.subspaces import Decomposition, decompose, numerical_rank
+from model_diffs.diagnostics.subspaces import Decomposition, numerical_rank
 from model_diffs.models.architectures import Matrix
 from model_diffs.stats.spectra import rank_for_share, row_parts, singular_values, tall
 
@@ -45,38 +45,14 @@ class AlignmentRow(NamedTuple):
     random_input_nullspace_energy: float
 
 
-class BaseSpace(NamedTuple):
-    """What step 10 needs of a matrix of the base."""
-
-    found: Decomposition
-    rank: int
-    """Dimension of its top subspaces."""
-
-
-class Energies(NamedTuple):
-    """‖dW‖_F, and the shares of its square inside W's top subspaces."""
-
-    norm: float
-    left: float
-    """In the column space: what dW writes where W already writes."""
-    right: float
-    """In the row space: what dW reads where W already reads."""
-
-
-def prepare_space(W_A: Tensor, threshold: float) -> BaseSpace:
-    """Decomposition of W_A with the rank that holds `threshold` of its energy."""
-    found = decompose(W_A)
-    return BaseSpace(found, min(rank_for_share(found.sigma, threshold), found.rank))
-
-
-def inside_energies(base: BaseSpace, dW: Tensor) -> Energies:
-    """Shares of dW's energy in W's top left and right singular subspaces of dimension r.
+def inside_energies(base: Decomposition, r: int, dW: Tensor) -> tuple[float, float, float]:
+    """‖dW‖_F, and the shares of its square in W's r top left and right singular vectors.
 
     Smaller side: ‖D S‖² with S its r leading vectors and D = dW (or its transpose), tall. Larger
     side: with T = W and U = T S Σ⁻¹, ‖UᵀD‖² = ‖Σ⁻¹ Sᵀ (TᵀD)‖², so that U is never formed.
     """
-    S, sigma = base.found.small[:, : base.rank], base.found.sigma[: base.rank]
-    T, D = tall(base.found.W), tall(dW)
+    S, sigma = base.small[:, :r], base.sigma[:r]
+    T, D = tall(base.W), tall(dW)
     total, small = 0.0, 0.0
     cross = torch.zeros(T.shape[1], T.shape[1], dtype=torch.float64, device=S.device)
     for t, d in zip(row_parts(T, S.device), row_parts(D, S.device), strict=True):
@@ -86,25 +62,24 @@ def inside_energies(base: BaseSpace, dW: Tensor) -> Energies:
     large = float(((S.T @ cross) / sigma[:, None]).square().sum())
     # A share is at most one, and one where the subspace is the whole side. Rounding may give
     # another value, whose root outside would be too large to look like rounding.
-    small = 1.0 if base.rank == len(S) else min(1.0, small / total)
-    large = 1.0 if base.rank == len(T) else min(1.0, large / total)
+    small = 1.0 if r == len(S) else min(1.0, small / total)
+    large = 1.0 if r == len(T) else min(1.0, large / total)
     left, right = (large, small) if dW.shape[0] >= dW.shape[1] else (small, large)
-    return Energies(math.sqrt(total), left, right)
+    return math.sqrt(total), left, right
 
 
 def alignment_row(
-    matrix: Matrix, base: BaseSpace, W_B: Tensor, dW: Tensor, threshold: float
+    matrix: Matrix, base: Decomposition, W_B: Tensor, dW: Tensor, threshold: float
 ) -> AlignmentRow:
-    """How much of dW lies in, and outside, the top subspaces of W_A."""
-    (m, n), r = matrix.shape, base.rank
-    norm, updated, shares = 0.0, r, None
+    """How much of dW lies in, and outside, the subspaces with `threshold` of W_A's energy."""
+    (m, n), r = matrix.shape, min(rank_for_share(base.sigma, threshold), base.rank)
+    norm, left, right, updated = 0.0, None, None, r
     if bool(dW.any()):
-        norm, *shares = inside_energies(base, dW)
+        norm, left, right = inside_energies(base, r, dW)
         sigma = singular_values(W_B)
         updated = min(rank_for_share(sigma, threshold), numerical_rank(sigma, W_B.shape))
-    left, right = shares or (None, None)
     outputs, inputs = (None if share is None else 1.0 - share for share in (left, right))
-    original = float(base.found.sigma.norm())
+    original = float(base.sigma.norm())
     return AlignmentRow(
         name=matrix.name,
         layer=matrix.layer,

@@ -6,17 +6,18 @@ the larger side by one product.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model_diffs.models.architectures import MLP_COMPONENTS, Matrix
-from model_diffs.models.checkpoints import Checkpoint
+from model_diffs.models.checkpoints import Checkpoint, lockstep
 from model_diffs.stats.spectra import gram, rank_for_share, row_parts, singular_values, tall
 
+Row = TypeVar("Row")
 RANDOM_PAIRS = 16
 SHARE = 0.99
 SUMMARISED = (
@@ -53,6 +54,28 @@ def sample_matrices(matrices: Sequence[Matrix], count: int, seed: int) -> list[M
 def mlp_matrices(checkpoint: Checkpoint) -> list[Matrix]:
     """The in, gate and out matrices of every MLP, each expert's included, routers not."""
     return [m for m in checkpoint.matrices() if m.component in MLP_COMPONENTS]
+
+
+def measure_changes(
+    base: Checkpoint,
+    changed: Sequence[Checkpoint],
+    matrices: Sequence[Matrix],
+    device: torch.device,
+    measure: "Callable[[Matrix, Decomposition, Tensor, Tensor], Row]",
+) -> list[list[Row]]:
+    """For each changed model a row per matrix: `measure(matrix, decomposition of W_A, W_B, dW)`.
+
+    Matrices are [out, in] fp32 on `device`; the base's are read and decomposed once. Raises
+    BadInput, naming the tensor, where checkpoints cannot be subtracted or hold NaN or Inf.
+    """
+    rows: list[list[Row]] = [[] for _ in changed]
+    for matrix, stored_a, others in lockstep(base, changed, matrices):
+        W_A = stored_a.to(device, torch.float32)
+        found = decompose(W_A)
+        for out, (_, stored_b) in zip(rows, others, strict=True):
+            W_B = stored_b.to(device, torch.float32)
+            out.append(measure(matrix, found, W_B, W_B - W_A))
+    return rows
 
 
 # ── one matrix ────────────────────────────────────────────────────────────────────────────────────
@@ -160,33 +183,16 @@ class SubspaceRow(NamedTuple):
     shape1: int
 
 
-class BaseSubspaces(NamedTuple):
-    """What step 7 needs of a matrix of the base."""
-
-    found: Decomposition
-    k: int
-    bases: Bases
-
-
-def prepare_subspaces(W_A: Tensor, k: int) -> BaseSubspaces:
-    """Decomposition of W_A with its leading subspaces of dimension min(k, rank)."""
-    found = decompose(W_A)
-    k = min(k, found.rank)
-    return BaseSubspaces(found, k, leading_bases(found, k))
-
-
 def subspace_row(
-    matrix: Matrix, base: BaseSubspaces, W_B: Tensor, dW: Tensor, seed: int
+    matrix: Matrix, base: Decomposition, W_B: Tensor, dW: Tensor, k: int, seed: int
 ) -> SubspaceRow:
-    """Spectrum of dW, and how far the leading subspaces turned from W_A to W_B."""
-    k, first = base.k, float(base.found.sigma[0])
+    """Spectrum of dW, and how far the k leading singular vectors turned from W_A to W_B."""
+    k, first = min(k, base.rank), float(base.sigma[0])
     if bool(dW.any()):
         other, sigma = decompose(W_B), singular_values(dW)
         k, last = min(k, other.rank), float(other.sigma[0])
-        turned = leading_bases(other, k)
-        left, right = (
-            principal_angles(Q_A[:, :k], Q_B) for Q_A, Q_B in zip(base.bases, turned, strict=True)
-        )
+        sides = zip(leading_bases(base, k), leading_bases(other, k), strict=True)
+        left, right = (principal_angles(Q_A, Q_B) for Q_A, Q_B in sides)
     else:  # the same matrix: its subspaces have not turned
         sigma, last = torch.zeros(min(dW.shape), dtype=torch.float64), first
         left = right = torch.zeros(k)

@@ -1,23 +1,16 @@
-"""What the steps that compare weights share: opening, measuring, summaries, lines of figures."""
+"""What the steps that compare weights share: opening, summaries, lines of figures."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from model_diffs.core.results import PlannedRun, Run, open_run
-from model_diffs.models.architectures import Matrix
-from model_diffs.models.checkpoints import Checkpoint, lockstep
+from model_diffs.models.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from model_diffs.core.figures import Line
-
-Prepared = TypeVar("Prepared")
-Row = TypeVar("Row")
 
 
 @contextmanager
@@ -36,29 +29,6 @@ def open_comparisons(
             run.reads(*base.files, *other.files)
             run.record(models={one.model: one.identity() for one in (base, other)})
         yield base, changed, runs
-
-
-def measure_changes(
-    base: Checkpoint,
-    changed: Sequence[Checkpoint],
-    matrices: Sequence[Matrix],
-    device: torch.device,
-    prepare: Callable[[Tensor], Prepared],
-    measure: Callable[[Matrix, Prepared, Tensor, Tensor], Row],
-) -> list[list[Row]]:
-    """For each changed model a row per matrix, `measure(matrix, prepare(W_A), W_B, dW)`.
-
-    Matrices are [out, in] fp32 on `device`; the base's are read and prepared once. Raises BadInput,
-    naming the tensor, where checkpoints cannot be subtracted or hold NaN or Inf.
-    """
-    rows: list[list[Row]] = [[] for _ in changed]
-    for matrix, stored_a, others in lockstep(base, changed, matrices):
-        W_A = stored_a.to(device, torch.float32)
-        prepared = prepare(W_A)
-        for out, (_, stored_b) in zip(rows, others, strict=True):
-            W_B = stored_b.to(device, torch.float32)
-            out.append(measure(matrix, prepared, W_B, W_B - W_A))
-    return rows
 
 
 def summary(table: "pd.DataFrame", columns: Sequence[str], size: str, by: str) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """Stored weights, read by name from mapped files; never a whole model, never a whole shard.
 
     base, changed = Checkpoint.open("org/name"), Checkpoint.open("models/changed")
-    name_in_changed = match(base, changed)
-    for matrix in base.matrices():
-        W_A = matrix.take(base.tensor(matrix.tensor))
+    for matrix, W_A, others in lockstep(base, [changed], base.matrices()): ...
 
-A tensor of a safetensors file is a view of the mapped file: it costs no anonymous memory until it
+A tensor of a safetensors file is a view of the mapped file: it takes no memory of its own until it
 is converted. It must not be written to.
 """
 
@@ -92,16 +90,6 @@ class Checkpoint:
         return cls(model, folder, config, depends, kept, digest.hexdigest(), handles)
 
     @property
-    def names(self) -> list[str]:
-        """Names of the stored tensors, in order."""
-        return list(self.entries)
-
-    @property
-    def model_type(self) -> str:
-        """`model_type` of the config."""
-        return str(self.config.get("model_type", ""))
-
-    @property
     def weights(self) -> int:
         """Number of stored weights."""
         return sum(math.prod(entry.shape) for entry in self.entries.values())
@@ -113,11 +101,9 @@ class Checkpoint:
 
     def matrices(self) -> list[Matrix]:
         """Every weight matrix, in the order of the names; a tied head only as embedding."""
-        return [
-            matrix
-            for name, entry in self.entries.items()
-            for matrix in architectures.matrices(name, entry.shape, self.model_type)
-        ]
+        kind = str(self.config.get("model_type", ""))
+        found = (architectures.matrices(n, e.shape, kind) for n, e in self.entries.items())
+        return [matrix for of_one in found for matrix in of_one]
 
     def check_vectors(self) -> None:
         """Raise BadInput, naming it, for a bias or norm with NaN or Inf."""
@@ -219,13 +205,9 @@ def match(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
         shape_a, shape_b = a.entries[name_a].shape, b.entries[name_b].shape
         if shape_a == shape_b:
             continue
-        matrices = len(shape_a) == len(shape_b) == 2 and shape_a[1] == shape_b[1]
-        outside = matrices and architectures.describe_parameter(name_a).layer < 0
-        what = "vocabularies differ, " if outside else ""
-        raise BadInput(
-            f"{what}{name_a} is {list(shape_a)} in {a.model} and {list(shape_b)} in {b.model}: "
-            "compare models of one architecture"
-        )
+        vocabulary = len(shape_a) == len(shape_b) == 2 and shape_a[1] == shape_b[1]
+        vocabulary = vocabulary and architectures.describe_parameter(name_a).layer < 0
+        raise _unlike(name_a, [*shape_a], a, [*shape_b], b, vocabulary)
     return names
 
 
@@ -252,13 +234,17 @@ def check_configs(a: Checkpoint, b: Checkpoint) -> None:
     for key in _COMPARED:
         value_a, value_b = a.config.get(key), b.config.get(key)
         if value_a != value_b and None not in (value_a, value_b):
-            what = "vocabularies differ, " if key == "vocab_size" else ""
-            raise BadInput(
-                f"{what}{key} is {value_a} in {a.model} and {value_b} in {b.model}: "
-                "compare models of one architecture"
-            )
+            raise _unlike(key, value_a, a, value_b, b, key == "vocab_size")
     if architectures.ties_head(a.config) != architectures.ties_head(b.config):
         raise BadInput(f"{a.model} and {b.model}: one ties its head to the embedding, one does not")
+
+
+def _unlike(
+    name: str, in_a: Any, a: Checkpoint, in_b: Any, b: Checkpoint, vocabulary: bool
+) -> BadInput:
+    what = "vocabularies differ, " if vocabulary else ""
+    where = f"{name} is {in_a} in {a.model} and {in_b} in {b.model}"
+    return BadInput(f"{what}{where}: compare models of one architecture")
 
 
 def _paired_names(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
