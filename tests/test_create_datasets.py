@@ -210,8 +210,9 @@ def test_bad_source_is_one_line(
     assert not Path("data/forget.txt").exists()
 
 
-def test_changed_layout_on_hub_is_bad_input(tmp_path: Path) -> None:
+def test_changed_layout_on_hub_is_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(BadInput, match="layout"):
-        sample_sources.from_hub(
-            sample_sources.WMDP, sample_sources.question_text, lambda source: tmp_path
-        )
+        sample_sources.from_hub(sample_sources.WMDP, sample_sources.question_text)

@@ -1,13 +1,10 @@
-"""Where forget and retain samples come from: data sets of the hub, or local text and JSON files.
-
-Only `snapshot` uses the network: it downloads the files of a data set that are not on this disk.
-"""
+"""Where forget and retain samples come from: data sets of the hub, or local text and JSON files."""
 
 import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +13,7 @@ from model_diffs.models.files import hub_errors
 
 # Shorter lines of WikiText are headings and fragments.
 LEAST_CHARACTERS = 50
-_TEXT_FIELDS = ("text", "question", "prompt")
+TEXT_FIELDS = ("text", "question", "prompt")
 
 
 class HubSource(NamedTuple):
@@ -43,53 +40,39 @@ WIKITEXT = HubSource("Salesforce/wikitext", "wikitext-2-raw-v1", "train", None)
 # ── hub ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def snapshot(source: HubSource) -> Path:
-    """Folder `…/snapshots/<commit>` with the source's parquet files.
+def from_hub(source: HubSource, text_of: Callable[[Mapping[str, Any]], str]) -> Samples:
+    """All texts of a hub source, in order; files that are not on this disk are downloaded.
 
-    Raises BadInput where the hub does not have the data set, refuses it, or cannot be reached.
+    Raises BadInput where the hub does not give them or a row lacks what `text_of` needs.
     """
+    import datasets
     from huggingface_hub import snapshot_download
 
+    pattern = f"{source.config}/{source.split}-*.parquet"
     instead = "give your own texts with --forget-source and --retain-source"
     with hub_errors(f"{source.repository} ({source.config})", instead):
-        found = snapshot_download(
+        folder = snapshot_download(
             source.repository,
             repo_type="dataset",
             revision=source.revision,
             token=os.environ.get("HF_TOKEN") or False,
-            allow_patterns=[f"{source.config}/{source.split}-*.parquet"],
+            allow_patterns=[pattern],
         )
-    return Path(found)
-
-
-def from_hub(
-    source: HubSource,
-    text_of: Callable[[Mapping[str, Any]], str],
-    fetch: Callable[[HubSource], Path] = snapshot,
-) -> Samples:
-    """All texts of a hub source, in order, without a copy in the cache of `datasets`.
-
-    Raises BadInput where its files are not there or a row lacks what `text_of` needs.
-    """
-    import datasets
-
-    folder = fetch(source)
-    files = sorted(folder.glob(f"{source.config}/{source.split}-*.parquet"))
+    files = sorted(str(file) for file in Path(folder).glob(pattern))
     if not files:
         raise BadInput(
-            f"{source.repository}: no {source.config}/{source.split}-*.parquet in {folder}; its "
-            "layout has changed, give an older revision or your own texts"
+            f"{source.repository}: no {pattern} in {folder}; its layout has changed, give an older "
+            "revision or your own texts"
         )
-    rows = datasets.load_dataset(
-        "parquet", data_files=[str(file) for file in files], split="train", streaming=True
-    )
+    # Streaming makes no copy in the cache of `datasets`.
+    rows = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
     try:
         texts = [text_of(row) for row in rows]
     except KeyError as error:
         raise BadInput(
             f"{source.repository}: its rows have no field {error}; give an older revision"
         ) from error
-    return Samples(texts, {**source._asdict(), "revision": folder.name})
+    return Samples(texts, {**source._asdict(), "revision": Path(folder).name})
 
 
 def question_text(row: Mapping[str, Any]) -> str:
@@ -111,35 +94,32 @@ def article_text(row: Mapping[str, Any]) -> str:
 # ── local files ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _text_of_value(value: Any, fields: Iterable[str], place: str) -> str:
-    found = [value, *(value.get(name) for name in fields)] if isinstance(value, dict) else [value]
-    for text in found:
-        if isinstance(text, str):
-            return text
-    raise BadInput(
-        f"{place}: neither a text nor an object with a text in {' or '.join(map(repr, fields))}; "
-        "name the field with --text-field"
-    )
+def _parse(content: str, place: str) -> Any:
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{place}: not JSON ({error.msg}, line {error.lineno})") from error
 
 
-def _json_values(path: Path, content: str) -> Iterator[tuple[str, Any]]:
-    """Values with their place, for messages: the lines of JSONL, the items of a JSON list."""
+def _json_texts(path: Path, content: str, fields: Sequence[str]) -> Iterator[str]:
+    """Texts of a .json list, or of the lines of .jsonl: strings, or the first field that is one."""
     if path.suffix.lower() == ".json":
-        documents = [(str(path), content)]
-    else:
-        lines = enumerate(content.split("\n"), start=1)
-        documents = [(f"{path}, line {n}", line) for n, line in lines if line.strip()]
-    for place, document in documents:
-        try:
-            value = json.loads(document)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{place}: not JSON ({error.msg}, line {error.lineno})") from error
-        if path.suffix.lower() == ".jsonl":
-            yield place, value
-        elif isinstance(value, list):
-            yield from ((f"{path}, item {n}", item) for n, item in enumerate(value, start=1))
-        else:
+        items = _parse(content, str(path))
+        if not isinstance(items, list):
             raise BadInput(f"{path}: a JSON list is expected, of texts or objects")
+        values = [(f"{path}, item {n}", item) for n, item in enumerate(items, start=1)]
+    else:
+        lines = [(f"{path}, line {n}", line) for n, line in enumerate(content.split("\n"), start=1)]
+        values = [(place, _parse(line, place)) for place, line in lines if line.strip()]
+    for place, value in values:
+        found = [value.get(name) for name in fields] if isinstance(value, dict) else [value]
+        texts = [text for text in found if isinstance(text, str)]
+        if not texts:
+            raise BadInput(
+                f"{place}: neither a text nor an object with a text in "
+                f"{' or '.join(map(repr, fields))}; name the field with --text-field"
+            )
+        yield texts[0]
 
 
 def from_file(path: Path, field: str | None) -> Samples:
@@ -157,9 +137,7 @@ def from_file(path: Path, field: str | None) -> Samples:
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
     if path.suffix.lower() in (".json", ".jsonl"):
-        fields = [field] if field else _TEXT_FIELDS
-        values = _json_values(path, content)
-        texts = [_text_of_value(value, fields, place) for place, value in values]
+        texts = list(_json_texts(path, content, [field] if field else TEXT_FIELDS))
     else:
         texts = content.split("\n")
     # Not the path: it belongs to a machine. The hash says which file it was.
