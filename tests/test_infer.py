@@ -12,11 +12,11 @@ import pytest
 import tiny_models
 import torch
 
-from model_diffs.core import arguments
 from model_diffs.core.errors import BadInput
+from model_diffs.core.script import run_script
+from model_diffs.core.step import load_script
 from model_diffs.models import generation
 from model_diffs.models.generation import Sampling, Speaker
-from model_diffs.pipeline import planning
 from model_diffs.pipeline.studies import read_study
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     def call(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["infer.py", "--device", "cpu", *words])
         with pytest.raises(SystemExit) as left:
-            arguments.run_script(planning.load_script(ROOT / "infer.py").main)
+            run_script(load_script(ROOT / "infer.py").main)
         return int(left.value.code or 0)
 
     return call
@@ -55,9 +55,9 @@ def speaker(family: str) -> Speaker:
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2", "opt"])
-def test_greedy_text_of_a_padded_batch_is_that_of_a_loop_over_tokens(family: str) -> None:
+def test_greedy_text_of_padded_batch_equals_loop_over_tokens(family: str) -> None:
     one = speaker(family)
-    together = generation.generate(one, PROMPTS, Sampling(8, greedy=True))
+    together = generation.generate(one, PROMPTS, Sampling(max_new_tokens=8, greedy=True))
     for prompt, text in zip(PROMPTS, together, strict=True):
         ids = one.tokenizer(prompt)["input_ids"]
         start = len(ids)
@@ -69,23 +69,29 @@ def test_greedy_text_of_a_padded_batch_is_that_of_a_loop_over_tokens(family: str
         assert text == one.tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
-def test_same_seed_same_text_whatever_was_drawn_before() -> None:
+def test_same_seed_gives_same_text() -> None:
     one = speaker("gpt_neox")
-    first = generation.generate(one, PROMPTS[1:2], Sampling(20, seed=3))
+    first = generation.generate(one, PROMPTS[1:2], Sampling(max_new_tokens=20, seed=3))
     torch.rand(5)
-    assert generation.generate(one, PROMPTS[1:2], Sampling(20, seed=3)) == first
-    assert generation.generate(one, PROMPTS[1:2], Sampling(20, seed=4)) != first
+    assert generation.generate(one, PROMPTS[1:2], Sampling(max_new_tokens=20, seed=3)) == first
+    assert generation.generate(one, PROMPTS[1:2], Sampling(max_new_tokens=20, seed=4)) != first
 
 
-def test_a_prompt_has_to_fit_and_new_tokens_end_where_the_model_does() -> None:
+def test_refuses_long_prompts_and_stops_at_the_last_position() -> None:
     one = speaker("gpt2")
     limit = tiny_models.POSITIONS
-    (text,) = generation.generate(one, ["x" * (limit - 3)], Sampling(50, greedy=True))
-    assert text == generation.generate(one, ["x" * (limit - 3)], Sampling(3, greedy=True))[0] != ""
+    (text,) = generation.generate(
+        one, ["x" * (limit - 3)], Sampling(max_new_tokens=50, greedy=True)
+    )
+    assert (
+        text
+        == generation.generate(one, ["x" * (limit - 3)], Sampling(max_new_tokens=3, greedy=True))[0]
+        != ""
+    )
     with pytest.raises(BadInput, match="shorten"):
-        generation.generate(one, ["x" * limit], Sampling(5))
+        generation.generate(one, ["x" * limit], Sampling(max_new_tokens=5))
     with pytest.raises(BadInput, match="empty"):
-        generation.generate(one, [""], Sampling(5))
+        generation.generate(one, [""], Sampling(max_new_tokens=5))
 
 
 def test_two_columns_keep_every_word() -> None:
@@ -99,7 +105,9 @@ def test_two_columns_keep_every_word() -> None:
 # ── the script ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_one_model_and_two(models: Path, run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+def test_prints_one_model_or_two_side_by_side(
+    models: Path, run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
     a, b = str(models / "base__npo"), str(models / "base__rmu")
     given = ("--prompt", "salt", "--max-new-tokens", "5", "--seed", "7")
     assert run("--model", a, *given) == 0
@@ -111,7 +119,7 @@ def test_one_model_and_two(models: Path, run: Run, capfd: pytest.CaptureFixture[
     assert "base__npo" in both and "base__rmu" in both and "│" in both
 
 
-def test_a_sweep_names_its_table_after_the_prompt(models: Path, run: Run) -> None:
+def test_sweep_names_its_table_by_the_hash_of_the_prompt(models: Path, run: Run) -> None:
     prompt = "What, then, is “salt”?"
     given = ("--sweep", "--models-dir", str(models), "--prompt", prompt, "--max-new-tokens", "4")
     assert run(*given) == 0
@@ -128,7 +136,7 @@ def test_a_sweep_names_its_table_after_the_prompt(models: Path, run: Run) -> Non
     assert sorted(p.suffix for p in path.parent.iterdir()) == [".csv", ".json"]
 
 
-def test_a_model_that_fails_is_said_and_the_others_are_kept(
+def test_sweep_reports_a_failing_model_and_keeps_the_others(
     models: Path,
     run: Run,
     tmp_path: Path,
@@ -150,11 +158,12 @@ def test_a_model_that_fails_is_said_and_the_others_are_kept(
     assert pd.read_csv(path)["model"].tolist() == ["whole"]
 
 
-def test_include_base_asks_the_models_of_the_study_first(
+def test_include_base_prompts_the_models_of_the_study_first(
     models: Path, run: Run, tmp_path: Path
 ) -> None:
-    study = tmp_path / "mine.sh"
-    study.write_text(f'BASE={models}/base__npo\nCOMPARE=("{models}/base__rmu")\nUNLEARN=(ga)\n')
+    study = tmp_path / "mine.toml"
+    named = f'[models]\nbase = "{models}/base__npo"\nfiltered = "{models}/base__rmu"\n'
+    study.write_text(named + "[unlearn.ga]\n")
     (tmp_path / "made").mkdir()
     (tmp_path / "made/base__ga").symlink_to(models / "base__rmu")
     given = ("--models-dir", "made", "--prompt", "x", "--max-new-tokens", "2")
@@ -163,16 +172,17 @@ def test_include_base_asks_the_models_of_the_study_first(
     assert pd.read_csv(path)["model"].tolist() == ["base__npo", "base__rmu", "base__ga"]
 
 
-def test_the_default_study_is_the_published_one() -> None:
+def test_default_study_is_the_published_one() -> None:
     published = read_study("deep-ignorance", ROOT / "studies")
-    assert [model.split("/")[0] for model in published.models] == ["EleutherAI"] * 3
+    named = (published.base, *published.compare)
+    assert [model.split("/")[0] for model in named] == ["EleutherAI"] * 3
     assert published.unlearn == () and published.questions is None
     with pytest.raises(BadInput, match="miniature"):
         read_study("nothing", ROOT / "studies")
 
 
 @pytest.mark.parametrize("typed", ["salt\n\nquit\n", "salt\n", "salt\nEXIT\nbread\n"])
-def test_a_conversation_ends_by_quit_and_by_the_end_of_input(
+def test_conversation_ends_at_quit_and_at_end_of_input(
     models: Path,
     run: Run,
     monkeypatch: pytest.MonkeyPatch,

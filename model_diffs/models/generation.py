@@ -1,40 +1,39 @@
-"""Text from models: one prompt or several, greedy or sampled, the same again for the same seed."""
+"""Generation: one prompt or several, greedy or sampled, the same text for the same seed.
 
-import gc
+Light at import: `infer.py` takes its sampling options from here.
+"""
+
 import hashlib
 import json
-import os
 import textwrap
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from transformers import GenerationConfig
-
-from model_diffs.core import folders, naming
+from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
-from model_diffs.models import loading
+from model_diffs.core.folders import whole_file
+from model_diffs.core.options import Compute, fraction, option, positive
 
-COLUMNS = ("prompt", "model", "model_path", "output")
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen."""
+    """Sampling."""
 
-    max_new_tokens: int = 100
-    temperature: float = 0.7
-    top_p: float = 0.95
-    greedy: bool = False
-    """The likeliest token, always; temperature and top_p then play no part."""
-    seed: int = 42
+    max_new_tokens: int = option(100, "maximum number of generated tokens", check=positive)
+    temperature: float = option(0.7, "divides the logits", check=positive)
+    top_p: float = option(0.95, "share of probability to sample from", check=fraction)
+    greedy: bool = option(False, "always the likeliest token")
+    seed: int = option(42, "same seed, same text")
 
 
 class Speaker(NamedTuple):
-    """A loaded model that can be asked."""
+    """A loaded model with its tokenizer."""
 
     name: str
     model: Any
@@ -42,7 +41,7 @@ class Speaker(NamedTuple):
 
 
 class Written(NamedTuple):
-    """One output of a sweep."""
+    """Row of a sweep's table."""
 
     prompt: str
     model: str
@@ -50,30 +49,30 @@ class Written(NamedTuple):
     output: str
 
 
-def _positions(model: Any) -> int | None:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def load(options: Compute, model: str, device_map: str | None = None) -> Speaker:
+    """A model with its tokenizer."""
+    from model_diffs.models import loading
+
+    loaded = loading.load_for(options, model, device_map)
+    tokenizer = loading.load_tokenizer(model, options.trust_remote_code)
+    return Speaker(naming.model_label(model), loaded, tokenizer)
 
 
-def _configuration(speaker: Speaker, sampling: Sampling, longest: int) -> GenerationConfig:
-    """Everything is said here: what a model's own generation_config adds would differ by model."""
-    model, tokenizer = speaker.model, speaker.tokenizer
-    new, limit = sampling.max_new_tokens, _positions(model)
+def _configuration(speaker: Speaker, sampling: Sampling, longest: int) -> "GenerationConfig":
+    """All settings are explicit: a model's own generation_config would differ by model."""
+    from transformers import GenerationConfig
+
+    model, tokenizer, new = speaker.model, speaker.tokenizer, sampling.max_new_tokens
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None:
         if longest >= limit:
             raise BadInput(
                 f"the prompt has {longest} tokens, {speaker.name} takes {limit}: shorten it"
             )
         new = min(new, limit - longest)
-    chosen = (
-        {"do_sample": False}
-        if sampling.greedy
-        else {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": 0,
-        }
-    )
+    chosen: dict[str, Any] = {"do_sample": not sampling.greedy}
+    if not sampling.greedy:
+        chosen |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     end = getattr(model.generation_config, "eos_token_id", None)
     return GenerationConfig(
         max_new_tokens=new,
@@ -83,66 +82,45 @@ def _configuration(speaker: Speaker, sampling: Sampling, longest: int) -> Genera
     )
 
 
-@torch.inference_mode()
 def generate(speaker: Speaker, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-    """What a model says after each prompt, special tokens left out.
+    """The continuation of each prompt, without special tokens.
 
-    Prompts of unequal length are padded on the left, so that each is followed by its own next
-    token. Greedy text does not depend on the other prompts; sampled text does, through the order of
-    random numbers. Raises BadInput for a prompt that is empty or longer than the model takes.
+    Prompts are padded on the left to one length. Greedy text does not depend on the other prompts;
+    sampled text does, through the order of random numbers. Raises BadInput for a prompt that is
+    empty or longer than the model takes.
     """
-    encoded = speaker.tokenizer(list(prompts))["input_ids"]
+    import torch
+
+    from model_diffs.models import loading
+
+    model, tokenizer = speaker.model, speaker.tokenizer
+    encoded = tokenizer(list(prompts))["input_ids"]
     if not all(encoded):
         raise BadInput("the prompt is empty: give some text")
-    device = next(speaker.model.parameters()).device
-    batch = loading.pad_batch(encoded, speaker.tokenizer.pad_token_id, device, side="left")
+    device = next(model.parameters()).device
+    batch = loading.pad_batch(encoded, tokenizer.pad_token_id, device, side="left")
     length = batch.input_ids.shape[1]
     configuration = _configuration(speaker, sampling, length)
     torch.manual_seed(sampling.seed)  # of every device
-    made = speaker.model.generate(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        generation_config=configuration,
-    )
-    return speaker.tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)
-
-
-def load(options: Any, model: str) -> Speaker:
-    """A model with its tokenizer, as a script's compute options say."""
-    loaded = loading.load_for(options, model, getattr(options, "device_map", None))
-    tokenizer = loading.load_tokenizer(model, options.trust_remote_code)
-    return Speaker(naming.model_label(model), loaded, tokenizer)
-
-
-def free() -> None:
-    """Give back what a model that nobody refers to any more took on the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-# ── side by side ──────────────────────────────────────────────────────────────────────────────────
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    lines = []
-    for line in text.strip().splitlines() or [""]:
-        lines += textwrap.wrap(line, width, drop_whitespace=True) or [""]
-    return lines
+    with torch.inference_mode():
+        made = model.generate(**batch._asdict(), generation_config=configuration)
+    return tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)
 
 
 def side_by_side(names: Sequence[str], outputs: Sequence[str], width: int) -> str:
     """Two outputs as two columns, `width` characters together."""
     column = max(20, (width - 3) // 2)
-    cells = [
-        [*_wrapped(name, column), "─" * column, *_wrapped(output, column)]
+
+    def wrapped(text: str) -> list[str]:
+        lines = text.strip().splitlines() or [""]
+        return [part for line in lines for part in textwrap.wrap(line, column) or [""]]
+
+    left, right = (
+        [*wrapped(name), "─" * column, *wrapped(output)]
         for name, output in zip(names, outputs, strict=True)
-    ]
-    height = max(map(len, cells))
-    left, right = ([*lines, *[""] * (height - len(lines))] for lines in cells)
-    return "\n".join(
-        f"{one:<{column}} │ {other}".rstrip() for one, other in zip(left, right, strict=True)
     )
+    rows = zip_longest(left, right, fillvalue="")
+    return "\n".join(f"{one:<{column}} │ {other}".rstrip() for one, other in rows)
 
 
 # ── sweeps ────────────────────────────────────────────────────────────────────────────────────────
@@ -151,7 +129,8 @@ def side_by_side(names: Sequence[str], outputs: Sequence[str], width: int) -> st
 def model_folders(folder: Path) -> list[Path]:
     """The models in a folder, by name; `<name>/unlearned_model` counts as one.
 
-    Raises BadInput where there is none. Hidden folders are what an unfinished run is writing.
+    Hidden folders, which an unfinished run is writing, are left out. Raises BadInput where there
+    is no model.
     """
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder of models; make some, or give --models-dir")
@@ -165,36 +144,25 @@ def model_folders(folder: Path) -> list[Path]:
     return found
 
 
-def sweep_file(folder: Path, prompt: str) -> Path:
-    """Where the outputs for a prompt go: the same prompt always gives the same name."""
-    return folder / f"{hashlib.sha256(prompt.encode()).hexdigest()}.csv"
-
-
-def write_sweep(folder: Path, prompt: str, written: Sequence[Written], sampling: Sampling) -> Path:
-    """Write the table, and beside it a JSON file with how it was sampled; each whole or not at all.
+def write_sweep(folder: Path, written: Sequence[Written], sampling: Sampling) -> Path:
+    """Write the table of one prompt, named by its SHA-256, and a JSON file with the sampling.
 
     Raises BadInput where the folder cannot be written.
     """
     import pandas as pd
 
-    path = sweep_file(folder, prompt)
+    prompt = written[0].prompt
+    path = folder / f"{hashlib.sha256(prompt.encode()).hexdigest()}.csv"
+    facts = {field.name: getattr(sampling, field.name) for field in fields(Sampling)}
+    contents = {
+        path.with_suffix(".json"): json.dumps({"prompt": prompt, **facts}, indent=2),
+        path: pd.DataFrame(written).to_csv(index=False, lineterminator="\n"),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        table = pd.DataFrame(written, columns=[*COLUMNS]).to_csv(index=False, lineterminator="\n")
-        for target, text in (
-            (
-                path.with_suffix(".json"),
-                json.dumps({"prompt": prompt, **asdict(sampling)}, indent=2),
-            ),
-            (path, table),
-        ):
-            partial = target.with_name(f".{target.name}.{os.getpid()}{folders.PARTIAL}")
-            try:
+        for target, text in contents.items():
+            with whole_file(target) as partial:
                 partial.write_text(text, encoding="utf-8")
-                partial.replace(target)
-            finally:
-                with suppress(FileNotFoundError):
-                    partial.unlink()
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise BadInput(f"{folder} cannot be written ({error.strerror}): choose --outdir") from error
     return path
