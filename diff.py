@@ -15,14 +15,14 @@ examples.html: the texts in which the latents that changed most are most active.
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import Comparison, Compute, Figures, natural, option, parse, positive
+from model_diffs.core.options import Comparison, Figures, option, parse, positive
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import execute, run_script
 from model_diffs.core.step import Figure, Step, Table, comparison_runs, names_of, title_of
-from model_diffs.dictionaries.options import DatasetTexts
+from model_diffs.dictionaries.options import Diffing
 
 if TYPE_CHECKING:
     from model_diffs.dictionaries import diffing
@@ -40,18 +40,13 @@ STEP = Step(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(DatasetTexts, Comparison, Compute, Figures):
-    """Diffing."""
+class Options(Diffing, Comparison, Figures):
+    """Models and results shown."""
 
     model_a: str = option("", "base: org/name[@revision] or a folder", recorded=False)
     model_b: tuple[str, ...] = option((), "changed models", recorded=False)
     itda: str = option("", "folder of a dictionary of the base")
-    layer: int | None = option(None, "check that the dictionary is of this layer", check=natural)
     top: int = option(20, "latents shown in each direction", check=positive)
-    contexts: int = option(5, "texts shown for each latent", check=positive)
-    side_by_side: Literal["auto", "yes", "no"] = option(
-        "auto", "keep all models in memory together, or one after the other"
-    )
     compare_dictionaries: tuple[str, ...] = option(
         (), "print the Jaccard index of two dictionaries' atoms and stop", recorded=False
     )
@@ -135,14 +130,9 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
         options.device,
         options.seq_len,
         options.batch_size,
-        dtype=options.dtype,
-        trust_remote_code=options.trust_remote_code,
-        side_by_side=options.side_by_side,
-        contexts=options.contexts,
-        seed=options.seed,
-        scratch=options.outroot,
+        options=options,
     )
-    texts = opened.read(options.dataset, options.max_samples)
+    texts = opened.read(options.dataset)
     changed = [planned.model_b for planned in todo]
     found = opened.compare(options.model_a, changed, texts, options.max_steps)
     for planned, one in zip(todo, found, strict=True):

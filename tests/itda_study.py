@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import train_itda
 from model_diffs.core.script import execute
 from model_diffs.dictionaries.diffing import Comparison, ModelDiffing
+from model_diffs.dictionaries.options import Diffing
 
 LAYER = 1
 
@@ -32,15 +33,9 @@ def files(study: tiny_study.Study) -> list[str]:
 
 
 def diffing(study: tiny_study.Study, **changed: Any) -> ModelDiffing:
-    return ModelDiffing(
-        study.root / "itda",
-        study.model_a,
-        LAYER,
-        "cpu",
-        batch_size=7,
-        scratch=study.root,
-        **changed,
-    )
+    options = Diffing(outroot=str(study.root), **changed)
+    folder = study.root / "itda"
+    return ModelDiffing(folder, study.model_a, LAYER, "cpu", batch_size=7, options=options)
 
 
 def compare(study: tiny_study.Study, *models: str, **changed: Any) -> list[Comparison]:

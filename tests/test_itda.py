@@ -75,7 +75,7 @@ def outputs(place: Place, layer: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2", "gemma2", "opt"])
-def test_a_layer_is_what_its_block_gives_out_before_the_final_norm(family: str) -> None:
+def test_layer_is_output_of_its_block_before_the_final_norm(family: str) -> None:
     from model_diffs.models.anatomy import locate
 
     model = tiny_models.build(family)
@@ -164,7 +164,7 @@ def reference_atoms(place: Place, layer: int, settings: Training) -> list[tuple[
         {"loss_threshold": 0.004, "batch_size": 3},
     ],
 )
-def test_the_atoms_are_those_of_a_loop_over_single_tokens(
+def test_atoms_equal_those_of_a_loop_over_single_tokens(
     place: Place, changed: dict[str, Any]
 ) -> None:
     found = train(place, [1], **changed)[0]
@@ -174,7 +174,7 @@ def test_the_atoms_are_those_of_a_loop_over_single_tokens(
     assert torch.allclose(found.atoms.norm(dim=1), torch.ones(len(reference)), atol=1e-6)
 
 
-def test_repeated_activations_enter_once(place: Place, tmp_path: Path) -> None:
+def test_repeated_activations_become_one_atom(place: Place, tmp_path: Path) -> None:
     lines = place.texts.texts[:10]
     (tmp_path / "thrice.txt").write_text("\n".join(line for line in lines for _ in range(3)))
     (tmp_path / "once.txt").write_text("\n".join(lines))
@@ -191,7 +191,7 @@ def test_repeated_activations_enter_once(place: Place, tmp_path: Path) -> None:
     assert counts[0] == counts[1]
 
 
-def test_one_pass_serves_several_layers_and_repeats_itself_exactly(place: Place) -> None:
+def test_layers_trained_together_equal_layers_trained_alone(place: Place) -> None:
     together = train(place, [0, 2])
     for one in together:
         alone = train(place, [one.layer])[0]
@@ -201,7 +201,7 @@ def test_one_pass_serves_several_layers_and_repeats_itself_exactly(place: Place)
     assert not torch.equal(together[0].atoms[:5], together[1].atoms[:5])
 
 
-def test_a_full_dictionary_ends_the_pass_once_it_is_judged(
+def test_pass_ends_once_a_full_dictionary_is_judged(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "JUDGED", 100)
@@ -209,14 +209,14 @@ def test_a_full_dictionary_ends_the_pass_once_it_is_judged(
     assert len(found.atoms) == 10
     full = next(step for step in found.rows if step.atoms == 10)
     assert len(found.rows) < 5 and found.rows[-1].tokens - full.tokens >= 100
-    x = [outputs(place, 1)[s][1:] for s in range(len(found.rows) * SETTINGS.batch_size)]
+    x = [state[1:] for state in outputs(place, 1)[: len(found.rows) * SETTINGS.batch_size]]
     later = torch.from_numpy(np.concatenate(x))[full.tokens :]
     fvu = ITDA(found.atoms, found.atom_indices, {"layer": 1, "k": 4}).encode(later).fvu
     assert found.judged.tokens == len(later)
     assert found.judged.fvu.mean == pytest.approx(float(fvu.double().mean()), rel=1e-4)
 
 
-def test_a_finer_threshold_gives_more_atoms_and_a_better_fit(place: Place) -> None:
+def test_lower_threshold_gives_more_atoms_and_a_better_fit(place: Place) -> None:
     coarse, fine = (train(place, [1], fvu_threshold=t, max_atoms=5000)[0] for t in (0.4, 0.05))
     assert len(coarse.atoms) < len(fine.atoms)
     assert coarse.judged.fvu.mean > fine.judged.fvu.mean
@@ -238,7 +238,7 @@ def words_of(place: Place, outdir: Path, *more: str) -> list[str]:
     ]
 
 
-def test_the_script_fills_a_folder_per_layer_and_skips_what_is_complete(
+def test_script_writes_a_folder_per_layer_and_skips_complete_ones(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = words_of(place, tmp_path / "two", "--layer", "2")
@@ -264,7 +264,7 @@ def test_the_script_fills_a_folder_per_layer_and_skips_what_is_complete(
         )
 
 
-def test_a_changed_text_makes_a_dictionary_stale(place: Place, tmp_path: Path) -> None:
+def test_dictionary_is_stale_after_a_text_changes(place: Place, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("The ferry leaves at dawn.\nBread is salt.\n")
     words = ["--model", str(place.folder), "--layer", "0", "--dataset", str(texts)]
@@ -274,9 +274,7 @@ def test_a_changed_text_makes_a_dictionary_stale(place: Place, tmp_path: Path) -
     assert results.state(plan(words)[0]).status == "stale"
 
 
-def test_where_all_tokens_are_atoms_no_share_of_them_is_called_dead(
-    place: Place, tmp_path: Path
-) -> None:
+def test_dead_share_is_undefined_when_all_tokens_are_atoms(place: Place, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("The ferry leaves.\n")
     words = ["--model", str(place.folder), "--layer", "1", "--outdir", str(tmp_path / "run")]
@@ -286,7 +284,7 @@ def test_where_all_tokens_are_atoms_no_share_of_them_is_called_dead(
     assert summary["dead_tokens"] == 0 and summary["dead_share"] is None
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(
+def test_bad_input_is_refused_in_one_line_and_leaves_no_files(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = tmp_path / "empty.txt"

@@ -25,7 +25,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tiny_study.Study:
     return make(tmp_path_factory.mktemp("diffing"))
 
 
-def test_the_mapping_holds_what_is_promised(study: tiny_study.Study) -> None:
+def test_run_model_diffing_returns_the_documented_mapping(study: tiny_study.Study) -> None:
     found = diffing(study).run_model_diffing(study.model_a, study.model_b, files(study)[0], 2)
     assert torch.equal(
         found["sorted_differences"], found["activation_differences"][found["sorted_indices"]]
@@ -58,7 +58,7 @@ def words(study: tiny_study.Study, *models: str) -> list[str]:
     ]
 
 
-def test_the_script_fills_a_folder_per_comparison(
+def test_script_writes_a_folder_per_comparison(
     study: tiny_study.Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = edited(study, "scaled", lambda t: t["gpt_neox.embed_in.weight"].mul_(1.5))
@@ -87,7 +87,7 @@ def test_the_script_fills_a_folder_per_comparison(
     assert {results.state(one).status for one in plan(words(study, study.model_b))} == {"stale"}
 
 
-def test_dictionaries_are_compared_by_their_atoms(
+def test_compare_dictionaries_prints_the_jaccard_index(
     study: tiny_study.Study,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -100,7 +100,7 @@ def test_dictionaries_are_compared_by_their_atoms(
         plan(["--itda", "a"])
 
 
-def test_what_does_not_fit_together_is_refused_in_a_line(
+def test_mismatched_models_and_dictionaries_are_refused_in_one_line(
     study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BadInput, match="a dictionary of layer 1, not 2"):

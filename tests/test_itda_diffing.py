@@ -35,7 +35,7 @@ def dense_codes(study: tiny_study.Study, model: str, itda: ITDA) -> list[np.ndar
     return found
 
 
-def test_differences_and_errors_are_those_of_dense_codes(study: tiny_study.Study) -> None:
+def test_differences_and_errors_equal_those_of_dense_codes(study: tiny_study.Study) -> None:
     (found,) = compare(study, study.model_b)
     itda = ITDA.from_pretrained(study.root / "itda")
     a, b = (dense_codes(study, model, itda) for model in (study.model_a, study.model_b))
@@ -58,14 +58,14 @@ def test_differences_and_errors_are_those_of_dense_codes(study: tiny_study.Study
     assert (np.abs(found.changes.documents - used) <= 1).all()
 
 
-def test_a_model_against_itself_differs_in_nothing(study: tiny_study.Study) -> None:
+def test_model_against_itself_has_no_differences(study: tiny_study.Study) -> None:
     (found,) = compare(study, study.model_a)
     assert not found.changes.difference.any() and not found.changes.std_error.any()
     assert not (found.changes.q_value < 0.05).any()
     assert float(found.fits["all"].change.mean) == 0 and not found.fits["all"].worse
 
 
-def test_a_planted_multiple_of_an_atom_comes_first(study: tiny_study.Study) -> None:
+def test_planted_multiple_of_an_atom_ranks_first(study: tiny_study.Study) -> None:
     itda = ITDA.from_pretrained(study.root / "itda")
     size = np.median(
         np.linalg.norm(tiny_study.states(study.model_a, "forget")[0][LAYER + 1], axis=1)
@@ -84,7 +84,7 @@ def test_a_planted_multiple_of_an_atom_comes_first(study: tiny_study.Study) -> N
         assert first > 2 * second
 
 
-def test_side_by_side_and_one_by_one_agree_exactly(study: tiny_study.Study) -> None:
+def test_side_by_side_and_one_by_one_are_equal(study: tiny_study.Study) -> None:
     models = (study.model_b, study.model_a)
     for together, apart in zip(
         compare(study, *models, side_by_side="yes"),
@@ -97,7 +97,7 @@ def test_side_by_side_and_one_by_one_agree_exactly(study: tiny_study.Study) -> N
     assert not list(study.root.glob(".itda_codes*"))
 
 
-def test_the_base_is_encoded_once_for_all_changed_models(
+def test_base_is_encoded_once_for_all_changed_models(
     study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
@@ -158,7 +158,7 @@ def test_p_values_of_two_halves_of_one_model_are_uniform(study: tiny_study.Study
     assert stats.kstest(together, "uniform").statistic < 0.06
 
 
-def test_rare_latents_are_not_tested_and_their_errors_stand() -> None:
+def test_rare_latents_have_no_p_value() -> None:
     paired = PairedSums(3)
     codes = [
         _codes([[0, 1], [1, 1], [0, 1]], [[0.0, 1.0], [1.0, 2.0], [0.0, 3.0]]),
@@ -171,7 +171,7 @@ def test_rare_latents_are_not_tested_and_their_errors_stand() -> None:
     assert changes.difference.tolist() == pytest.approx([4 / 3, 0.5 / 3, 0.0])
 
 
-def test_one_document_has_no_error_and_says_nothing_of_the_fit(study: tiny_study.Study) -> None:
+def test_single_document_has_no_error_and_no_verdict_on_fit(study: tiny_study.Study) -> None:
     paired = PairedSums(3)
     paired.add(_codes([[0, 1]], [[1.0, 1.0]]), _codes([[0, 1]], [[2.0, 1.0]]))
     assert np.isnan(paired.changes().std_error).all()
@@ -191,7 +191,7 @@ def _codes(indices: list[list[int]], values: list[list[float]]) -> Any:
     return sum_codes(merged(codes), places, len(indices), 3)
 
 
-def test_the_test_is_students_over_the_documents_with_the_latent() -> None:
+def test_p_value_is_students_over_documents_with_the_latent() -> None:
     draw = np.random.default_rng(1)
     d = draw.normal(0.4, 1.0, 15)
     paired = PairedSums(3)
@@ -209,7 +209,7 @@ def test_the_test_is_students_over_the_documents_with_the_latent() -> None:
     assert np.allclose(changes.q_value[tested], expected)
 
 
-def test_what_is_kept_does_not_grow_with_tokens(study: tiny_study.Study) -> None:
+def test_memory_does_not_grow_with_tokens(study: tiny_study.Study) -> None:
     opened = diffing(study)
 
     def kept(encoded: Encoded) -> int:
@@ -229,7 +229,7 @@ def test_what_is_kept_does_not_grow_with_tokens(study: tiny_study.Study) -> None
 # ── contexts ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_contexts_are_where_a_latent_is_highest(study: tiny_study.Study) -> None:
+def test_contexts_are_the_documents_with_the_highest_coefficients(study: tiny_study.Study) -> None:
     (found,) = compare(study, study.model_b)
     dense = dense_codes(study, study.model_a, ITDA.from_pretrained(study.root / "itda"))
     top = found.base.totals.top
@@ -246,7 +246,7 @@ def test_contexts_are_where_a_latent_is_highest(study: tiny_study.Study) -> None
             assert dense[row][place, latent] == pytest.approx(value, abs=1e-3)
 
 
-def test_a_latent_is_of_the_data_set_that_nearly_all_its_activity_comes_from() -> None:
+def test_latent_belongs_to_the_data_set_with_most_of_its_activity() -> None:
     """Per token: the second data set is four times as long, and owns no more for that."""
     totals = ModelTotals(5, torch.tensor([0, 0, 1]), 1)
     sums = torch.tensor([[9.0, 1, 1, 0, 0], [9, 1, 1, 0, 0], [0, -200, 8, 1, 0]]).double()
@@ -265,7 +265,7 @@ def test_a_latent_is_of_the_data_set_that_nearly_all_its_activity_comes_from() -
     assert ranked.p_value["one"] == pytest.approx(2 / 3)  # the one of three is among two drawn
 
 
-def test_text_with_markup_is_shown_not_obeyed(study: tiny_study.Study) -> None:
+def test_markup_in_texts_and_names_is_escaped(study: tiny_study.Study) -> None:
     path = study.root / "markup.txt"
     harmful = '<script>alert("x")</script> & <b>bold</b>'
     path.write_text(f"{harmful}\nplain\n")

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.study, pytest.mark.xdist_group("study")]
 
 
 @pytest.mark.parametrize("method", ["rmu"])
-def test_hazard_contexts_lead_among_the_latents_that_fell(study: Study, method: str) -> None:
+def test_hazard_contexts_lead_among_latents_that_fell(study: Study, method: str) -> None:
     unlearned = f"unlearned_models/miniature-base__{method}"
     found = subprocess.run(
         [sys.executable, "example_diffing.py", "--unlearned", unlearned],

@@ -26,7 +26,7 @@ def dictionary(rows: int = 20, width: int = 8) -> ITDA:
     return ITDA(torch.nn.functional.normalize(drawn, dim=1), places, metadata)
 
 
-def test_what_is_saved_reloads_bit_for_bit(tmp_path: Path) -> None:
+def test_saved_dictionary_reloads_bit_for_bit(tmp_path: Path) -> None:
     saved = dictionary()
     saved.save(tmp_path)
     loaded = ITDA.from_pretrained(tmp_path, "cpu")
@@ -45,7 +45,7 @@ def published(folder: Path, atoms: Any, indices: Any) -> Path:
     return folder
 
 
-def test_the_published_layout_loads_and_its_atoms_are_units(tmp_path: Path) -> None:
+def test_published_layout_loads_with_unit_atoms(tmp_path: Path) -> None:
     ours = dictionary()
     found = ITDA.from_pretrained(published(tmp_path, ours.atoms, ours.atom_indices))
     assert torch.equal(found.atoms, ours.atoms) and found.layer == 3 and found.k == 40
@@ -59,7 +59,7 @@ class Harmful:
         return (Path.touch, (Path("harmed"),))
 
 
-def test_a_pickle_with_more_than_tensors_is_refused(
+def test_pickle_with_more_than_tensors_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -77,7 +77,7 @@ def test_a_pickle_with_more_than_tensors_is_refused(
     assert not Path("harmed").exists()
 
 
-def test_what_is_no_dictionary_is_refused_in_a_line(tmp_path: Path) -> None:
+def test_damaged_dictionaries_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such dictionary"):
         ITDA.from_pretrained(tmp_path / "missing")
     with pytest.raises(BadInput, match=r"no metadata\.yaml"):

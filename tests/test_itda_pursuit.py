@@ -41,7 +41,7 @@ def check_against_loop(x: Tensor, atoms: Tensor, k: int, codes: Codes) -> int:
 
 @pytest.mark.parametrize("with_gram", [True, False])
 @pytest.mark.parametrize(("width", "atoms", "k"), [(16, 40, 10), (48, 300, 40)])
-def test_picks_and_coefficients_are_those_of_a_loop_over_tokens(
+def test_picks_and_coefficients_equal_those_of_a_loop_over_tokens(
     width: int, atoms: int, k: int, with_gram: bool
 ) -> None:
     D, x = unit(atoms, width, 1), activations(120, width, 2)
@@ -49,7 +49,7 @@ def test_picks_and_coefficients_are_those_of_a_loop_over_tokens(
     assert check_against_loop(x, D, k, codes) <= 6
 
 
-def test_the_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_do_not_depend_on_batch_or_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     D, x = unit(200, 32, 3), activations(97, 32, 4)
     whole = matching_pursuit(x, D, 12, gram_of(D))
     for rows in (1, 7, 50):
@@ -62,7 +62,7 @@ def test_the_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(matching_pursuit(x, D, 12, gram_of(D)).indices, whole.indices)
 
 
-def test_residuals_never_grow_and_fvu_is_what_is_left() -> None:
+def test_residuals_never_grow_and_fvu_equals_their_energy() -> None:
     D, x = unit(150, 24, 5), activations(80, 24, 6)
     before = torch.ones(80)
     for k in range(1, 30):
@@ -73,7 +73,7 @@ def test_residuals_never_grow_and_fvu_is_what_is_left() -> None:
         before = left
 
 
-def test_an_atom_is_reproduced_by_itself_alone() -> None:
+def test_scaled_atom_is_coded_by_itself_alone() -> None:
     D = unit(100, 20, 7)
     scale = torch.tensor([3.0, -0.01, 1e4])[torch.arange(100) % 3]
     codes = matching_pursuit(scale[:, None] * D, D, 10, gram_of(D))
@@ -83,7 +83,7 @@ def test_an_atom_is_reproduced_by_itself_alone() -> None:
     assert (codes.fvu < 1e-6).all()
 
 
-def test_more_steps_leave_nothing_of_what_the_atoms_span() -> None:
+def test_residual_in_the_span_of_the_atoms_vanishes_with_steps() -> None:
     D = unit(6, 40, 8)
     x = activations(50, 6, 9) @ D
     left = []
@@ -97,7 +97,7 @@ def test_more_steps_leave_nothing_of_what_the_atoms_span() -> None:
     assert torch.allclose(matching_pursuit(outside[None], D, 50, gram_of(D)).fvu, torch.ones(1))
 
 
-def test_merging_adds_repeated_picks_and_changes_nothing_else() -> None:
+def test_merging_adds_up_repeated_picks_only() -> None:
     D = unit(5, 12, 10)
     codes = matching_pursuit(activations(60, 12, 11), D, 15, gram_of(D))
     found = merged(codes)

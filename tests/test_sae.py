@@ -197,7 +197,7 @@ CASES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_format_is_read_as_it_is_defined(name: str, tmp_path: Path) -> None:
+def test_format_is_encoded_as_defined(name: str, tmp_path: Path) -> None:
     kind, write, definition = CASES[name]
     write(tmp_path / "sae")
     (found,) = sae_sources.find(str(tmp_path / "sae"))
@@ -214,7 +214,7 @@ def test_a_format_is_read_as_it_is_defined(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(sae.decode(got, len(X)), decoded, rtol=1e-5, atol=1e-5)
 
 
-def test_features_scaled_by_their_rows_give_the_same_reconstruction(tmp_path: Path) -> None:
+def test_features_scaled_by_decoder_norms_give_the_same_reconstruction(tmp_path: Path) -> None:
     write_saelens(tmp_path, architecture="topk", k=K, rescale_acts_by_decoder_norm=True)
     sae, w = read_sae(tmp_path, SAELENS), weights()
     norm = w["decoder"].norm(dim=1)
@@ -227,7 +227,7 @@ def test_features_scaled_by_their_rows_give_the_same_reconstruction(tmp_path: Pa
     torch.testing.assert_close(sae.decode(got, len(X)), decoded, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_written_sae_is_read_back(tmp_path: Path) -> None:
     w = weights()
     parts = [w[name] for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")]
     sae_files.write_sparsify(tmp_path, Sae(*parts, "topk", subtract=True, k=K), L // D)
@@ -249,7 +249,9 @@ class Planted:
         return (Path.touch, (Path("ran"),))
 
 
-def test_what_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_options_and_wrong_shapes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     refused: list[tuple[Callable[[Path], None], str, str]] = [
         (lambda f: write_sparsify(f, activation="groupmax"), SPARSIFY, "groupmax"),
@@ -282,7 +284,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert not Path("ran").exists()
 
 
-def test_an_untrained_batch_threshold_is_refused(tmp_path: Path) -> None:
+def test_untrained_batch_threshold_is_refused(tmp_path: Path) -> None:
     write_learning(tmp_path, "BatchTopKSAE")
     tensors = torch.load(tmp_path / "ae.pt", weights_only=True)
     torch.save({**tensors, "threshold": torch.tensor(-1.0)}, tmp_path / "ae.pt")

@@ -26,11 +26,11 @@ from model_diffs.dictionaries.sae_files import LEARNING, SPARSIFY
         ("trainer_0", None, None),
     ],
 )
-def test_places_are_known_by_their_names(name: str, layer: int | None, site: str | None) -> None:
+def test_layer_and_site_are_read_from_names(name: str, layer: int | None, site: str | None) -> None:
     assert sae_sources.place_of(name) == (layer, site)
 
 
-def test_a_layer_gets_the_one_sae_that_is_for_it(tmp_path: Path) -> None:
+def test_layer_gets_the_sae_of_its_site(tmp_path: Path) -> None:
     source = str(tmp_path)
     write_sparsify(tmp_path / "layers.0.mlp")
     write_sparsify(tmp_path / "layers.2.mlp")
@@ -60,7 +60,7 @@ def test_a_layer_gets_the_one_sae_that_is_for_it(tmp_path: Path) -> None:
         sae_sources.find(str(empty))
 
 
-def test_of_the_hub_only_configurations_and_what_is_chosen_are_fetched(
+def test_only_configurations_and_chosen_weights_are_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for layer in (0, 1):
@@ -88,7 +88,7 @@ def test_of_the_hub_only_configurations_and_what_is_chosen_are_fetched(
     assert fetched == ["layers.1.mlp/sae.safetensors"]
 
 
-def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("no route")
 

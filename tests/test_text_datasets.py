@@ -30,14 +30,14 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_a_text_file_gives_its_lines_and_the_first_of_them(tmp_path: Path) -> None:
+def test_text_file_gives_its_first_lines_in_order(tmp_path: Path) -> None:
     name = write(tmp_path / "a.txt", ["one", "", " two ", "two", "three"])
     assert read_dataset(name).texts == ["one", "two", "two", "three"]
     assert read_dataset(name, 2).texts == ["one", "two"]
     assert text_datasets.files_of(read_dataset(name)) == [tmp_path / "a.txt"]
 
 
-def test_a_seeded_sample_is_repeatable_distinct_and_in_file_order(tmp_path: Path) -> None:
+def test_seeded_sample_is_repeatable_distinct_and_in_file_order(tmp_path: Path) -> None:
     lines = [f"line {i}" for i in range(100)]
     name = write(tmp_path / "a.txt", lines)
     drawn = read_dataset(name, 20, seed=1)
@@ -48,13 +48,13 @@ def test_a_seeded_sample_is_repeatable_distinct_and_in_file_order(tmp_path: Path
     assert read_dataset(name, 500, seed=1).texts == lines
 
 
-def test_json_fields_are_found_and_repeated_texts_enter_once(tmp_path: Path) -> None:
+def test_json_fields_are_found_and_repeated_texts_dropped(tmp_path: Path) -> None:
     rows = [{"question": "Who?"}, {"text": "a\nb"}, {"text": "a b"}, {"prompt": "Go"}]
     name = write(tmp_path / "a.jsonl", [json.dumps(row) for row in rows])
     assert read_dataset(name).texts == ["Who?", "a b", "Go"]
 
 
-def test_a_folder_laid_out_as_on_the_hub(tmp_path: Path) -> None:
+def test_folder_with_the_layout_of_the_hub_is_read(tmp_path: Path) -> None:
     parquet(tmp_path / "plain" / "data", [{"text": "short"}, {"text": "other"}])
     assert read_dataset(str(tmp_path / "plain")).texts == ["short", "other"]
     lines = [f"{LONG} {i}." for i in range(5)]
@@ -73,7 +73,7 @@ def test_a_folder_laid_out_as_on_the_hub(tmp_path: Path) -> None:
     ]
 
 
-def test_a_hub_name_is_split_into_repository_and_configuration(
+def test_hub_name_is_split_into_repository_and_configuration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[Any] = []
@@ -93,7 +93,7 @@ def test_a_hub_name_is_split_into_repository_and_configuration(
     ]
 
 
-def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach the Hub")
 
@@ -102,7 +102,7 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         read_dataset("org/name")
 
 
-def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+def test_unreadable_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such text file"):
         read_dataset(str(tmp_path / "missing.txt"))
     with pytest.raises(BadInput, match="no such text file"):

@@ -8,7 +8,6 @@ found["sorted_indices"][:10], found["sorted_differences"][:10]
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
 from model_diffs.dictionaries import reading
 from model_diffs.dictionaries.itda import ITDA
-from model_diffs.dictionaries.options import DatasetTexts
+from model_diffs.dictionaries.options import Diffing
 from model_diffs.dictionaries.pursuit import Codes
 from model_diffs.dictionaries.reading import Reading
 from model_diffs.dictionaries.sums import (
@@ -79,31 +78,26 @@ class ModelDiffing:
         itda_path: str | Path,
         model_name: str,
         layer: int | None,
-        device: str = "auto",
-        seq_len: int = DatasetTexts.seq_len,
-        batch_size: int = DatasetTexts.batch_size,
+        device: str = Diffing.device,
+        seq_len: int = Diffing.seq_len,
+        batch_size: int = Diffing.batch_size,
         *,
-        dtype: str = "auto",
-        trust_remote_code: bool = False,
-        side_by_side: str = "auto",
-        contexts: int = 5,
-        seed: int = 42,
-        scratch: str | Path = ".",
+        options: Diffing | None = None,
     ) -> None:
         """Open the dictionary and the tokenizer of `model_name`, the base.
 
         Without `layer`, the dictionary's own is used. Where models do not fit side by side,
-        temporary files go to `scratch`. Raises BadInput where there is no dictionary, or it is of
-        another layer or tokenizer.
+        temporary files go to `options.outroot`. Raises BadInput where there is no dictionary, or it
+        is of another layer or tokenizer.
         """
+        self.options = options or Diffing()
         self.device = devices.pick_device(device)
+        self.dtype = devices.pick_dtype(self.options.dtype, self.device)
         self.itda = ITDA.from_pretrained(itda_path, self.device)
         if layer not in (None, self.itda.layer):
             raise BadInput(f"{itda_path} is a dictionary of layer {self.itda.layer}, not {layer}")
         self.model_name, self.seq_len, self.batch_size = model_name, seq_len, batch_size
-        self.dtype = devices.pick_dtype(dtype, self.device)
-        self.trust_remote_code, self.side_by_side = trust_remote_code, side_by_side
-        self.contexts, self.seed, self.scratch = contexts, seed, Path(scratch)
+        self.tokenizer = loading.load_tokenizer(model_name, self.options.trust_remote_code)
         known = self.itda.metadata.get("tokenizer_sha256")
         if known and known != reading.tokenizer_sha256(self.tokenizer):
             raise BadInput(
@@ -111,12 +105,7 @@ class ModelDiffing:
                 f"which {itda_path} was trained: train a dictionary for it"
             )
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The base's."""
-        return loading.load_tokenizer(self.model_name, self.trust_remote_code)
-
-    def read(self, names: Sequence[str], max_samples: int = 0) -> Reading:
+    def read(self, names: Sequence[str]) -> Reading:
         """The evaluation texts as tokens; the same positions are left out as in training."""
         return reading.read(
             names,
@@ -124,13 +113,13 @@ class ModelDiffing:
             self.seq_len,
             keep_bos=bool(self.itda.metadata.get("keep_bos", False)),
             skip_first=int(self.itda.metadata.get("skip_first", 0)),
-            max_samples=max_samples,
-            seed=self.seed,
+            max_samples=self.options.max_samples,
+            seed=self.options.seed,
         )
 
     def load(self, name: str) -> Reader:
         """Load a model. Raises BadInput where the dictionary is not for its layers or width."""
-        model = loading.load_model(name, self.device, self.dtype, self.trust_remote_code)
+        model = loading.load_model(name, self.device, self.dtype, self.options.trust_remote_code)
         reader = Reader(name, model)
         reading.check_layers(reader.anatomy, [self.itda.layer], name)
         width = int(model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
@@ -165,21 +154,22 @@ class ModelDiffing:
         for checkpoint in checkpoints[1:]:
             check_configs(checkpoints[0], checkpoint)
         different = list(dict.fromkeys([self.model_name, *names]))
-        loading.common_tokenizer(different, self.trust_remote_code)
+        loading.common_tokenizer(different, self.options.trust_remote_code)
         size, sources = self.itda.size, torch.from_numpy(texts.sources)
         paired = [None, *(PairedSums(size) for _ in changed)]
-        kept = SPARE * self.contexts
+        kept = SPARE * self.options.contexts
         found = [Encoded(ModelTotals(size, sources, kept), one) for one in paired]
 
         def encode(todo: Sequence[tuple[Reader, Encoded]], scratch: Path | None = None) -> None:
             self._encode(todo, texts, max_steps, keep_activations, scratch)
 
+        wanted = self.options.side_by_side
         with reading.out_of_memory(self.batch_size):
-            if loading.fit_together(checkpoints, self.side_by_side, self.device, self.dtype):
+            if loading.fit_together(checkpoints, wanted, self.device, self.dtype):
                 encode([(self.load(name), one) for name, one in zip(names, found, strict=True)])
             else:
                 left = iter(found)
-                with folders.scratch_folder(self.scratch / "itda_codes") as scratch:
+                with folders.scratch_folder(Path(self.options.outroot) / "itda_codes") as scratch:
                     loading.one_by_one(
                         self.load, names, lambda reader: encode([(reader, next(left))], scratch)
                     )
@@ -247,9 +237,9 @@ class ModelDiffing:
         a, b = (one.totals.unexplained.numpy()[rows] for one in (base, changed))
         counts = counts[rows]
         return Fit(
-            a=ratio_interval(a, counts, self.seed),
-            b=ratio_interval(b, counts, self.seed),
-            change=ratio_interval(b - a, counts, self.seed),
+            a=ratio_interval(a, counts, self.options.seed),
+            b=ratio_interval(b, counts, self.options.seed),
+            change=ratio_interval(b - a, counts, self.options.seed),
             documents=len(counts),
             tokens=int(counts.sum()),
         )

@@ -38,35 +38,21 @@ class ITDA:
     """Atoms, where each was found, and what they were made from."""
 
     def __init__(self, atoms: Tensor, atom_indices: Tensor, metadata: Mapping[str, Any]) -> None:
-        """`atoms` `[n, d]` fp32 unit rows; `atom_indices` `[n, 2]` sequence and position."""
+        """`atoms` `[n, d]` fp32 unit rows; `atom_indices` `[n, 2]` sequence and position.
+
+        `layer` is the number of the block whose output is encoded, from 0; `k` are the steps of the
+        pursuit.
+        """
         self.atoms, self.atom_indices, self.metadata = atoms, atom_indices, dict(metadata)
-
-    @property
-    def k(self) -> int:
-        """Steps of the pursuit."""
-        return int(self.metadata.get("k", DEFAULT_K))
-
-    @property
-    def layer(self) -> int:
-        """Number of the block whose output is encoded, 0-based."""
-        return int(self.metadata["layer"])
-
-    @property
-    def activation_dim(self) -> int:
-        """Width d of the activations."""
-        return self.atoms.shape[1]
-
-    @property
-    def size(self) -> int:
-        """Number of atoms."""
-        return len(self.atoms)
+        self.size, self.activation_dim = atoms.shape
+        self.layer, self.k = int(metadata["layer"]), int(metadata.get("k", DEFAULT_K))
 
     @cached_property
     def _gram(self) -> Tensor | None:
         return pursuit.gram_of(self.atoms)
 
-    def encode(self, x: Tensor, k: int | None = None) -> Codes:
-        """Sparse codes of activations `[…, d]`, flattened to `[n, d]`; k steps, by default its own.
+    def encode(self, x: Tensor) -> Codes:
+        """Sparse codes of activations `[…, d]`, flattened to `[n, d]`.
 
         Raises BadInput where the width is not that of the atoms or a value is not finite.
         """
@@ -78,16 +64,12 @@ class ITDA:
         flat = x.reshape(-1, x.shape[-1]).to(self.atoms.device, torch.float32)
         if not bool(torch.isfinite(flat).all()):
             raise BadInput("activations hold NaN or Inf: try --dtype fp32")
-        codes = pursuit.matching_pursuit(flat.contiguous(), self.atoms, k or self.k, self._gram)
+        codes = pursuit.matching_pursuit(flat.contiguous(), self.atoms, self.k, self._gram)
         return pursuit.merged(codes)
 
     def decode(self, codes: Codes) -> Tensor:
         """Reconstructions `[n, d]`."""
         return pursuit.decode(codes, self.atoms)
-
-    def to(self, device: torch.device | str) -> "ITDA":
-        """The same dictionary on a device."""
-        return ITDA(self.atoms.to(device), self.atom_indices, self.metadata)
 
     def save(self, folder: Path) -> None:
         """Write `atoms.safetensors` and `metadata.yaml` into an existing folder."""
@@ -100,8 +82,7 @@ class ITDA:
     def from_pretrained(cls, path: str | Path, device: torch.device | str = "cpu") -> "ITDA":
         """Open a dictionary's folder, ours or one in the published layout.
 
-        Raises BadInput where there is none, or it is damaged, or a file holds code or anything else
-        but tensors.
+        Raises BadInput where there is none, it is damaged, or a file holds more than tensors.
         """
         folder = Path(path).expanduser()
         metadata = _metadata(folder)

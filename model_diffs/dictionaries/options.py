@@ -1,8 +1,9 @@
 """Options of train_itda.py and diff.py. Light: both scripts import it at their top."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from model_diffs.core.options import fraction, natural, option, positive
+from model_diffs.core.options import Compute, Run, fraction, natural, option, positive
 from model_diffs.data.text_datasets import WIKITEXT
 
 
@@ -39,3 +40,14 @@ class Training(DatasetTexts):
     keep_bos: bool = option(False, "count BOS positions as tokens")
     skip_first: int = option(0, "leave out the first N positions of a sample", check=natural)
     seed: int = option(42, "of the choice of samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diffing(DatasetTexts, Compute, Run):
+    """Diffing."""
+
+    layer: int | None = option(None, "check that the dictionary is of this layer", check=natural)
+    contexts: int = option(5, "texts shown for each latent", check=positive)
+    side_by_side: Literal["auto", "yes", "no"] = option(
+        "auto", "keep all models in memory together, or one after the other"
+    )
