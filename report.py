@@ -55,12 +55,9 @@ def planned_runs(options: Options) -> list[PlannedRun]:
     outroot = Path(options.outroot)
     comparisons = choose_comparisons(outroot, options.model_a, options.model_b)
     found = inventory.take_inventory(outroot, comparisons, load_steps())
-    # The base's or the study's results are no result of a comparison.
-    if not any(one.there and one.comparison for one in found):
-        raise BadInput(f"{outroot} holds no result of these comparisons: run steps first")
     decided = {
         **recorded(options),
-        "base": comparisons[0].base,
+        "base": comparisons[0].base if comparisons else None,
         "changed": [one.changed for one in comparisons],
         "results": inventory.fingerprint(outroot, found),
     }
@@ -75,6 +72,9 @@ def write_report(run: results.Run, options: Options) -> None:
     chosen = choose_comparisons(outroot, options.model_a, options.model_b)
     comparisons = with_roles(chosen, options.filtered, options.control)
     found = inventory.take_inventory(outroot, comparisons, scripts)
+    # The base's or the study's results are no result of a comparison.
+    if not any(one.there and one.comparison for one in found):
+        raise BadInput(f"{outroot} holds no result of these comparisons: run steps first")
     signature = assembling.assemble(
         outroot, comparisons, inventory.missing_of(found), options.seed, scripts
     )
