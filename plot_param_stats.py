@@ -61,30 +61,26 @@ def draw(run: Run, table: "pd.DataFrame", title: str) -> None:
     """All figures of one comparison; a group without changed matrices has no rank to draw."""
     from model_diffs.core.figures import ATTENTION, MLP, Panel, column_line, layer_figure
 
-    rank = r"$\|\Delta W\|_F^2 \;/\; \sigma_1(\Delta W)^2$, mean of changed matrices"
-    figures = {
-        "layer_locality": ("Size of the weight change", r"$\|\Delta W\|_F \;/\; \|W\|_F$"),
-        "stable_rank": ("Stable rank of the weight change", rank),
-        "spectral_norm": ("Strongest direction of the weight change", "max σ₁(ΔW) / max σ₁(W)"),
-        "rank_comparison": ("Both ranks of the weight change", "rank, mean of changed matrices"),
-    }
+    stable = r"$\|\Delta W\|_F^2 \;/\; \sigma_1(\Delta W)^2$, mean of changed matrices"
+    figures = [  # file, heading, label of the axis, column → label of its line
+        ("layer_locality", "Size", r"$\|\Delta W\|_F \;/\; \|W\|_F$", {SIZE: ""}),
+        ("stable_rank", "Stable rank", stable, {RANK: ""}),
+        ("spectral_norm", "Strongest direction", "max σ₁(ΔW) / max σ₁(W)", {NORM: ""}),
+    ]
+    if EMPIRICAL in table:
+        ranks = {RANK: "stable rank", EMPIRICAL: "empirical rank"}
+        figures.append(("rank_comparison", "Both ranks", "rank, mean of changed matrices", ranks))
     for group, name, colour in (("attn", "attention", ATTENTION), ("mlp", "MLP", MLP)):
         rows = table[table["group"] == group]
-        lines = {
-            "layer_locality": [column_line(rows, SIZE, name, colour)],
-            "stable_rank": [column_line(rows, RANK, name, colour)],
-            "spectral_norm": [column_line(rows, NORM, name, colour)],
-        }
-        if EMPIRICAL in rows:
-            lines["rank_comparison"] = [
-                column_line(rows, RANK, "stable rank", colour),
-                column_line(rows, EMPIRICAL, "empirical rank", colour, "--"),
+        for file, heading, ylabel, columns in figures:
+            lines = [
+                column_line(rows, column, label or name, colour, style)
+                for (column, label), style in zip(columns.items(), ("-", "--"), strict=False)
             ]
-        for file, found in lines.items():
-            heading, ylabel = figures[file]
-            panel = Panel("", ylabel, [line for line in found if line.x], from_zero=True)
+            panel = Panel("", ylabel, [line for line in lines if line.x], from_zero=True)
             if panel.lines:
-                run.figure(f"{file}_{group}", layer_figure(f"{heading}, {name}: {title}", [panel]))
+                heading = f"{heading} of the weight change, {name}: {title}"
+                run.figure(f"{file}_{group}", layer_figure(heading, [panel]))
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:

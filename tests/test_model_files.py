@@ -120,8 +120,11 @@ def caused(error, cause):
     [
         (errors.GatedRepoError("", response=response(403)), "gated; accept its terms.*HF_TOKEN"),
         (errors.RevisionNotFoundError("", response=response(404)), "no such revision"),
-        (errors.RepositoryNotFoundError("", response=response(404)), "private.*give a folder"),
-        (errors.HFValidationError("bad name"), "not .*on the hub"),
+        (
+            errors.RepositoryNotFoundError("", response=response(404)),
+            "nor .* on the hub.*give a folder",
+        ),
+        (errors.HFValidationError("bad name"), "nor .*on the hub"),
         (
             errors.RemoteEntryNotFoundError("", response=response(404)),
             "a file .* not on the hub",

@@ -86,7 +86,7 @@ class Checkpoint:
         tied = architectures.ties_head(config)
         names = [name for name in entries if architectures.is_weight(name, tied)]
         kept = {name: entries[name] for name in sorted(names, key=_natural)}
-        depends = (folder / files.CONFIG, *([index] if index else []), *weights)
+        depends = (*files.content_files(model),)
         return cls(model, folder, config, depends, kept, digest.hexdigest(), handles)
 
     @property

@@ -49,27 +49,24 @@ def hub_errors(name: str, instead: str = "give a folder") -> Iterator[None]:
 def _hub_problem(error: Exception, instead: str) -> str:
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError):
-        return "access is gated; accept its terms on the hub and set HF_TOKEN in .env"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "the hub has no such revision"
-    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
-        return (
-            f"not on this disk, and not (or private) on the hub; set HF_TOKEN in .env, or {instead}"
-        )
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return "a file that it needs is not on the hub"
-    # snapshot_download hides why the hub could not be asked.
-    status = {
-        getattr(getattr(e, "response", None), "status_code", 0) for e in (error, error.__cause__)
-    }
+    gated = "access is gated; accept its terms on the hub and set HF_TOKEN in .env"
+    absent = f"neither on this disk nor (publicly) on the hub; set HF_TOKEN in .env, or {instead}"
+    for kind, problem in (
+        (errors.GatedRepoError, gated),
+        (errors.RevisionNotFoundError, "the hub has no such revision"),
+        (errors.RepositoryNotFoundError | errors.HFValidationError, absent),
+        (errors.RemoteEntryNotFoundError, "a file that it needs is not on the hub"),
+    ):
+        if isinstance(error, kind):
+            return problem
+    # The response is that of the cause where snapshot_download found nothing on the disk either.
+    responses = (getattr(one, "response", None) for one in (error, error.__cause__))
+    status = {getattr(response, "status_code", 0) for response in responses}
     if 429 in status:
         return "the hub's rate limit is reached; wait some minutes, or set HF_TOKEN in .env"
     if status & {401, 403}:
         return "the hub refuses access; check HF_TOKEN in .env"
-    return (
-        f"not on this disk, and the hub cannot be reached; connect, download it first, or {instead}"
-    )
+    return f"not on this disk, and the hub cannot be reached; connect, download it, or {instead}"
 
 
 @functools.cache
@@ -88,14 +85,10 @@ def resolve(model: str) -> Path:
 
 def cached_snapshot(model: str) -> Path | None:
     """Snapshot folder of a hub model if it is on this disk, complete or not; no network."""
-    from huggingface_hub import errors
-
     try:
         return _snapshot(model, local_files_only=True)
-    except BadInput as error:
-        if isinstance(error.__cause__, errors.LocalEntryNotFoundError):
-            return None
-        raise
+    except BadInput:
+        return None  # `resolve` says why
 
 
 def _snapshot(model: str, **options: Any) -> Path:
