@@ -19,7 +19,7 @@ unlearned = "org/cb"
 [texts]
 forget = "f.txt"
 retain = "r.txt"
-[unlearn.strong]
+[unlearn.rmu-strong]
 method = "rmu"
 lr = 1e-3
 layer-id = "1,2"
@@ -45,7 +45,7 @@ def test_reads_models_roles_texts_and_entries(tmp_path: Path) -> None:
     }
     strong, npo = study.unlearn
     assert (strong.name, strong.method, strong.role, strong.compare) == (
-        "strong",
+        "rmu-strong",
         "rmu",
         "unlearned",
         True,
@@ -53,7 +53,7 @@ def test_reads_models_roles_texts_and_entries(tmp_path: Path) -> None:
     assert strong.arguments == {"lr": 1e-3, "layer_id": "1,2"}
     assert (npo.method, npo.role, npo.compare) == ("npo", "control", False)
     assert list(study.made()) == [
-        "./unlearned_models/org_base__strong",
+        "./unlearned_models/org_base__rmu-strong",
         "./unlearned_models/org_base__npo",
     ]
 
@@ -62,8 +62,8 @@ def test_several_seeds_give_one_model_each(tmp_path: Path) -> None:
     study = read_study(write(tmp_path, "seeds = [42, 1337]\n" + SMALL))
     folders = list(study.made())
     assert folders[:2] == [
-        "./unlearned_models/org_base__strong__seed42",
-        "./unlearned_models/org_base__strong__seed1337",
+        "./unlearned_models/org_base__rmu-strong__seed42",
+        "./unlearned_models/org_base__rmu-strong__seed1337",
     ]
 
 
@@ -88,7 +88,7 @@ def test_shipped_studies_are_read_and_their_options_exist(name: str) -> None:
         (('base = "org/base"', ""), "names no base"),
         (("[texts]", "[text]"), "unknown key text; did you mean texts?"),
         (("[models]", "models = 3\n[models2]"), "models = 3: not a table"),
-        (("[unlearn.strong]", '[unlearn."../x"]'), "not a name for a folder"),
+        (("[unlearn.rmu-strong]", '[unlearn."../x"]'), "not a name for a folder"),
         (("[models]", "[models"), "not a TOML file"),
         (('forget = "f.txt"', 'forget = "a\\tb"'), "a tab or line break"),
         (("compare = false", 'compare = "no"'), "not true or false"),

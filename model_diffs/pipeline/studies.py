@@ -8,8 +8,8 @@ import difflib
 import os
 import tomllib
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -137,9 +137,14 @@ _WORDS = {str: "a text", int: "an integer", float: "a number", bool: "true or fa
 
 
 def typed(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the type `kind`; lists become tuples. Raises BadInput that names `where`."""
+    """`value` as the type `kind`: lists become tuples, tables dataclasses.
+
+    Raises BadInput that names `where`.
+    """
     if isinstance(kind, UnionType):
         (kind,) = (part for part in get_args(kind) if part is not type(None))
+    if is_dataclass(kind):
+        return _fill(kind, value, where)
     if get_origin(kind) is tuple:
         values = value if isinstance(value, list | tuple) else [value]
         return tuple(typed(get_args(kind)[0], one, where) for one in values)
@@ -150,36 +155,39 @@ def typed(kind: Any, value: Any, where: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise BadInput(f"{where} = {value!r}: not {_WORDS.get(kind, kind)}")
+        raise BadInput(f"{where} = {value!r}: not {_WORDS[kind]}")
     # A value becomes one word of a command and one field of a plan.
     if kind is str and (not value.strip() or any(c in value for c in "\t\n\r\0")):
         raise BadInput(f"{where} = {value!r}: empty, or with a tab or line break")
     return value
 
 
-def unknown(key: str, known: typing.Iterable[str], where: str) -> BadInput:
+def unknown(key: str, known: Iterable[str], where: str) -> BadInput:
     """The refusal of a key, with the nearest known one."""
     near = difflib.get_close_matches(key, list(known), n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
     return BadInput(f"{where}: unknown key {key}; {hint}")
 
 
-def _fill(kind: Any, table: Any, where: str, rest: bool = False, **given: Any) -> Any:
-    """A dataclass from a TOML table; with `rest`, keys that it has not become its `arguments`."""
-    if not isinstance(table, dict):
-        raise BadInput(f"{where} = {table!r}: not a table")
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadInput(f"{where} = {value!r}: not a table")
+    return {key.replace("-", "_"): one for key, one in value.items()}
+
+
+def _fill(kind: Any, table: Any, where: str, **given: Any) -> Any:
+    """A dataclass from a TOML table. Keys that it lacks become its `arguments`, if it has these."""
     hints = typing.get_type_hints(kind)
-    named = [one.name for one in fields(kind) if one.name not in (*given, "arguments")]
-    found, others = dict(given), {}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        if name in named:
-            found[name] = typed(hints[name], value, f"{where}.{key}")
-        elif rest:
-            others[name] = value
+    known = [name for name in hints if name not in (*given, "arguments")]
+    others: dict[str, Any] = {}
+    for key, value in _table(table, where).items():
+        if key in known:
+            given[key] = typed(hints[key], value, f"{where}.{key}")
+        elif "arguments" in hints:
+            others[key] = value
         else:
-            raise unknown(key, named, where)
-    return kind(**found, **({"arguments": others} if rest else {}))
+            raise unknown(key, known, where)
+    return kind(**given, **({"arguments": others} if "arguments" in hints else {}))
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────
@@ -193,22 +201,17 @@ def find_study(study: str, folder: Path = FOLDER) -> Path:
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.toml"))) or "none"
         raise BadInput(f"{study}: no such study; there are: {there}")
-    return path
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _unlearn(table: Any, where: str) -> tuple[Unlearn, ...]:
-    found = []
-    for name, entry in table.items():
-        one = _fill(Unlearn, entry, f"{where}.{name}", rest=True, name=name)
-        one = replace(one, method=one.method or name)
-        if one.method not in METHODS:
-            raise BadInput(
-                f"{where}.{name}: {one.method} is no method; there are: {', '.join(METHODS)}"
-            )
-        if name != naming.model_label(name) or "__" in name:
-            raise BadInput(f"{where}.{name}: not a name for a folder")
-        found.append(one)
-    return tuple(found)
+def _entry(name: str, table: Any, where: str) -> Unlearn:
+    one: Unlearn = _fill(Unlearn, table, where, name=name)
+    one = replace(one, method=one.method or name)
+    if one.method not in METHODS:
+        raise BadInput(f"{where}: {one.method} is no method; there are: {', '.join(METHODS)}")
+    if name != naming.model_label(name) or "__" in name:
+        raise BadInput(f"{where}: {name} is not a name for a folder")
+    return one
 
 
 def _check(study: Study) -> Study:
@@ -227,38 +230,21 @@ def read_study(study: str, folder: Path = FOLDER) -> Study:
     Raises BadInput, with the key, for whatever is not as the dataclasses of this module say.
     """
     path = find_study(study, folder)
-    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not a TOML file: {error}") from None
-    found: dict[str, Any] = {"name": path.stem, "path": path}
-    where = str(path)
-    for key, value in content.items():
-        if key in ("make", "seeds"):
-            found[key] = typed({"make": tuple[str, ...], "seeds": tuple[int, ...]}[key], value, key)
-        elif key in ("unlearn", "steps") and not isinstance(value, dict):
-            raise BadInput(f"{where}: {key} = {value!r}: not a table")
-        elif key == "unlearn":
-            found[key] = _unlearn(value, f"{where}: unlearn")
-        elif key == "steps":
-            found[key] = {
-                number: _options(value[number], f"{where}: steps.{number}") for number in value
-            }
-        elif key in ("models", "texts"):
-            found[key] = _fill({"models": Models, "texts": Texts}[key], value, f"{where}: {key}")
-        elif key == "dictionary":
-            found[key] = _fill(Dictionary, value, f"{where}: dictionary", rest=True)
-        else:
-            known = ["make", "seeds", "models", "texts", "unlearn", "steps", "dictionary"]
-            raise unknown(key, known, where)
-    return _check(Study(**found))
-
-
-def _options(table: Any, where: str) -> Arguments:
-    if not isinstance(table, dict):
-        raise BadInput(f"{where} = {table!r}: not a table")
-    return {key.replace("-", "_"): value for key, value in table.items()}
+    given: dict[str, Any] = {"name": path.stem, "path": path}
+    entries = content.pop("unlearn", {})
+    _table(entries, f"{path}: unlearn")  # its keys are names and stay as they are
+    steps = _table(content.pop("steps", {}), f"{path}: steps")
+    given["unlearn"] = tuple(
+        _entry(name, table, f"{path}: unlearn.{name}") for name, table in entries.items()
+    )
+    given["steps"] = {
+        number: _table(table, f"{path}: steps.{number}") for number, table in steps.items()
+    }
+    return _check(_fill(Study, content, str(path), **given))
 
 
 # ── what the environment says instead ─────────────────────────────────────────────────────────────
