@@ -3,7 +3,7 @@
 Times and peak memories are taken in one run, at Pythia-160M's shapes cut to 4 blocks and a
 vocabulary of 8192, random weights: npo and dpo against ga, rmu steered in the middle against a full
 forward and backward pass, batches of similar length against fixed padding. Compared runs alternate
-and the fastest round counts; memory is the peak of a process of its own (Linux only).
+and the fastest round counts; memory is the peak of a process of its own.
 
     uv run benchmarks/unlearning.py
     uv run benchmarks/unlearning.py --texts lines.txt --rounds 2
@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from model_diffs.core.provenance import peak_memory_bytes
 from model_diffs.unlearning.data import Pair, Step, Tokens, plan_epoch, split_batch
 from model_diffs.unlearning.losses import get_loss
 from model_diffs.unlearning.network import Network
@@ -111,19 +112,13 @@ def fastest(actions: dict[Any, Callable[[], None]], rounds: int) -> dict[Any, fl
 # ── memory ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def memory(field: str) -> int:
-    """A field of this process's memory as the kernel counts it, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
-
-
 def print_peak(method: str) -> None:
-    """Two steps of a method; prints the peak of memory above what the imports took."""
-    before = memory("VmRSS")
+    """Two steps of a method; prints how far they raise the peak of memory, in bytes."""
+    before = peak_memory_bytes()
     bench = Bench(method, make_network(), [96] * 8)
     bench.step()
     bench.step()
-    print(memory("VmHWM") - before)
+    print(peak_memory_bytes() - before)
 
 
 def peak(method: str) -> int:

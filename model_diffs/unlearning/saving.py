@@ -16,6 +16,7 @@ from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.models.devices import DTYPES
 from model_diffs.unlearning.summary import cell
 
+# Names in files (BF16, or bfloat16 in .bin files) without the letters of "float".
 _STORED = {"16": torch.float16, "B16": torch.bfloat16}
 
 
