@@ -252,22 +252,19 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     """Probe the models."""
     from model_diffs.activations import store
     from model_diffs.data import texts
+    from model_diffs.data.questions import load_questions
     from model_diffs.stats import cross_validation
 
     if options.questions and options.device_map:
         raise BadInput("--device-map serves the activation pass; --questions needs one device")
     splits = texts.read_splits(options.forget_text, options.retain_text, options.max_samples)
     cross_validation.check_splits(splits, options.folds)
-    questions = None
-    if options.questions:
-        from model_diffs.data.questions import load_questions
-
-        questions = load_questions(options.questions)
+    questions = load_questions(options.questions) if options.questions else []
     found = store.statistics(options, [planned.model_a for planned in todo])
     for planned in todo:
         with open_run(planned) as run:
             facts = probe(run, found, options)
-            if questions:
+            if options.questions:
                 run.reads(options.questions)
                 facts |= answer(run, questions, options)
             run.document("summary", facts)

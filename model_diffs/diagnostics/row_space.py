@@ -207,8 +207,8 @@ class Watcher:
                     self._add(target, x, x @ target.W.to(x.device).T)
                     continue
                 Wx = self._counted(output)
-                if isinstance(getattr(module, "bias", None), Tensor):
-                    Wx = Wx - module.bias
+                bias = getattr(module, "bias", None)
+                Wx = Wx - bias if isinstance(bias, Tensor) else Wx
                 if target.matrix.rows is not None:  # one of two matrices of a fused module
                     Wx = Wx[:, slice(*target.matrix.rows)]
                 self._add(target, x, Wx)

@@ -73,8 +73,12 @@ def spread_sample(tokens: Tokens, count: int, seed: int) -> Tokens:
         return tokens
     offset = np.random.default_rng(seed).random()
     rows = np.floor((np.arange(count) + offset) * total / count).astype(int)
-    ids, starts = ([values[row] for row in rows] for values in (tokens.ids, tokens.starts))
-    return Tokens(ids, starts, tokens.documents[rows], tokens.left_out)
+    return Tokens(
+        ids=[tokens.ids[row] for row in rows],
+        starts=[tokens.starts[row] for row in rows],
+        documents=tokens.documents[rows],
+        left_out=tokens.left_out,
+    )
 
 
 def measure(
