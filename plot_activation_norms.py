@@ -49,16 +49,11 @@ def planned_runs(options: Options) -> list[PlannedRun]:
     return table_runs(options, STEP.folder, options.activation_csv)
 
 
-def table_of(planned: PlannedRun) -> Path:
-    """The CSV that a planned run draws."""
-    csv = planned.arguments["activation_csv"]
-    return Path(csv) if csv else planned.folder.parent / "activation_stats/activation_stats.csv"
-
-
-def draw(run: Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
+def draw(run: Run, table: "pd.DataFrame") -> None:
     """Both figures of each split."""
     from model_diffs.core.figures import (
         BASE,
+        STATES,
         STYLES,
         Panel,
         column_line,
@@ -66,9 +61,8 @@ def draw(run: Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
         model_colour,
     )
 
-    title, xlabel = title_of(planned), "hidden state (0 = embedding output)"
-    base, changed = names_of(planned)
-    colour = model_colour(planned.model_b or title)
+    title, (base, changed) = title_of(run.planned), names_of(run.planned)
+    colour = model_colour(run.planned.model_b or title)
     mean = "mean over tokens, 95 % interval over texts"
     for split, rows in table.groupby("split", sort=False):
         style = STYLES[str(split)]
@@ -79,25 +73,25 @@ def draw(run: Run, table: "pd.DataFrame", planned: PlannedRun) -> None:
                 column_line(rows, f"model_b_norm_{norm}", changed, colour, style),
             ]
             change = [column_line(rows, f"mean_dh_{norm}", mean, colour, style)]
-            norms.append(Panel(f"{norm} norm", f"‖h‖{sign}", sizes, from_zero=True, xlabel=xlabel))
-            diffs.append(Panel(f"{norm} norm", f"‖Δh‖{sign}", change, 0.0, xlabel=xlabel))
+            norms.append(Panel(f"{norm} norm", f"‖h‖{sign}", sizes, from_zero=True, xlabel=STATES))
+            diffs.append(Panel(f"{norm} norm", f"‖Δh‖{sign}", change, 0.0, xlabel=STATES))
         relative = [column_line(rows, "mean_dh_rel", mean, colour, style)]
-        diffs.append(Panel("Relative to the base", "‖Δh‖₂ / ‖h‖₂", relative, 0.0, xlabel=xlabel))
-        figure = layer_figure(f"Size of hidden states on {split} texts: {title}", norms)
-        run.figure(f"activation_norms_{split}", figure)
-        figure = layer_figure(
-            f"How far hidden states moved on {split} texts: {title}", diffs, 3, legend="below"
-        )
-        run.figure(f"activation_diffs_{split}", figure)
+        diffs.append(Panel("Relative to the base", "‖Δh‖₂ / ‖h‖₂", relative, 0.0, xlabel=STATES))
+        heading = f"Size of hidden states on {split} texts: {title}"
+        run.figure(f"activation_norms_{split}", layer_figure(heading, norms))
+        heading = f"How far hidden states moved on {split} texts: {title}"
+        run.figure(f"activation_diffs_{split}", layer_figure(heading, diffs, 3, legend="below"))
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
-    """Draw each comparison."""
+    """Draw each comparison, or the table that was named."""
     for planned in todo:
-        table = read_table(table_of(planned), "collect_activation_norms.py makes it")
+        own = planned.folder.parent / "activation_stats/activation_stats.csv"
+        path = Path(options.activation_csv or own)
+        table = read_table(path, "collect_activation_norms.py makes it")
         with open_run(planned) as run:
-            run.reads(table_of(planned))
-            draw(run, table, planned)
+            run.reads(path)
+            draw(run, table)
 
 
 if __name__ == "__main__":

@@ -87,11 +87,6 @@ class Saved(NamedTuple):
     model_b: str
 
     @property
-    def kind(self) -> type:
-        """ModelStatistics or DifferenceStatistics."""
-        return DifferenceStatistics if self.model_b else ModelStatistics
-
-    @property
     def path(self) -> Path:
         """File of the tensors."""
         return self.planned.folder / TENSORS
@@ -104,10 +99,11 @@ class Saved(NamedTuple):
         """The statistics, or only the named fields of them (the others are empty arrays)."""
         from safetensors import safe_open
 
-        every = [f.name for f in fields(self.kind)]
+        kind = DifferenceStatistics if self.model_b else ModelStatistics
+        every = [f.name for f in fields(kind)]
         with safe_open(self.path, framework="numpy") as handle:
             loaded = {name: handle.get_tensor(name) for name in names or every}
-        return self.kind(**{**dict.fromkeys(every, np.empty(0)), **loaded})
+        return kind(**{**dict.fromkeys(every, np.empty(0)), **loaded})
 
     def states(self, name: str) -> Iterator[Array]:
         """One state of a `[S, …]` tensor after another: all at once can be gigabytes."""
@@ -126,8 +122,7 @@ class Saved(NamedTuple):
         return found
 
 
-@dataclass
-class Statistics:
+class Statistics(NamedTuple):
     """What a step reads: by split name and model, or by split name and changed model."""
 
     splits: Sequence[Split]
