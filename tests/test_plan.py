@@ -12,9 +12,10 @@ from model_diffs.core import results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Comparison, option, parse
 from model_diffs.core.step import comparison_runs, load_script, load_steps
-from model_diffs.pipeline import plan
-from model_diffs.pipeline.plan import Planner, Settings, Unit
+from model_diffs.pipeline import units as process
+from model_diffs.pipeline.plan import Planner, Settings
 from model_diffs.pipeline.studies import Models, Study, Texts, Unlearn
+from model_diffs.pipeline.units import Unit
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "numpy", "sklearn", "scipy")
@@ -30,7 +31,7 @@ def units_of(tmp_path: Path, force: bool = False, **study: Any) -> list[Unit]:
     settings = Settings(outroot=str(tmp_path / "outputs"))
     planner = Planner(Study("s", tmp_path / "s.toml", **made), settings, SCRIPTS)
     units = [*planner.make(), *planner.unlearn(), *planner.steps()]
-    return plan.with_states(units, force)
+    return process.with_states(units, force)
 
 
 def make(unit: Unit, position: int = 0) -> None:
@@ -61,10 +62,13 @@ def test_complete_folders_are_left_out_of_the_command(tmp_path: Path) -> None:
     make(named(units, "collect_param_stats.py"))
     again = named(units_of(tmp_path, models=models), "collect_param_stats.py")
     assert [one.status for one in again.targets] == ["complete", "missing"]
-    words = plan.narrowed(again, False)
+    words = process.narrowed(again, False)
     assert "./two" in words and "./one" not in words
     forced = named(units_of(tmp_path, models=models, force=True), "collect_param_stats.py")
-    assert "./one" in plan.narrowed(forced, True) and plan.narrowed(forced, True)[-1] == "--force"
+    assert (
+        "./one" in process.narrowed(forced, True)
+        and process.narrowed(forced, True)[-1] == "--force"
+    )
 
 
 def test_what_reads_a_result_that_will_be_made_again_follows(tmp_path: Path) -> None:
@@ -86,23 +90,24 @@ def test_a_changed_option_is_named(tmp_path: Path) -> None:
 
 def test_steps_are_chosen_by_number_range_and_name(tmp_path: Path) -> None:
     units = units_of(tmp_path)
-    chosen = plan.select(units, "1,4-6,report,linear_probe_analysis.py,mlp_nullspace")
+    chosen = process.select(units, "1,4-6,report,linear_probe_analysis.py,mlp_nullspace")
     scripts = [unit.script.name for unit in chosen]
     assert {unit.number for unit in chosen} == {1, 4, 5, 6, 10, 13, 16}
     assert scripts[-1] == "report.py"
-    assert plan.select(units, "") == units
+    assert process.select(units, "") == units
 
 
 @pytest.mark.parametrize("steps", ["99", "1-", "-", "nothing", "1,,2", "9" * 30, "3-1"])
 def test_steps_that_do_not_exist_are_refused(tmp_path: Path, steps: str) -> None:
     with pytest.raises(BadInput, match="--steps"):
-        plan.select(units_of(tmp_path), steps)
+        process.select(units_of(tmp_path), steps)
 
 
 def test_only_steps_that_may_use_several_processes_get_the_launcher(tmp_path: Path) -> None:
     settings = Settings.of({"LAUNCHER": "accelerate launch --num_processes 2"})
     by_script = {
-        unit.script.name: plan.command(unit, settings, False) for unit in units_of(tmp_path)
+        unit.script.name: process.command(unit, settings.launcher, False)
+        for unit in units_of(tmp_path)
     }
     assert by_script["collect_param_stats.py"][3:5] == ["accelerate", "launch"]
     assert by_script["plot_param_stats.py"][3] == "python"

@@ -6,9 +6,10 @@ import pytest
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.step import load_steps
-from model_diffs.pipeline import plan, studies
+from model_diffs.pipeline import studies
 from model_diffs.pipeline.plan import Planner, Settings
 from model_diffs.pipeline.studies import read_study, with_environment
+from model_diffs.pipeline.units import command
 
 SMALL = """
 [models]
@@ -134,7 +135,7 @@ def test_values_are_never_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_study(write(tmp_path, text)), {"COMPARE": "$(touch$IFS\x27x\x27) x[$(touch)]"}
     )
     units = list(Planner(study, Settings(), load_steps()).steps())
-    words = [word for unit in units for word in plan.command(unit, Settings(), False)]
+    words = [word for unit in units for word in command(unit, [], False)]
     assert "`touch x`" in words and "x[$(touch)]" in words
     assert [p.name for p in tmp_path.iterdir()] == ["study.toml"]
 

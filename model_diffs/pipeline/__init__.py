@@ -1,7 +1,8 @@
 """What a study runs: its file, the plan, and the checks before a long run.
 
 - `studies`: study files (TOML), typed, and what the environment says instead
-- `plan`: which script runs on which models, what it waits for, what is complete
+- `plan`: which scripts run, on which models, with which options
+- `units`: one process each: what it would fill, what of that is complete, its command
 - `__main__`: what `pipeline.sh` asks: the plan, a failure, the closing table
 - `preflight`, `preflight_machine`: the checks of `check_experiment.py`: texts and questions;
   packages, device, models, memory and disk

@@ -27,9 +27,10 @@ from model_diffs.core.options import option
 from model_diffs.core.results import RECORD, PlannedRun
 from model_diffs.core.script import load_environment
 from model_diffs.core.step import load_steps
-from model_diffs.pipeline import plan, studies
-from model_diffs.pipeline.plan import Planner, Settings, Unit
+from model_diffs.pipeline import studies, units
+from model_diffs.pipeline.plan import Planner, Settings
 from model_diffs.pipeline.studies import Study
+from model_diffs.pipeline.units import Unit
 
 Row = dict[str, Any]
 
@@ -83,7 +84,7 @@ def _record_time(folder: str) -> int | None:
     return record.stat().st_mtime_ns if record.is_file() else None
 
 
-def _rows(units: list[Unit]) -> list[Row]:
+def _rows(planned: list[Unit]) -> list[Row]:
     return [
         {
             "unit": position,
@@ -93,7 +94,7 @@ def _rows(units: list[Unit]) -> list[Row]:
             "status": target.status,
             "before": _record_time(str(target.planned.folder)),
         }
-        for position, unit in enumerate(units)
+        for position, unit in enumerate(planned)
         for target in unit.targets
     ]
 
@@ -129,13 +130,13 @@ def _units(study: Study, settings: Settings, chosen: Options) -> tuple[Planner, 
     if chosen.all_methods:
         study = studies.with_all_methods(study, os.environ)
         planner = Planner(study, settings, load_steps())
-        units = [*planner.make(), *planner.unlearn(every=True)]
+        found = [*planner.make(), *planner.unlearn(every=True)]
     else:
         planner = Planner(study, settings, load_steps())
         if not planner.changed:
             raise BadInput(f"{study.path}: the base is compared with nothing: name models")
-        units = [*planner.make(), *planner.unlearn(), *planner.steps()]
-    return planner, plan.with_states(plan.select(units, chosen.steps), chosen.force)
+        found = [*planner.make(), *planner.unlearn(), *planner.steps()]
+    return planner, units.with_states(units.select(found, chosen.steps), chosen.force)
 
 
 def make_plan(folder: Path, words: list[str]) -> None:
@@ -144,24 +145,24 @@ def make_plan(folder: Path, words: list[str]) -> None:
     load_environment()
     study = studies.with_environment(studies.read_study(name))
     settings = Settings.of(os.environ)
-    planner, units = _units(study, settings, chosen)
-    rows = _rows(units)
+    planner, planned = _units(study, settings, chosen)
+    rows = _rows(planned)
     print(f"study:   {study.name} ({study.path})\nbase:    {study.base}")
     for model, role in planner.changed.items():
         print(f"changed: {model} ({role})")
     complete = sum(row["status"] in ("complete", "follows") for row in rows)
     print(f"device:  {_device(settings)}")
     print(f"done:    {complete} of {len(rows)} results are complete\n")
-    for unit in units:
+    for unit in planned:
         for one in unit.targets:
             if one.status == "stale" and not chosen.force:
                 print(f"step {unit.number}  {one.planned.label}: stale, {one.reason}")
-    todo = [(position, unit) for position, unit in enumerate(units) if unit.todo]
+    todo = [(position, unit) for position, unit in enumerate(planned) if unit.todo]
     if todo and not chosen.dry_run:
         _write_plan(folder, study, settings, chosen, todo, rows)
         return
     for _, unit in todo:
-        words = plan.narrowed(unit, chosen.force)
+        words = units.narrowed(unit, chosen.force)
         print(f"step {unit.number}  would run: {unit.script.name} {shlex.join(words)}")
     shown = {"complete": "skipped", "follows": "follows"}
     _print_table([(r["number"], r["label"], shown.get(r["status"], "pending"), "") for r in rows])
@@ -185,7 +186,9 @@ def _write_plan(
     for position, unit in todo:
         log = logs / f"{unit.number}_{unit.name}.log"
         start = [position, unit.number, unit.script.name, _what(unit), log]
-        lines.append("\t".join(map(str, [*start, *plan.command(unit, settings, chosen.force)])))
+        lines.append(
+            "\t".join(map(str, [*start, *units.command(unit, settings.launcher, chosen.force)]))
+        )
     (folder / "units").write_text("\n".join(lines) + "\n", encoding="utf-8")
     invocation = f"{study.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     keep = int(chosen.keep_going or chosen.all_methods)

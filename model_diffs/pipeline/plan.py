@@ -1,30 +1,22 @@
-"""The plan of a study: which script runs on which models, what it waits for, what is complete.
+"""The plan of a study: which scripts run, on which models, with which options.
 
-A unit is one process. What it would fill is asked of the script itself, so the plan knows no step
-by name: it knows studies, and the declarations (STEP) of the scripts beside `pipeline.sh`.
+It knows studies and the declarations (STEP) of the scripts beside `pipeline.sh`; only what makes
+models, texts, dictionaries and the report is known by name.
 """
 
 import dataclasses
-import os
 import shlex
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_diffs.core import naming, options, results
+from model_diffs.core import naming, options
 from model_diffs.core.errors import BadInput
-from model_diffs.core.results import PlannedRun
-from model_diffs.core.step import Script, planned_runs
+from model_diffs.core.step import Script
 from model_diffs.pipeline.studies import Arguments, Study, typed, unknown
-
-DATASETS, UNLEARN, TRAIN, REPORT = (
-    "create_datasets.py",
-    "unlearn.py",
-    "train_itda.py",
-    "report.py",
-)
+from model_diffs.pipeline.units import DATASETS, REPORT, TRAIN, UNLEARN, Unit
 
 
 @dataclass
@@ -49,42 +41,6 @@ class Settings:
             except ValueError as error:
                 raise BadInput(f"LAUNCHER={found.launcher}: {error}") from None
         return found
-
-
-@dataclass
-class Target:
-    """A folder that a unit would fill, and its state when the plan was made."""
-
-    planned: PlannedRun
-    status: str
-    """`complete`, `stale` or `missing`; `follows`: complete, but what it reads will change."""
-    reason: str
-
-    @property
-    def pending(self) -> bool:
-        """Whether it is made, or looked at again."""
-        return self.status != "complete"
-
-
-@dataclass
-class Unit:
-    """One process: a script and its words, and the folders it would fill."""
-
-    script: Script
-    words: list[str]
-    targets: list[Target] = field(default_factory=list)
-    name: str = ""
-    """Of its log; the script's with what tells it from others of that script."""
-
-    @property
-    def number(self) -> int:
-        """The step's number."""
-        return self.script.step.number
-
-    @property
-    def todo(self) -> list[Target]:
-        """The folders that are not complete."""
-        return [one for one in self.targets if one.pending]
 
 
 # ── words ─────────────────────────────────────────────────────────────────────────────────────────
@@ -228,89 +184,3 @@ class Planner:
                 if labels and report.accepts(role):
                     named[role] = tuple(labels) if role == "control" else labels[0]
             yield self._unit(report, self._extra(report), **named)
-
-
-# ── states ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _dirties(target: Target, unit: Unit, dirty: set[str]) -> bool:
-    """Whether something that this folder reads will be made anew."""
-    planned = target.planned
-    owner = planned.folder.parent
-    reads = {str(owner / folder) for folder in unit.script.step.reads}
-    models = {os.path.abspath(m) for m in (planned.model_a, planned.model_b) if m}
-    return bool(dirty & (reads | models))
-
-
-def with_states(units: Iterable[Unit], force: bool) -> list[Unit]:
-    """Ask every script what it would fill, and what of that is complete.
-
-    A complete folder whose inputs will be made anew before it `follows`: its script looks again.
-    """
-    found, dirty, all_dirty = [], set[str](), False
-    for unit in units:
-        step, module = unit.script.step, unit.script.module
-        chosen = options.parse(module.Options, unit.words, module.__doc__)
-        for planned in planned_runs(module, chosen):
-            status, reason = results.state(planned)
-            target = Target(planned, status, reason)
-            if force and status == "complete":
-                target = Target(planned, "stale", "--force")
-            of_study = step.scope == "study" or not planned.model_a
-            if not target.pending and (
-                _dirties(target, unit, dirty) or all_dirty or (of_study and dirty)
-            ):
-                target.status = "follows"
-            if target.pending:
-                dirty |= {str(planned.folder), os.path.abspath(planned.folder)}
-                # What makes texts and models is read by everything.
-                all_dirty |= step.scope == "other" and unit.script.name not in (UNLEARN, TRAIN)
-            unit.targets.append(target)
-        found.append(unit)
-    return found
-
-
-def narrowed(unit: Unit, force: bool) -> list[str]:
-    """The unit's words with only those models whose folders are to be made."""
-    step, words = unit.script.step, list(unit.words)
-    flags = {"comparison": "--model-b", "model": "--model"}
-    own = getattr(unit.script.module, "planned_runs", None)
-    if step.scope in flags and not (own and step.scope == "model"):
-        start = words.index(flags[step.scope]) + 1
-        end = next((i for i in range(start, len(words)) if words[i].startswith("--")), len(words))
-        chosen = [one.planned.model_b or one.planned.model_a for one in unit.todo]
-        words[start:end] = list(dict.fromkeys(chosen))
-    return words + (["--force"] if force else [])
-
-
-def command(unit: Unit, settings: Settings, force: bool) -> list[str]:
-    """The words of the process: launcher where the step may use one, script, options."""
-    start = settings.launcher if unit.script.step.processes else ("python",)
-    return ["uv", "run", "--no-sync", *start, unit.script.name, *narrowed(unit, force)]
-
-
-def select(units: Sequence[Unit], steps: str) -> list[Unit]:
-    """The units of `--steps`: numbers, ranges and names of scripts or folders, by commas."""
-    if not steps:
-        return list(units)
-    chosen: list[Unit] = []
-    for part in steps.split(","):
-        first, dash, last = part.strip().partition("-")
-        if first.isdecimal() and (last.isdecimal() if dash else True):
-            low, high = int(first), int(last or first)
-            found = [one for one in units if low <= one.number <= high]
-        elif part.strip() and not part.strip()[0].isdecimal():
-            name = part.strip().removesuffix(".py")
-            found = [
-                one
-                for one in units
-                if name in (one.script.name.removesuffix(".py"), one.script.step.folder)
-            ]
-        else:
-            raise BadInput(
-                f"--steps {steps}: write numbers, ranges and names, such as 1,4-6,report"
-            )
-        if not found:
-            raise BadInput(f"--steps {steps}: no such step: {part.strip()} (--help lists them)")
-        chosen += found
-    return [one for one in units if any(one is other for other in chosen)]

@@ -1,0 +1,138 @@
+"""Units, one process each: which folders they would fill, what of that is complete, their commands.
+
+What a unit would fill is asked of its script.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from model_diffs.core import options, results
+from model_diffs.core.errors import BadInput
+from model_diffs.core.results import PlannedRun
+from model_diffs.core.step import Script, planned_runs
+
+DATASETS, REPORT = "create_datasets.py", "report.py"
+TRAIN, UNLEARN = "train_itda.py", "unlearn.py"
+
+
+@dataclass
+class Target:
+    """A folder that a unit would fill, and its state when the plan was made."""
+
+    planned: PlannedRun
+    status: str
+    """`complete`, `stale` or `missing`; `follows`: complete, but what it reads will change."""
+    reason: str
+
+    @property
+    def pending(self) -> bool:
+        """Whether it is made, or looked at again."""
+        return self.status != "complete"
+
+
+@dataclass
+class Unit:
+    """One process: a script and its words, and the folders it would fill."""
+
+    script: Script
+    words: list[str]
+    targets: list[Target] = field(default_factory=list)
+    name: str = ""
+    """Of its log; the script's with what tells it from others of that script."""
+
+    @property
+    def number(self) -> int:
+        """The step's number."""
+        return self.script.step.number
+
+    @property
+    def todo(self) -> list[Target]:
+        """The folders that are not complete."""
+        return [one for one in self.targets if one.pending]
+
+
+# ── states ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _dirties(target: Target, unit: Unit, dirty: set[str]) -> bool:
+    """Whether something that this folder reads will be made anew."""
+    planned = target.planned
+    owner = planned.folder.parent
+    reads = {str(owner / folder) for folder in unit.script.step.reads}
+    models = {os.path.abspath(m) for m in (planned.model_a, planned.model_b) if m}
+    return bool(dirty & (reads | models))
+
+
+def with_states(units: Iterable[Unit], force: bool) -> list[Unit]:
+    """Ask every script what it would fill, and what of that is complete.
+
+    A complete folder whose inputs will be made anew before it `follows`: its script looks again.
+    """
+    found, dirty, all_dirty = [], set[str](), False
+    for unit in units:
+        step, module = unit.script.step, unit.script.module
+        chosen = options.parse(module.Options, unit.words, module.__doc__)
+        for planned in planned_runs(module, chosen):
+            status, reason = results.state(planned)
+            target = Target(planned, status, reason)
+            if force and status == "complete":
+                target = Target(planned, "stale", "--force")
+            of_study = step.scope == "study" or not planned.model_a
+            if not target.pending and (
+                _dirties(target, unit, dirty) or all_dirty or (of_study and dirty)
+            ):
+                target.status = "follows"
+            if target.pending:
+                dirty |= {str(planned.folder), os.path.abspath(planned.folder)}
+                # What makes texts and models is read by everything.
+                all_dirty |= step.scope == "other" and unit.script.name not in (UNLEARN, TRAIN)
+            unit.targets.append(target)
+        found.append(unit)
+    return found
+
+
+def narrowed(unit: Unit, force: bool) -> list[str]:
+    """The unit's words with only those models whose folders are to be made."""
+    step, words = unit.script.step, list(unit.words)
+    flags = {"comparison": "--model-b", "model": "--model"}
+    own = getattr(unit.script.module, "planned_runs", None)
+    if step.scope in flags and not (own and step.scope == "model"):
+        start = words.index(flags[step.scope]) + 1
+        end = next((i for i in range(start, len(words)) if words[i].startswith("--")), len(words))
+        chosen = [one.planned.model_b or one.planned.model_a for one in unit.todo]
+        words[start:end] = list(dict.fromkeys(chosen))
+    return words + (["--force"] if force else [])
+
+
+def command(unit: Unit, launcher: Sequence[str], force: bool) -> list[str]:
+    """The words of the process: launcher where the step may use one, script, options."""
+    start = launcher if unit.script.step.processes else ("python",)
+    return ["uv", "run", "--no-sync", *start, unit.script.name, *narrowed(unit, force)]
+
+
+def select(units: Sequence[Unit], steps: str) -> list[Unit]:
+    """The units of `--steps`: numbers, ranges and names of scripts or folders, by commas."""
+    if not steps:
+        return list(units)
+    chosen: list[Unit] = []
+    for part in steps.split(","):
+        first, dash, last = part.strip().partition("-")
+        if first.isdecimal() and (last.isdecimal() if dash else True):
+            low, high = int(first), int(last or first)
+            found = [one for one in units if low <= one.number <= high]
+        elif part.strip() and not part.strip()[0].isdecimal():
+            name = part.strip().removesuffix(".py")
+            found = [
+                one
+                for one in units
+                if name in (one.script.name.removesuffix(".py"), one.script.step.folder)
+            ]
+        else:
+            raise BadInput(
+                f"--steps {steps}: write numbers, ranges and names, such as 1,4-6,report"
+            )
+        if not found:
+            raise BadInput(f"--steps {steps}: no such step: {part.strip()} (--help lists them)")
+        chosen += found
+    return [one for one in units if any(one is other for other in chosen)]
