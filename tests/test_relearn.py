@@ -190,6 +190,7 @@ def test_nll_equals_a_loop_over_tokens(study: tiny_study.Study) -> None:
     assert float(measured.nll["forget"].mean) == pytest.approx(total / count, rel=1e-5)
 
 
+@pytest.mark.study
 def test_results_are_written_skipped_when_complete_and_reproducible(
     study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from model_diffs.core.errors import BadInput
 
@@ -66,18 +65,15 @@ def gradient_checkpointing(model: Any, enabled: bool) -> Iterator[None]:
     try:
         for block, name, _ in rates:
             setattr(block, name, 0.0)
-        _set_training(blocks, True)
+        for block in blocks:
+            block.training = True  # not train(): that would reach the dropouts inside
         yield
     finally:
-        _set_training(blocks, False)
+        for block in blocks:
+            block.training = False
         for block, name, value in rates:
             setattr(block, name, value)
         _switch(model, "disable")
-
-
-def _set_training(blocks: list[nn.Module], training: bool) -> None:
-    for block in blocks:
-        block.training = training  # not train(): that would reach the dropouts inside
 
 
 def _switch(model: Any, what: str, *arguments: Any) -> None:

@@ -127,11 +127,12 @@ def plan_epoch(
         pairs = [(k % len(forget), k % len(retain)) for k in _cycled(longest, count, rng)]
         cut = _bucketed(pairs, lambda p: forget[p[0]] + retain[p[1]], batch, rng)
         return [Step([f for f, _ in pairs], [r for _, r in pairs]) for pairs in cut]
-    forget_cut = _bucketed(_cycled(len(forget), count, rng), lambda i: forget[i], batch, rng)
-    if not retain:
-        return [Step(indices, []) for indices in forget_cut]
-    retain_cut = _bucketed(_cycled(len(retain), count, rng), lambda i: retain[i], batch, rng)
-    return [Step(f, r) for f, r in zip(forget_cut, retain_cut, strict=True)]
+    cuts = [
+        _bucketed(_cycled(len(lengths), count, rng), lengths.__getitem__, batch, rng)
+        for lengths in (forget, retain)
+        if lengths
+    ]
+    return [Step(indices[0], indices[1] if retain else []) for indices in zip(*cuts, strict=True)]
 
 
 def share_of(indices: list[int], batch: int, rank: int, processes: int) -> list[list[int]]:

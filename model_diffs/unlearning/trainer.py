@@ -174,19 +174,16 @@ class Trainer:
         return self.steps_log[-1]
 
     def _report(self, bar: Any, log: StepLog, elapsed: float) -> None:
-        bar.set_postfix_str(
-            f"loss {log.loss:.4g} forget {log.forget:.4g} retain {log.retain:.4g} "
-            f"|g| {log.grad_norm:.3g} lr {log.lr:.2g} "
-            f"{self.tokens * self.accelerator.num_processes / elapsed:.0f} tok/s",
-            refresh=False,
+        speed = self.tokens * self.accelerator.num_processes / elapsed
+        line = (
+            f"loss {log.loss:.5g}, forget {log.forget:.5g}, retain {log.retain:.5g}, "
+            f"gradient {log.grad_norm:.3g}, lr {log.lr:.3g}"
         )
+        bar.set_postfix_str(f"{line}, {speed:.0f} tok/s", refresh=False)
         bar.update(1)
-        every = max(1, len(self.steps) // 10)
-        if log.step % every == 0 or log.step == len(self.steps):
-            self.say(
-                f"step {log.step}/{len(self.steps)}: loss {log.loss:.5g}, forget {log.forget:.5g}, "
-                f"retain {log.retain:.5g}, gradient {log.grad_norm:.3g}, lr {log.lr:.3g}"
-            )
+        steps = len(self.steps)
+        if log.step % max(1, steps // 10) == 0 or log.step == steps:
+            self.say(f"step {log.step}/{steps}: {line}")
         interval = self.options.eval_interval
         if interval and log.step % interval == 0:
             self.evaluations.append({"step": log.step, **self.evaluate()})
