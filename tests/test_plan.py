@@ -13,7 +13,8 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Comparison, option, parse
 from model_diffs.core.step import comparison_runs, load_script, load_steps
 from model_diffs.pipeline import units as process
-from model_diffs.pipeline.plan import Planner, Settings
+from model_diffs.pipeline.environment import Settings
+from model_diffs.pipeline.plan import Planner
 from model_diffs.pipeline.studies import Models, Study, Texts, Unlearn
 from model_diffs.pipeline.units import Unit
 
@@ -65,10 +66,8 @@ def test_complete_folders_are_left_out_of_the_command(tmp_path: Path) -> None:
     words = process.narrowed(again, False)
     assert "./two" in words and "./one" not in words
     forced = named(units_of(tmp_path, models=models, force=True), "collect_param_stats.py")
-    assert (
-        "./one" in process.narrowed(forced, True)
-        and process.narrowed(forced, True)[-1] == "--force"
-    )
+    words = process.narrowed(forced, True)
+    assert "./one" in words and words[-1] == "--force"
 
 
 def test_what_reads_a_result_that_will_be_made_again_follows(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 from model_diffs.core.errors import BadInput
 from model_diffs.core.step import load_steps
 from model_diffs.pipeline import studies
-from model_diffs.pipeline.plan import Planner, Settings
-from model_diffs.pipeline.studies import read_study, with_environment
+from model_diffs.pipeline.environment import Settings, with_environment
+from model_diffs.pipeline.plan import Planner
+from model_diffs.pipeline.studies import read_study
 from model_diffs.pipeline.units import command
 
 SMALL = """

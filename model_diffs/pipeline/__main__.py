@@ -28,7 +28,8 @@ from model_diffs.core.results import RECORD, PlannedRun
 from model_diffs.core.script import load_environment
 from model_diffs.core.step import load_steps
 from model_diffs.pipeline import studies, units
-from model_diffs.pipeline.plan import Planner, Settings
+from model_diffs.pipeline.environment import Settings, with_all_methods, with_environment
+from model_diffs.pipeline.plan import Planner
 from model_diffs.pipeline.studies import Study
 from model_diffs.pipeline.units import Unit
 
@@ -128,7 +129,7 @@ def _parse(words: list[str]) -> tuple[str, Options]:
 
 def _units(study: Study, settings: Settings, chosen: Options) -> tuple[Planner, list[Unit]]:
     if chosen.all_methods:
-        study = studies.with_all_methods(study, os.environ)
+        study = with_all_methods(study, os.environ)
         planner = Planner(study, settings, load_steps())
         found = [*planner.make(), *planner.unlearn(every=True)]
     else:
@@ -143,7 +144,7 @@ def make_plan(folder: Path, words: list[str]) -> None:
     """Plan the study that the words name; with --dry-run only say what would run."""
     name, chosen = _parse(words)
     load_environment()
-    study = studies.with_environment(studies.read_study(name))
+    study = with_environment(studies.read_study(name))
     settings = Settings.of(os.environ)
     planner, planned = _units(study, settings, chosen)
     rows = _rows(planned)
@@ -185,10 +186,9 @@ def _write_plan(
     lines = []
     for position, unit in todo:
         log = logs / f"{unit.number}_{unit.name}.log"
+        words = units.command(unit, settings.launcher, chosen.force)
         start = [position, unit.number, unit.script.name, _what(unit), log]
-        lines.append(
-            "\t".join(map(str, [*start, *units.command(unit, settings.launcher, chosen.force)]))
-        )
+        lines.append("\t".join(map(str, [*start, *words])))
     (folder / "units").write_text("\n".join(lines) + "\n", encoding="utf-8")
     invocation = f"{study.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     keep = int(chosen.keep_going or chosen.all_methods)

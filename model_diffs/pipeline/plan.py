@@ -4,44 +4,17 @@ It knows studies and the declarations (STEP) of the scripts beside `pipeline.sh`
 models, texts, dictionaries and the report is known by name.
 """
 
-import dataclasses
-import shlex
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from model_diffs.core import naming, options
 from model_diffs.core.errors import BadInput
 from model_diffs.core.step import Script
+from model_diffs.pipeline.environment import Settings
 from model_diffs.pipeline.studies import Arguments, Study, typed, unknown
 from model_diffs.pipeline.units import DATASETS, REPORT, TRAIN, UNLEARN, Unit
-
-
-@dataclass
-class Settings:
-    """What the environment decides beside the study."""
-
-    outroot: str = "outputs"
-    launcher: Sequence[str] = ("python",)
-    param_device: str = "auto"
-    param_dtype: str = "auto"
-    activation_device: str = "auto"
-    activation_dtype: str = "auto"
-
-    @classmethod
-    def of(cls, environment: Mapping[str, str]) -> "Settings":
-        """From OUTROOT, LAUNCHER, PARAM_DEVICE and the like; empty ones count as not set."""
-        given = {one.name: environment.get(one.name.upper()) for one in dataclasses.fields(cls)}
-        found = cls(**{name: value for name, value in given.items() if value})
-        if isinstance(found.launcher, str):
-            try:
-                found.launcher = shlex.split(found.launcher)
-            except ValueError as error:
-                raise BadInput(f"LAUNCHER={found.launcher}: {error}") from None
-        return found
-
 
 # ── words ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,112 @@
+"""What the environment says in place of a study: BASE, COMPARE, UNLEARN, OUTROOT, LAUNCHER, …
+
+Values are read, never evaluated.
+"""
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from model_diffs.core.errors import BadInput
+from model_diffs.core.methods import METHODS
+from model_diffs.pipeline.studies import ROLES, Dictionary, Models, Study, Unlearn, check
+
+
+@dataclass
+class Settings:
+    """What the environment decides beside the study."""
+
+    outroot: str = "outputs"
+    launcher: Sequence[str] = ("python",)
+    param_device: str = "auto"
+    param_dtype: str = "auto"
+    activation_device: str = "auto"
+    activation_dtype: str = "auto"
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> "Settings":
+        """From OUTROOT, LAUNCHER, PARAM_DEVICE and the like; empty ones count as not set."""
+        given = {one.name: environment.get(one.name.upper()) for one in dataclasses.fields(cls)}
+        found = cls(**{name: value for name, value in given.items() if value})
+        if isinstance(found.launcher, str):
+            try:
+                found.launcher = shlex.split(found.launcher)
+            except ValueError as error:
+                raise BadInput(f"LAUNCHER={found.launcher}: {error}") from None
+        return found
+
+
+def _models_given(models: Models, words: list[str]) -> Models:
+    """COMPARE: models, each with its role before `=` or with the one that the study gives it."""
+    roles = {model: role for role in ROLES for model in getattr(models, role)}
+    found: dict[str, list[str]] = {role: [] for role in ROLES}
+    for word in words:
+        role, equals, model = word.partition("=")
+        if not equals or role not in ROLES:
+            role, model = roles.get(word, "unlearned"), word
+        found[role].append(model)
+    return Models(models.base, **{role: tuple(named) for role, named in found.items()})
+
+
+def _entries_given(entries: tuple[Unlearn, ...], names: list[str]) -> tuple[Unlearn, ...]:
+    """UNLEARN: entries of the study by name, or methods with their defaults."""
+    known = {one.name: one for one in entries}
+    for name in names:
+        if name not in known and name not in METHODS:
+            raise BadInput(
+                f"UNLEARN: {name} is neither an entry of the study nor a method; there are: "
+                f"{', '.join(dict.fromkeys([*known, *METHODS]))}"
+            )
+    return tuple(
+        replace(known.get(name, Unlearn(name, name)), compare=True) for name in dict.fromkeys(names)
+    )
+
+
+def with_environment(study: Study, environment: Mapping[str, str] = os.environ) -> Study:
+    """The study with what BASE, COMPARE, UNLEARN and the like say instead."""
+    says = {key: value for key, value in environment.items() if key.isupper()}
+
+    def integer(key: str, text: str) -> int:
+        if not text.isdecimal():
+            raise BadInput(f"{key}={text}: not an integer of at least 0")
+        return int(text)
+
+    models, texts = study.models, study.texts
+    if "COMPARE" in says:
+        models = _models_given(models, says["COMPARE"].split())
+    if says.get("BASE"):
+        models = replace(models, base=says["BASE"])
+    texts = replace(
+        texts,
+        forget=says.get("FORGET_TEXT") or texts.forget,
+        retain=says.get("RETAIN_TEXT") or texts.retain,
+        questions=says.get("QUESTIONS", texts.questions or "") or None,
+        attack=says.get("ATTACK_TEXT", texts.attack or "") or None,
+    )
+    if says.get("MAX_SAMPLES"):
+        texts = replace(texts, max_samples=integer("MAX_SAMPLES", says["MAX_SAMPLES"]))
+    study = replace(study, models=models, texts=texts)
+    if "UNLEARN" in says:
+        study = replace(study, unlearn=_entries_given(study.unlearn, says["UNLEARN"].split()))
+    if says.get("UNLEARN_SEEDS"):
+        seeds = [integer("UNLEARN_SEEDS", word) for word in says["UNLEARN_SEEDS"].split()]
+        study = replace(study, seeds=tuple(dict.fromkeys(seeds)))
+    if "DICTIONARY" in says:
+        # Another dictionary than the study's has to be there already.
+        own = study.dictionary
+        given = says["DICTIONARY"]
+        same = own if own and own.folder == given else Dictionary(given)
+        study = replace(study, dictionary=same if given else None)
+    return check(study)
+
+
+def with_all_methods(study: Study, environment: Mapping[str, str]) -> Study:
+    """The study with a model per method, METHODS naming some: its own entries, else defaults."""
+    names = environment.get("METHODS", "").split() or list(METHODS)
+    entries = {one.name: one for one in study.unlearn}
+    for name in names:
+        if name not in entries and name not in METHODS:
+            raise BadInput(f"METHODS: {name} is no method; there are: {', '.join(METHODS)}")
+    return replace(study, unlearn=tuple(entries.get(n, Unlearn(n, n)) for n in names))
