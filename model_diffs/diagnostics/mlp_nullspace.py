@@ -110,12 +110,17 @@ def _root(share: float | None) -> float | None:
     return None if share is None else math.sqrt(share)
 
 
-def layer_row(layer: int, rows: Sequence[AlignmentRow]) -> dict[str, Any]:
-    """One line of layer_nullspace_summary.csv: the MLP matrices of a block together.
+def layer_rows(rows: Sequence[AlignmentRow]) -> list[dict[str, Any]]:
+    """Lines of layer_nullspace_summary.csv: the MLP matrices of each block together.
 
     Norms are roots of sums of squares; energies are shares of the block's whole update, Σ‖dW‖²,
     None where nothing changed.
     """
+    layers = sorted({row.layer for row in rows})
+    return [_layer_row(layer, [row for row in rows if row.layer == layer]) for layer in layers]
+
+
+def _layer_row(layer: int, rows: Sequence[AlignmentRow]) -> dict[str, Any]:
     changed = [row for row in rows if row.nullspace_energy is not None]
     update = math.hypot(*(row.update_norm for row in rows))
     original = math.hypot(*(row.original_norm for row in rows))
@@ -135,9 +140,3 @@ def layer_row(layer: int, rows: Sequence[AlignmentRow]) -> dict[str, Any]:
         "count_mats": len(rows),
         "count_changed": len(changed),
     }
-
-
-def layer_rows(rows: Sequence[AlignmentRow]) -> list[dict[str, Any]]:
-    """Lines of layer_nullspace_summary.csv."""
-    layers = sorted({row.layer for row in rows})
-    return [layer_row(layer, [row for row in rows if row.layer == layer]) for layer in layers]

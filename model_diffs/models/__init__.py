@@ -1,0 +1,10 @@
+"""Models: what they are made of, where their files are, how they are loaded and run.
+
+architectures  which weight matrices a stored tensor holds, by its name
+anatomy        the parts of a live model, found by structure
+files          folders and hub snapshots: resolve, fingerprint, errors of the hub in one line
+checkpoints    stored weights read by name from mapped files; two checkpoints in lockstep
+devices        devices, dtypes and processes, without transformers
+loading        models and tokenizers loaded, placed and read layer by layer
+generation     greedy or sampled text, the same for the same seed
+"""

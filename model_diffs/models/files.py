@@ -169,7 +169,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadInput(f"{folder}: no {CONFIG}; this is not a model folder") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise BadInput(f"{path} is not valid JSON: copy the model again") from error
     if "text_config" in config:
         inherited = {k: config[k] for k in ("tie_word_embeddings",) if k in config}
@@ -186,7 +186,8 @@ def weight_files(folder: Path) -> tuple[Path | None, list[Path]]:
         if (folder / single).is_file():
             return None, [folder / single]
         if (folder / index).is_file():
-            return folder / index, [folder / name for name in _shards(folder / index)]
+            names = sorted(set(weight_map(folder / index).values()))
+            return folder / index, [folder / name for name in names]
         shards = sorted(folder.glob(single.replace(".", "-*-of-*.")))
         if shards:
             return None, shards
@@ -196,18 +197,17 @@ def weight_files(folder: Path) -> tuple[Path | None, list[Path]]:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Shard of each tensor, by name, from a weight index. BadInput where it is not one."""
+    """Shard of each tensor, by name, from a weight index.
+
+    Raises BadInput where it is not one, and for a shard that is missing or not beside it.
+    """
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        found = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{index} is not a weight index: copy the model again") from error
-
-
-def _shards(index: Path) -> list[str]:
-    names = sorted(set(weight_map(index).values()))
-    for name in names:
+    for name in sorted(set(found.values())):
         if Path(name).name != name:
             raise BadInput(f"{index} names {name!r}, which is not a file beside it")
         if not (index.parent / name).is_file():
             raise BadInput(f"{index.parent}: the shard {name} is missing; copy the model again")
-    return names
+    return found

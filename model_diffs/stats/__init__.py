@@ -1,0 +1,8 @@
+"""Statistics: intervals, classifiers and spectra.
+
+intervals         bootstrap intervals over documents
+estimates         a number with its resamples, and how two numbers differ
+cross_validation  folds and resamples of two classes of documents; out-of-fold accuracy and AUC
+discriminant      linear discriminant analysis with Ledoit–Wolf shrinkage
+spectra           singular values: the largest with an error bound, or all; ranks
+"""
