@@ -14,7 +14,7 @@ from model_diffs.activations.passes import Reader
 from model_diffs.activations.tokens import Tokens
 from model_diffs.core.errors import BadInput
 from model_diffs.importance import measuring
-from model_diffs.importance.lenses import Activations, Neurons
+from model_diffs.importance.lenses import Neurons
 from model_diffs.importance.options import Options
 
 FAMILIES = ("qwen2", "llama", "mistral", "mixtral", "gemma2", "gpt_neox")
@@ -223,11 +223,11 @@ class Stops(Neurons):
     def __init__(self, batch: int) -> None:
         self.left = batch * len(LAYERS)
 
-    def sums(self, layer: int, at: Activations) -> torch.Tensor:
+    def sums(self, *given: Any) -> torch.Tensor:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
-        return super().sums(layer, at)
+        return super().sums(*given)
 
 
 def test_interruption_keeps_finished_batches() -> None:

@@ -138,6 +138,7 @@ def test_every_combination_writes_its_files(
                 assert np.abs(exact).sum() == pytest.approx(len(exact), rel=1e-5)
 
 
+@pytest.mark.study
 def test_arrays_that_cannot_be_normalised_leave_the_others_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +164,7 @@ def test_arrays_that_cannot_be_normalised_leave_the_others_saved(
     assert not list((tmp_path / "importance").iterdir())
 
 
+@pytest.mark.study
 def test_moved_folder_and_its_npz_load_alike(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +243,7 @@ def test_interrupted_run_is_saved_and_marked_partial(
         return real(*words)
 
     monkeypatch.setattr(Neurons, "sums", sums)
+    monkeypatch.setattr("model_diffs.importance.running.figures", lambda *_: ())
     words = given(place, "--save_outputs", "--outroot", str(tmp_path), "--batch_size", "1")
     assert run("layer_gradient_analysis", words, monkeypatch) == 130
     assert "interrupted after 2 of 4 texts" in capsys.readouterr().err

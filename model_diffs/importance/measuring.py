@@ -25,7 +25,7 @@ from model_diffs.activations.tokens import TokenBatch, Tokens, own_share, padded
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
-from model_diffs.importance.lenses import Activations, Lens
+from model_diffs.importance.lenses import Lens
 from model_diffs.importance.options import Measurement, Options
 from model_diffs.importance.sites import counted_rows, frozen, loss_gradient, watch
 from model_diffs.models import devices, loading
@@ -136,8 +136,8 @@ def _run_batch(
     def add(layer: int, x: Tensor, gradient: Tensor | None) -> None:
         started = now()
         slope = None if gradient is None else counted_rows(gradient, at.counted)
-        activations = Activations(counted_rows(x, at.counted), entered.get(layer), slope)
-        sums[layer] = lens.sums(layer, activations).cpu()
+        x = counted_rows(x, at.counted)
+        sums[layer] = lens.sums(layer, x, entered.get(layer), slope).cpu()
         if not bool(torch.isfinite(sums[layer]).all()):
             raise BadInput(
                 f"{reader.name}: layer {layer} is not finite: use --dtype fp32, or look at the "

@@ -35,7 +35,6 @@ HOW_TO_LOAD = [
     "from model_diffs.importance.saved import load_results",
     "results = load_results(FOLDER)  # or load_results(FOLDER / 'consolidated_results.npz')",
     "results['data']['layer_0_mean_abs'], results['metadata']",
-    "numpy.load(FOLDER / 'layer_0_mean_abs_gradients.npy')  # one array alone",
 ]
 
 

@@ -9,15 +9,15 @@ import os
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from model_diffs.core import folders, naming
 from model_diffs.core.errors import BadInput
 from model_diffs.importance.options import Options
-
-if TYPE_CHECKING:
-    import numpy as np
 
 FOLDER, CONSOLIDATED = "importance", "consolidated_results.npz"
 # Sums of fp32 activations are accurate to about 1e-6 of Σ|v|: below this share of it, a signed sum
@@ -28,10 +28,8 @@ SMALLEST_SUM = 1e-4
 # ── values ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def raise_to(values: "np.ndarray", power: float | None) -> "np.ndarray":
+def raise_to(values: np.ndarray, power: float | None) -> np.ndarray:
     """sign(v)·|v|^power. Raises BadInput where that overflows."""
-    import numpy as np
-
     if power is None:
         return values
     with np.errstate(over="ignore"):
@@ -41,7 +39,7 @@ def raise_to(values: "np.ndarray", power: float | None) -> "np.ndarray":
     return raised
 
 
-def normalise(values: "np.ndarray", how: str, what: str = "the values") -> "np.ndarray":
+def normalise(values: np.ndarray, how: str, what: str = "the values") -> np.ndarray:
     """Scale so that Σ|v| (`sum_abs`) or Σv (`sum`) is the number of dimensions; `none` leaves v.
 
     Raises BadInput, naming `what`, where the sum is zero, and for `sum` where |Σv| is below
@@ -75,8 +73,8 @@ def asked(mode: str, normalisation: str) -> list[tuple[str, str, str]]:
 
 
 def variants(
-    means: "np.ndarray", layer: int, mode: str, power: float | None, normalisation: str
-) -> "tuple[dict[str, np.ndarray], list[str]]":
+    means: np.ndarray, layer: int, mode: str, power: float | None, normalisation: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """Every array of a layer that is saved, in fp32, by its key, and what could not be normalised.
 
     means `[2, size]`: mean and mean_abs. The second part says, one line each, which arrays are left
@@ -99,13 +97,10 @@ def variants(
 
 def layers_label(layers: Sequence[int]) -> str:
     """Layers as a folder name has them: `0-23`, `0,5,10`, `0-3,8`."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+    # Consecutive layers have the same distance to their place.
+    groups = groupby(enumerate(layers), lambda one: one[1] - one[0])
+    runs = [[layer for _, layer in group] for _, group in groups]
+    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
 def result_folder(
@@ -149,25 +144,21 @@ def check_places(options: Options) -> None:
 
 
 def write_consolidated(
-    path: Path, data: "Mapping[str, np.ndarray]", metadata: Mapping[str, Any]
+    path: Path, data: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> None:
     """All arrays, and the metadata as a JSON string, in one file."""
-    import numpy as np
-
     text = np.array(json.dumps(metadata, allow_nan=False))
     with folders.whole_file(path) as partial, partial.open("wb") as handle:
         arrays: dict[str, Any] = {**data, "metadata": text}
         np.savez_compressed(handle, **arrays)
 
 
-def load_results(path: "str | os.PathLike[str]") -> dict[str, Any]:
+def load_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     """`{"data": {key: array}, "metadata": {…}}` from a result folder or a consolidated .npz.
 
     Keys are `layer_{i}_{mode}[_norm_…]`. Nothing is unpickled. Raises BadInput where there is no
     result or it cannot be read.
     """
-    import numpy as np
-
     place = Path(path).expanduser()
     file = place / CONSOLIDATED if place.is_dir() else place
     if not file.is_file():
