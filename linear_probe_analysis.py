@@ -164,9 +164,9 @@ def probe(run: Run, found: "Statistics", options: Options) -> dict[str, Any]:
     )
     rows, resampled = probes.probe_rows(forget, retain, plan, settings, run.planned.label)
     run.table("auc_resamples", resampled)
-    draw_probes(run, run.table("probe_results", rows))
+    draw_probes(run, run.table("probe_results", rows, probes.COLUMNS))
     facts = probes.summary(rows)
-    failed = sum(row.fits - row.fits_converged for row in rows)
+    failed = facts["fits"] - facts["fits_converged"]
     if failed:
         print(
             f"warning: {run.planned.label}: {failed} of {facts['fits']} probes did not converge in "

@@ -18,9 +18,8 @@ lipschitzness_analysis.png, summary.json}.
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from model_diffs.core import naming
 from model_diffs.core.options import Comparison, Compute, Figures, Texts, natural, option, positive
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.axes import Axes
 
-    from model_diffs.activations.tokens import Tokens
-    from model_diffs.data.texts import Split
+    from model_diffs.activations.passes import SplitPass
     from model_diffs.diagnostics.sensitivity import TextRow
 
 STEP = Step(
@@ -119,34 +117,12 @@ class Options(Comparison, Texts, Compute, Figures):
     max_iters: int = option(100, "maximum number of products with JᵀJ", check=positive)
 
 
-class Sample(NamedTuple):
-    """The texts that are measured, and on what."""
-
-    splits: "list[Split]"
-    tokens: "list[Tokens]"
-    """Of each split."""
-    pad_id: int
-    device: "torch.device"
-    dtype: "torch.dtype"
-
-
-def take_sample(options: Options, models: list[str]) -> Sample:
-    """Read and tokenise both splits, evenly spread; every model must read the same tokens."""
+def pick_dtype(options: Options) -> "torch.dtype":
+    """fp32 unless asked otherwise; warns where perturbations are as small as its rounding."""
     import torch
 
-    from model_diffs.activations.tokens import tokenise
-    from model_diffs.data.texts import read_splits
-    from model_diffs.diagnostics.sensitivity import spread_sample
-    from model_diffs.models import devices, loading
+    from model_diffs.models import devices
 
-    splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
-    tokenizer = loading.common_tokenizer(models, options.trust_remote_code)
-    sampled = []
-    for split in splits:
-        tokens = tokenise(
-            tokenizer, split.texts, options.max_length, options.keep_bos, options.skip_first
-        )
-        sampled.append(spread_sample(tokens, options.lipschitz_samples, options.seed))
     dtype = torch.float32 if options.dtype == "auto" else devices.DTYPES[options.dtype]
     if options.epsilon < 16 * torch.finfo(dtype).eps:
         print(
@@ -154,34 +130,43 @@ def take_sample(options: Options, models: list[str]) -> Sample:
             f"{options.dtype}; use --dtype fp32 or a larger --epsilon",
             file=sys.stderr,
         )
+    return dtype
+
+
+def take_sample(options: Options, models: list[str]) -> "list[SplitPass]":
+    """Evenly spread texts of both splits; every model must read the same tokens."""
+    from model_diffs.activations.passes import SplitPass
+    from model_diffs.data.texts import read_splits
+    from model_diffs.diagnostics.sensitivity import spread_sample
+    from model_diffs.models import devices, loading
+
+    splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
+    tokenizer = loading.common_tokenizer(models, options.trust_remote_code)
     device = devices.pick_device(options.device)
-    return Sample(splits, sampled, tokenizer.pad_token_id, device, dtype)
+    sample = [SplitPass.of(split, tokenizer, options, device) for split in splits]
+    for one in sample:
+        one.tokens = spread_sample(one.tokens, options.lipschitz_samples, options.seed)
+    return sample
 
 
-def measure(model: str, options: Options, sample: Sample) -> "list[TextRow]":
+def measure(
+    model: str, options: Options, sample: "list[SplitPass]", dtype: "torch.dtype"
+) -> "list[TextRow]":
     """All rows of one model, which is in memory meanwhile."""
     from model_diffs.activations.passes import Reader
     from model_diffs.diagnostics import lipschitz, sensitivity
     from model_diffs.models import loading
 
-    settings = sensitivity.Settings(
-        epsilon=options.epsilon,
-        perturbations=options.num_perturbations,
-        tolerance=options.tol,
-        max_iterations=options.max_iters,
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
-    loaded = loading.load_model(model, sample.device, sample.dtype, options.trust_remote_code)
+    fields = sensitivity.Settings._fields
+    settings = sensitivity.Settings(**{name: getattr(options, name) for name in fields})
+    loaded = loading.load_model(model, sample[0].device, dtype, options.trust_remote_code)
     lipschitz.make_differentiable(loaded)
-    reader, label = Reader(model, loaded), naming.model_label(model)
-    rows = []
-    for split, tokens in zip(sample.splits, sample.tokens, strict=True):
-        rows += sensitivity.measure(reader, label, split.name, tokens, sample.pad_id, settings)
+    reader = Reader(model, loaded)
+    rows = [row for one in sample for row in sensitivity.measure(reader, one, settings)]
     unfinished = sum(not row.jacobian_converged for row in rows)
     if unfinished:
         print(
-            f"warning: {label}: the Jacobian norm of {unfinished} texts did not converge to "
+            f"warning: {model}: the Jacobian norm of {unfinished} texts did not converge to "
             f"{options.tol} in {options.max_iters} iterations; raise --max-iters",
             file=sys.stderr,
         )
@@ -250,7 +235,9 @@ def draw(run: Run, table: "pd.DataFrame", change: dict[str, Any]) -> None:
     run.figure("lipschitzness_analysis", figure)
 
 
-def write(run: Run, rows: "list[list[TextRow]]", sample: Sample, options: Options) -> None:
+def write(
+    run: Run, rows: "list[list[TextRow]]", sample: "list[SplitPass]", dtype: "torch.dtype"
+) -> None:
     """Tables, figure and summary of one comparison; `rows` of base and changed model."""
     import pandas as pd
 
@@ -258,26 +245,26 @@ def write(run: Run, rows: "list[list[TextRow]]", sample: Sample, options: Option
     from model_diffs.models import devices
     from model_diffs.models.checkpoints import Checkpoint
 
+    seed, epsilon = (run.planned.arguments[name] for name in ("seed", "epsilon"))
     base, changed = map(pd.DataFrame, rows)
     texts = run.table("per_text", pd.concat([base, changed], ignore_index=True))
-    summary = sensitivity.summary_rows(texts, options.seed)
-    change = sensitivity.changes(base, changed, options.seed)
+    summary = sensitivity.summary_rows(texts, seed)
+    change = sensitivity.changes(base, changed, seed)
     draw(run, run.table("lipschitzness_summary", summary, sensitivity.COLUMNS), change)
-    run.document("summary", {"changes": change, "epsilon": options.epsilon})
+    run.document("summary", {"changes": change, "epsilon": epsilon})
     checkpoints = [Checkpoint.open(m) for m in (run.planned.model_a, run.planned.model_b)]
     for checkpoint in checkpoints:
         run.reads(*checkpoint.files)
-    run.reads(*(split.path for split in sample.splits))
-    named = list(zip(sample.splits, sample.tokens, strict=True))
+    run.reads(*(one.split.path for one in sample))
     run.record(
-        models={c.model: c.identity() for c in checkpoints},
-        texts={split.name: split.identity() for split, _ in named},
-        texts_measured={split.name: len(tokens.ids) for split, tokens in named},
-        tokens={split.name: int(tokens.counts.sum()) for split, tokens in named},
-        left_out={split.name: tokens.left_out for split, tokens in named},
+        models={one.model: one.identity() for one in checkpoints},
+        texts={one.split.name: one.split.identity() for one in sample},
+        texts_measured={one.split.name: len(one.tokens.ids) for one in sample},
+        tokens={one.split.name: int(one.tokens.counts.sum()) for one in sample},
+        left_out={one.split.name: one.tokens.left_out for one in sample},
         jacobian_not_converged=int((~texts["jacobian_converged"]).sum()),
-        device=str(sample.device),
-        dtype=devices.dtype_name(sample.dtype),
+        device=str(sample[0].device),
+        dtype=devices.dtype_name(dtype),
     )
 
 
@@ -288,12 +275,13 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     base, models = Checkpoint.open(options.model_a), [planned.model_b for planned in todo]
     for model in models:
         check_configs(base, Checkpoint.open(model))
-    sample = take_sample(options, [options.model_a, *models])
+    sample, dtype = take_sample(options, [options.model_a, *models]), pick_dtype(options)
     of_base: list[TextRow] = []
     for planned in todo:
         with open_run(planned) as run:
-            of_base = of_base or measure(options.model_a, options, sample)
-            write(run, [of_base, measure(planned.model_b, options, sample)], sample, options)
+            of_base = of_base or measure(options.model_a, options, sample, dtype)
+            changed = measure(planned.model_b, options, sample, dtype)
+            write(run, [of_base, changed], sample, dtype)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,6 @@ class Measured(NamedTuple):
 def measure(options: Options, base: "Checkpoint", changed: "list[Checkpoint]") -> Measured:
     """Decompose all changes and run the base over both splits once."""
     from model_diffs.activations.passes import SplitPass
-    from model_diffs.activations.tokens import tokenise
     from model_diffs.data.texts import read_splits
     from model_diffs.diagnostics import row_space
     from model_diffs.models import devices, loading
@@ -115,13 +114,7 @@ def measure(options: Options, base: "Checkpoint", changed: "list[Checkpoint]") -
     device = devices.pick_device(options.device)
     dtype = devices.pick_dtype(options.dtype, device)
     tokenizer = loading.load_tokenizer(base.model, options.trust_remote_code)
-    passes = []
-    for split in splits:
-        tokens = tokenise(
-            tokenizer, split.texts, options.max_length, options.keep_bos, options.skip_first
-        )
-        pad_id = tokenizer.pad_token_id
-        passes.append(SplitPass(split, tokens, options.batch_size, pad_id, device))
+    passes = [SplitPass.of(split, tokenizer, options, device) for split in splits]
     changes = row_space.read_changes(base, changed, options.top_k, device, dtype)
     anatomy = locate(loading.load_for(options, base.model))
     row_space.move_to_device(changes.targets, device)
@@ -176,7 +169,7 @@ def write(run: Run, base: "Checkpoint", changed: "Checkpoint", found: Measured, 
     table = run.table("projection_metrics", rows, projections.COLUMNS)
     documents = {one.split.name: one.tokens.documents for one in found.passes}
     texts = projections.text_rows(targets, model_b, found.totals, documents)
-    run.table("per_text", texts, projections.TextRow._fields)
+    run.table("per_text", texts, projections.TEXT_COLUMNS)
     if rows:
         draw(run, table)
     else:

@@ -10,10 +10,11 @@ import pytest
 import tiny_models
 import torch
 
-from model_diffs.activations.passes import Reader
+from model_diffs.activations.passes import Reader, SplitPass
 from model_diffs.activations.tokens import Tokens
 from model_diffs.core.script import execute
 from model_diffs.core.step import load_script
+from model_diffs.data.texts import Split
 from model_diffs.diagnostics import lipschitz, sensitivity
 from model_diffs.models import loading as models
 from model_diffs.models.anatomy import locate
@@ -23,9 +24,13 @@ CPU = torch.device("cpu")
 FORGET = ["The river at Ava is wide.", "No.", "Seven weavers kept a ledger of their looms."]
 RETAIN = ["Birds sing at dawn in the mill yard.", "A ferry.", "Bread and slow water."]
 SETTINGS = sensitivity.Settings(
-    epsilon=0.01, perturbations=10, tolerance=1e-3, max_iterations=100, batch_size=16, seed=42
+    epsilon=0.01, num_perturbations=10, tol=1e-3, max_iters=100, seed=42
 )
 IDS = [[1, 20, 30, 40, 50, 60], [1, 99, 98]]
+
+
+def split_of(tokens: Tokens) -> SplitPass:
+    return SplitPass(Split("forget", Path("forget.txt"), [], ""), tokens, 16, 0, CPU)
 
 
 @pytest.fixture
@@ -123,9 +128,9 @@ def test_batched_rows_equal_single_texts(family: str) -> None:
     starts = [1, 0]
     tokens = Tokens(IDS, starts, np.array([0, 1]), {})
     lipschitz.make_differentiable(model)
-    settings = SETTINGS._replace(epsilon=0.02, perturbations=4, tolerance=1e-5)
+    settings = SETTINGS._replace(epsilon=0.02, num_perturbations=4, tol=1e-5)
     reader = Reader("m", model)
-    rows = sensitivity.measure(reader, "m", "forget", tokens, 0, settings)
+    rows = sensitivity.measure(reader, split_of(tokens), settings)
     for row, ids, start in zip(rows, IDS, starts, strict=True):
         anatomy, mask = locate(plain), torch.ones(1, len(ids), dtype=torch.long)
         x = anatomy.embedding(torch.tensor([ids])).detach()
@@ -160,7 +165,7 @@ def test_text_of_a_single_token_has_no_gradient() -> None:
     model = tiny_models.build("gpt_neox")
     lipschitz.make_differentiable(model)
     tokens = Tokens([[5], [5, 6, 7]], [0, 0], np.array([0, 1]), {})
-    one, other = sensitivity.measure(Reader("m", model), "m", "forget", tokens, 0, SETTINGS)
+    one, other = sensitivity.measure(Reader("m", model), split_of(tokens), SETTINGS)
     assert one.gradient_norm is one.loss is None and one.jacobian_norm > 0
     assert other.gradient_norm is not None
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,7 @@ def test_identical_states_score_as_the_larger_class() -> None:
     """The embedding of one final full stop, whatever the text."""
     same = np.full((30, 1, 64), 0.3, dtype=np.float32)
     plan = cross_validation.design(12, 18, 5, seed=0)
-    (row,) = probes.probe_rows(same[:12], same[12:], plan, SETTINGS).rows
+    row = SimpleNamespace(**probes.probe_rows(same[:12], same[12:], plan, SETTINGS).rows[0])
     assert row.test_accuracy == row.majority_baseline == 0.6
     assert row.auc == 0.5 and row.selectivity == 0
     assert row.fits_converged == row.fits == 10
@@ -91,10 +92,11 @@ def test_fit_without_enough_iterations_has_not_converged() -> None:
 # ── one layer ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def rows_of(states: np.ndarray, labels: np.ndarray, **settings: object) -> probes.Row:
+def rows_of(states: np.ndarray, labels: np.ndarray, **settings: object) -> SimpleNamespace:
     forget, retain = (states[member][:, None].astype(np.float32) for member in (labels, ~labels))
     plan = cross_validation.design(len(forget), len(retain), 5, seed=0)
-    return probes.probe_rows(forget, retain, plan, SETTINGS._replace(**settings)).rows[0]
+    found = probes.probe_rows(forget, retain, plan, SETTINGS._replace(**settings))
+    return SimpleNamespace(**found.rows[0])
 
 
 def test_planted_direction_is_found_and_shuffled_labels_are_not() -> None:
@@ -120,7 +122,10 @@ def test_unstandardised_probes_are_invariant_to_rotation() -> None:
     states, labels = clouds(50, 120)
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(120, 120)))[0]
     one, other = (rows_of(s, labels, standardize=False) for s in (states, states @ turn))
-    np.testing.assert_allclose(one[:11], other[:11], atol=1e-9)
+    columns = probes.COLUMNS[:11]
+    np.testing.assert_allclose(
+        *([getattr(row, name) for name in columns] for row in (one, other)), atol=1e-9
+    )
 
 
 def test_shuffled_labels_keep_the_class_sizes_of_every_fold() -> None:
@@ -189,14 +194,8 @@ def folder_of(study: tiny_study.Study, model: str = "base") -> Path:
 def test_table_equals_scikit_learn_on_the_last_tokens(study: tiny_study.Study) -> None:
     """transformers' own states, text by text without padding."""
     table = pd.read_csv(folder_of(study) / "probe_results.csv")
-    assert table.columns[:6].tolist() == [
-        "layer",
-        "test_accuracy",
-        "train_accuracy",
-        "selectivity",
-        "auc",
-        "majority_baseline",
-    ]
+    first = "layer test_accuracy train_accuracy selectivity auc majority_baseline"
+    assert " ".join(table.columns[:6]) == first
     assert (table["majority_baseline"] == 24 / 45).all()
     last = [
         np.stack([h[:, -1] for h in tiny_study.states(study.model_a, split)])

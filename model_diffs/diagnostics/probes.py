@@ -35,29 +35,14 @@ class Settings(NamedTuple):
     seed: int
 
 
-class Row(NamedTuple):
-    """One hidden state. `_low`, `_high` are 95 % intervals over documents."""
-
-    layer: int
-    test_accuracy: float
-    train_accuracy: float
-    selectivity: float
-    auc: float
-    majority_baseline: float
-    test_accuracy_low: float
-    test_accuracy_high: float
-    train_accuracy_low: float
-    train_accuracy_high: float
-    selectivity_low: float
-    selectivity_high: float
-    auc_low: float
-    auc_high: float
-    control_accuracy: float
-    control_accuracy_low: float
-    control_accuracy_high: float
-    fits: int
-    """Fitted probes: one per fold, with true and with shuffled labels."""
-    fits_converged: int
+_FIRST = ("test_accuracy", "train_accuracy", "selectivity", "auc")
+COLUMNS = (
+    *("layer", *_FIRST, "majority_baseline"),
+    *(f"{name}_{end}" for name in _FIRST for end in ("low", "high")),
+    *("control_accuracy", "control_accuracy_low", "control_accuracy_high"),
+    *("fits", "fits_converged"),
+)
+"""Of probe_results.csv; docs/probes.md defines them."""
 
 
 # ── one fit ───────────────────────────────────────────────────────────────────────────────────────
@@ -186,13 +171,14 @@ def out_of_fold(states: Floats, plan: Design, control: Labels, settings: Setting
 class Probed(NamedTuple):
     """Results of the probes of a model."""
 
-    rows: list[Row]
+    rows: list[dict[str, Any]]
+    """Rows of probe_results.csv."""
     resampled: list[dict[str, float]]
     """Rows of auc_resamples.csv: the AUC of each hidden state on each resample of the documents.
     Models that read the same documents share the draws."""
 
 
-def _row(layer: int, found: OutOfFold, auc: Estimate, plan: Design) -> Row:
+def _row(layer: int, found: OutOfFold, auc: Estimate, plan: Design) -> dict[str, Any]:
     majority = max(plan.labels.mean(), 1 - plan.labels.mean())
     accuracy = cross_validation.mean(found.correct, plan)
     estimates = {
@@ -202,11 +188,11 @@ def _row(layer: int, found: OutOfFold, auc: Estimate, plan: Design) -> Row:
         "auc": auc,
         "control_accuracy": cross_validation.mean(found.control_correct, plan),
     }
-    cells: dict[str, float] = {"majority_baseline": float(majority)}
+    row: dict[str, Any] = {"layer": layer, "majority_baseline": float(majority)}
     for name, estimate in estimates.items():
-        cells |= percentile_interval(*estimate).cells(name)
-    fits = 2 * len(np.unique(plan.folds))
-    return Row(layer=layer, fits=fits, fits_converged=found.converged, **cells)
+        row |= percentile_interval(*estimate).cells(name)
+    # One probe per fold with true labels, one with shuffled ones.
+    return row | {"fits": 2 * len(np.unique(plan.folds)), "fits_converged": found.converged}
 
 
 def probe_rows(
@@ -234,15 +220,20 @@ def probe_rows(
     return Probed(rows, resampled)
 
 
-def summary(rows: Sequence[Row]) -> dict[str, object]:
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The hidden state with the best AUC, means over states, and how many fits converged."""
-    best = max(rows, key=lambda row: row.auc)
+    best = max(rows, key=lambda row: row["auc"])
     means = ("test_accuracy", "selectivity", "auc", "control_accuracy")
     return {
         "states": len(rows),
-        "best": {"layer": best.layer, "auc": best.auc, "low": best.auc_low, "high": best.auc_high},
-        **{f"mean_{name}": float(np.mean([getattr(row, name) for row in rows])) for name in means},
-        "majority_baseline": rows[0].majority_baseline,
-        "fits": sum(row.fits for row in rows),
-        "fits_converged": sum(row.fits_converged for row in rows),
+        "best": {
+            "layer": best["layer"],
+            "auc": best["auc"],
+            "low": best["auc_low"],
+            "high": best["auc_high"],
+        },
+        **{f"mean_{name}": float(np.mean([row[name] for row in rows])) for name in means},
+        "majority_baseline": rows[0]["majority_baseline"],
+        "fits": sum(row["fits"] for row in rows),
+        "fits_converged": sum(row["fits_converged"] for row in rows),
     }

@@ -1,7 +1,7 @@
 """Step 11's tables: how far inputs lie where a change reads, with intervals over documents."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,28 +36,14 @@ COLUMNS = (
     *("forget_tokens", "retain_tokens"),
 )
 """Of projection_metrics.csv; docs/row_space.md defines them."""
+TEXT_COLUMNS = tuple(
+    ["split", "text", "name", "proj_ratio_sum", "tokens", "effect_sum", "effect_tokens"]
+)
+"""Of per_text.csv: Σ ‖P x‖/‖x‖, tokens with x ≠ 0, Σ ‖ΔW x‖/‖W x‖, tokens with W x ≠ 0."""
 _SUMMARISED = (
     *("forget_proj_ratio", "retain_proj_ratio", "random_proj_ratio", "selectivity_ratio"),
     *_EFFECTS,
 )
-
-
-class TextRow(NamedTuple):
-    """Row of per_text.csv: sums over the tokens of a text, for comparisons that resample texts."""
-
-    split: str
-    text: int
-    """Its position in the split."""
-    name: str
-    """Of the matrix."""
-    proj_ratio_sum: float
-    """Σ ‖P x‖/‖x‖."""
-    tokens: int
-    """With x ≠ 0."""
-    effect_sum: float
-    """Σ ‖ΔW x‖/‖W x‖."""
-    effect_tokens: int
-    """With W x ≠ 0."""
 
 
 def text_rows(
@@ -65,18 +51,21 @@ def text_rows(
     changed: str,
     totals: Mapping[str, Totals],
     documents: Mapping[str, Iterable[int]],
-) -> list[TextRow]:
-    """Rows of per_text.csv; `totals` and the texts' positions by split."""
+) -> list[dict[str, Any]]:
+    """Rows of per_text.csv: sums over the tokens of a text, so that texts can be resampled.
+
+    `totals` and the positions of the texts by split.
+    """
     return [
-        TextRow(
-            split=split,
-            text=int(text),
-            name=target.matrix.name,
-            proj_ratio_sum=float(line[RATIO]),
-            tokens=int(line[TOKENS]),
-            effect_sum=float(line[EFFECT]),
-            effect_tokens=int(line[EFFECT_TOKENS]),
-        )
+        {
+            "split": split,
+            "text": int(text),
+            "name": target.matrix.name,
+            "proj_ratio_sum": float(line[RATIO]),
+            "tokens": int(line[TOKENS]),
+            "effect_sum": float(line[EFFECT]),
+            "effect_tokens": int(line[EFFECT_TOKENS]),
+        }
         for split, found in totals.items()
         for target in targets
         if changed in target.reads

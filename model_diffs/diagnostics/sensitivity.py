@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from model_diffs.activations.passes import Reader
+from model_diffs.activations.passes import Reader, SplitPass
 from model_diffs.activations.tokens import TokenBatch, Tokens, padded_batches
+from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
@@ -34,15 +35,12 @@ _STATES = 1 << 24
 
 
 class Settings(NamedTuple):
-    """How sensitivity is measured."""
+    """The options of step 12 that decide how sensitivity is measured."""
 
     epsilon: float
-    """Length of a perturbation relative to each token's embedding."""
-    perturbations: int
-    tolerance: float
-    """Relative change at which the Jacobian norm has converged."""
-    max_iterations: int
-    batch_size: int
+    num_perturbations: int
+    tol: float
+    max_iters: int
     seed: int
 
 
@@ -81,23 +79,20 @@ def spread_sample(tokens: Tokens, count: int, seed: int) -> Tokens:
     )
 
 
-def measure(
-    reader: Reader, label: str, split: str, tokens: Tokens, pad_id: int, settings: Settings
-) -> list[TextRow]:
+def measure(reader: Reader, one: SplitPass, settings: Settings) -> list[TextRow]:
     """Sensitivity of one model on every document of a split, in their order.
 
     The model comes from `lipschitz.make_differentiable`. Processes share the texts and all get all
     rows. Raises BadInput where an output is not finite.
     """
-    anatomy = reader.anatomy
+    label, split, tokens = naming.model_label(reader.name), one.split.name, one.tokens
     # Fewer texts at a time where the graph kept for their derivatives would be large.
-    per_token = anatomy.embedding.weight.shape[1] * len(anatomy.blocks)
+    per_token = reader.anatomy.embedding.weight.shape[1] * len(reader.anatomy.blocks)
     most = _STATES // (max(tokens.lengths) * per_token)
-    order = length_batches(tokens.lengths, max(1, min(settings.batch_size, most)))
+    order = length_batches(tokens.lengths, max(1, min(one.batch_size, most)))
     bar = progress(devices.share(order), f"{label} {split}", unit="batch")
-    device = next(reader.model.parameters()).device
     values = torch.zeros(len(tokens.ids), len(METRICS) + 3, dtype=torch.float64)
-    for at in padded_batches(tokens, bar, pad_id, device):
+    for at in padded_batches(tokens, bar, one.pad_id, one.device):
         seeds = [_seed(settings.seed, split, int(tokens.documents[row])) for row in at.rows]
         values[at.rows] = _measure_batch(reader, at, seeds, settings)
     rows = []
@@ -106,9 +101,8 @@ def measure(
     for (text, count), line in zip(places, lines, strict=True):
         noise, gradient, variance, jacobian, iterations, converged, loss = line
         if not all(map(math.isfinite, (noise, variance, jacobian))):
-            raise BadInput(
-                f"{label}: NaN or Inf on {split} text {text}: use --dtype fp32, or check the weights"
-            )
+            advice = "use --dtype fp32, or check the weights"
+            raise BadInput(f"{label}: NaN or Inf on {split} text {text}: {advice}")
         row = TextRow(
             model=label,
             data=split,
@@ -144,15 +138,15 @@ def _measure_batch(
         mask = at.batch.attention_mask.repeat(len(embedded) // len(x), 1)
         return lipschitz.run(reader.model, reader.anatomy, embedded, mask)
 
-    deltas = lipschitz.perturbations(x, counted, settings.epsilon, settings.perturbations, seeds)
+    deltas = lipschitz.perturbations(
+        x, counted, settings.epsilon, settings.num_perturbations, seeds
+    )
     per_pass = max(1, _LOGITS // (counted.numel() * reader.anatomy.head.weight.shape[0]))
     with torch.no_grad():
         response = lipschitz.respond(outputs, x, counted, deltas, per_pass)
     gradient = lipschitz.gradient_norms(outputs, x, at.batch, counted)
     trunk = lipschitz.trunk_function(reader.anatomy, at.batch.attention_mask)
-    jacobian = lipschitz.jacobian_norms(
-        trunk, x, counted, seeds, settings.tolerance, settings.max_iterations
-    )
+    jacobian = lipschitz.jacobian_norms(trunk, x, counted, seeds, settings.tol, settings.max_iters)
     columns = [response.lipschitz, gradient.norm, response.output_variance, *jacobian]
     return torch.stack([c.cpu().double() for c in [*columns, gradient.loss]], 1)
 
