@@ -13,7 +13,7 @@ from model_diffs.activations.tokens import padded_batches
 from model_diffs.dictionaries import examples, reading, tables
 from model_diffs.dictionaries.diffing import ModelDiffing
 from model_diffs.dictionaries.itda import ITDA
-from model_diffs.dictionaries.sums import BatchCodes, Encoded, ModelTotals, PairedSums, sum_codes
+from model_diffs.dictionaries.sums import BatchCodes, ModelTotals, PairedSums, sum_codes
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_differences_and_errors_equal_those_of_dense_codes(study: tiny_study.Stu
     difference = all_b.mean(0) - all_a.mean(0)
     scale = np.abs(all_a).max()
     assert np.allclose(found.changes.difference, difference, atol=1e-5 * scale)
-    assert np.allclose(found.base.totals.frequency, (all_a != 0).mean(0), atol=2e-3)
+    assert np.allclose(found.base.frequency, (all_a != 0).mean(0), atol=2e-3)
     assert (found.order == np.argsort(-found.changes.difference, kind="stable")).all()
     # The jackknife over documents knows nothing of the ratio's linearisation.
     d = np.stack([y.sum(0) - x.sum(0) for x, y in zip(a, b, strict=True)])
@@ -212,9 +212,8 @@ def test_p_value_is_students_over_documents_with_the_latent() -> None:
 def test_memory_does_not_grow_with_tokens(study: tiny_study.Study) -> None:
     opened = diffing(study)
 
-    def kept(encoded: Encoded) -> int:
-        totals, paired = vars(encoded.totals), vars(encoded.paired)
-        tensors = [*totals.values(), *totals["top"], *paired.values(), *encoded.kept]
+    def kept(totals: ModelTotals) -> int:
+        tensors = [*vars(totals).values(), *totals.top, *vars(totals.paired).values(), *totals.kept]
         return sum(t.numel() for t in tensors if isinstance(t, torch.Tensor))
 
     sizes = []
@@ -232,7 +231,7 @@ def test_memory_does_not_grow_with_tokens(study: tiny_study.Study) -> None:
 def test_contexts_are_the_documents_with_the_highest_coefficients(study: tiny_study.Study) -> None:
     (found,) = compare(study, study.model_b)
     dense = dense_codes(study, study.model_a, ITDA.from_pretrained(study.root / "itda"))
-    top = found.base.totals.top
+    top = found.base.top
     for latent in range(0, top.values.shape[1], 5):
         highest = sorted((float(c[:, latent].max()) for c in dense), reverse=True)
         values = [v for v in top.values[:, latent].tolist() if v > 0]

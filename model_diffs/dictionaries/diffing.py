@@ -29,7 +29,6 @@ from model_diffs.dictionaries.reading import Reading
 from model_diffs.dictionaries.sums import (
     BatchCodes,
     Changes,
-    Encoded,
     ModelTotals,
     PairedSums,
     sum_codes,
@@ -61,8 +60,8 @@ class Fit(NamedTuple):
 class Comparison(NamedTuple):
     """The changed model against the base."""
 
-    base: Encoded
-    changed: Encoded
+    base: ModelTotals
+    changed: ModelTotals
     changes: Changes
     fits: dict[str, Fit]
     """Of all texts, under `all`, and of each data set under its name where there are several."""
@@ -158,9 +157,9 @@ class ModelDiffing:
         size, sources = self.itda.size, torch.from_numpy(texts.sources)
         paired = [None, *(PairedSums(size) for _ in changed)]
         kept = SPARE * self.options.contexts
-        found = [Encoded(ModelTotals(size, sources, kept), one) for one in paired]
+        found = [ModelTotals(size, sources, kept, one) for one in paired]
 
-        def encode(todo: Sequence[tuple[Reader, Encoded]], scratch: Path | None = None) -> None:
+        def encode(todo: Sequence[tuple[Reader, ModelTotals]], scratch: Path | None = None) -> None:
             self._encode(todo, texts, max_steps, keep_activations, scratch)
 
         wanted = self.options.side_by_side
@@ -178,7 +177,7 @@ class ModelDiffing:
     @torch.inference_mode()
     def _encode(
         self,
-        todo: Sequence[tuple[Reader, Encoded]],
+        todo: Sequence[tuple[Reader, ModelTotals]],
         texts: Reading,
         max_steps: int,
         keep_activations: bool,
@@ -195,7 +194,7 @@ class ModelDiffing:
             for reader, one in todo:
                 codes = self._codes(reader, at)
                 sums = sum_codes(codes, at.places, len(at.rows), self.itda.size)
-                one.totals.add(sums, at.rows)
+                one.add(sums, at.rows)
                 if one.paired is None:
                     base = sums
                     if scratch:
@@ -217,32 +216,27 @@ class ModelDiffing:
         reading.stream_block_outputs(reader.anatomy, at.batch, [self.itda.layer], receive)
         return found[0]
 
-    def _comparison(self, base: Encoded, changed: Encoded, texts: Reading) -> Comparison:
+    def _comparison(self, base: ModelTotals, changed: ModelTotals, texts: Reading) -> Comparison:
         assert changed.paired is not None
         changes = changed.paired.changes()
-        counts = base.totals.counts.numpy()
+        counts, a, b = (x.numpy() for x in (base.counts, base.unexplained, changed.unexplained))
         read = counts > 0  # --max-steps may leave documents unread
         subsets = {"all": read}
         if len(texts.splits) > 1:
             subsets |= {name: read & (texts.sources == i) for i, name in enumerate(texts.names)}
-        fits = {
-            name: self._fit(base, changed, counts, rows)
-            for name, rows in subsets.items()
-            if rows.any()
-        }
+        fits = {}
+        for name, rows in subsets.items():
+            if rows.any():
+                n, seed = counts[rows], self.options.seed
+                fits[name] = Fit(
+                    a=ratio_interval(a[rows], n, seed),
+                    b=ratio_interval(b[rows], n, seed),
+                    change=ratio_interval((b - a)[rows], n, seed),
+                    documents=len(n),
+                    tokens=int(n.sum()),
+                )
         order = np.argsort(-changes.difference, kind="stable")
         return Comparison(base, changed, changes, fits, order)
-
-    def _fit(self, base: Encoded, changed: Encoded, counts: np.ndarray, rows: np.ndarray) -> Fit:
-        a, b = (one.totals.unexplained.numpy()[rows] for one in (base, changed))
-        counts = counts[rows]
-        return Fit(
-            a=ratio_interval(a, counts, self.options.seed),
-            b=ratio_interval(b, counts, self.options.seed),
-            change=ratio_interval(b - a, counts, self.options.seed),
-            documents=len(counts),
-            tokens=int(counts.sum()),
-        )
 
     def run_model_diffing(
         self,
@@ -276,7 +270,7 @@ class ModelDiffing:
             "std_errors": changes.std_error,
             "p_values": changes.p_value,
             "q_values": changes.q_value,
-            "frequency_differences": found.changed.totals.frequency - found.base.totals.frequency,
+            "frequency_differences": found.changed.frequency - found.base.frequency,
         }
         return {
             **{name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()},

@@ -80,7 +80,7 @@ def page(
             {
                 "row": row,
                 "atom": atoms.get(row["latent"]),
-                "contexts": contexts(side.totals.top, row["latent"], texts, tokenizer, count),
+                "contexts": contexts(side.top, row["latent"], texts, tokenizer, count),
             }
             for row in rows.to_dict("records")
         ]

@@ -5,7 +5,7 @@ An activation that no feature is active for is zero everywhere but there, so fea
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -47,8 +47,8 @@ class Sae:
     """Active features per token at most, of topk."""
     threshold: Tensor | None = None
     """`[d_sae]` or a single number, of jumprelu and batchtopk."""
-    magnitude: tuple[Tensor, Tensor] | None = None
-    """exp(r_mag) and b_mag, `[d_sae]` each, of gated."""
+    magnitude: Tensor | None = None
+    """`[2, d_sae]`: exp(r_mag) and b_mag, of gated."""
     transcoder: bool = False
     """Encodes what enters the MLP, and stands for what leaves it."""
 
@@ -64,14 +64,8 @@ class Sae:
 
     def to(self, device: torch.device) -> "Sae":
         """The same on another device."""
-        moved: dict[str, Any] = {
-            name: value.to(device)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        if self.magnitude is not None:
-            moved["magnitude"] = tuple(part.to(device) for part in self.magnitude)
-        return replace(self, **moved)
+        fields: dict[str, Any] = vars(self)
+        return Sae(**{n: v.to(device) if isinstance(v, Tensor) else v for n, v in fields.items()})
 
     def encode(self, x: Tensor) -> Features:
         """Active features of x `[n, d_in]`, n so small that `[n, d_sae]` can be held."""

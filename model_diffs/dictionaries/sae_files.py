@@ -72,13 +72,24 @@ class _Stored:
             raise self.bad(f"{name} holds NaN or Inf")
         return tensor.float()
 
-    def batch_threshold(self, name: str) -> Tensor:
-        """The threshold in place of the top k of a batch, with which a token's features would
-        depend on the batch that it is in."""
-        threshold = self.take(name)
-        if float(threshold) < 0:  # its value before training
-            raise self.bad(f"{name} was never set: batchtopk needs it to encode tokens one by one")
-        return threshold
+    def of_activation(
+        self, kind: str, latents: int, config: Mapping[str, Any], batch: str, bias: str
+    ) -> dict[str, Any]:
+        """The fields of an Sae that its activation needs; names of tensors differ by format.
+
+        batchtopk is read with the threshold `batch`: with the top k of a batch, a token's features
+        would depend on the batch that it is in.
+        """
+        if kind == "topk":
+            return {"k": self.number("k", config)}
+        if kind == "jumprelu":
+            return {"threshold": self.take("threshold", latents)}
+        if kind == "gated":
+            parts = [self.take("r_mag", latents).exp(), self.take(bias, latents)]
+            return {"magnitude": torch.stack(parts)}
+        if kind == "batchtopk" and float(self.take(batch)) < 0:  # its value before training
+            raise self.bad(f"{batch} was never set: batchtopk needs it to encode tokens one by one")
+        return {"threshold": self.take(batch)} if kind == "batchtopk" else {}
 
 
 def read_sae(folder: Path, kind: str) -> Sae:
@@ -167,15 +178,8 @@ def _saelens(stored: _Stored) -> Sae:
         # Features times their row's norm, rows of length 1: the same x̂, so it is done once here.
         norm = decoder.norm(dim=-1)
         encoder, bias, decoder = encoder * norm[:, None], bias * norm, decoder / norm[:, None]
-    found: dict[str, Any] = {}
-    if kind == "topk":
-        found["k"] = stored.number("k", {**(config.get("activation_fn_kwargs") or {}), **config})
-    elif kind == "jumprelu":
-        found["threshold"] = stored.take("threshold", latents)
-    elif kind == "batchtopk":
-        found["threshold"] = stored.batch_threshold("topk_threshold")
-    elif kind == "gated":
-        found["magnitude"] = stored.take("r_mag", latents).exp(), stored.take("b_mag", latents)
+    config_of_k = {**(config.get("activation_fn_kwargs") or {}), **config}
+    found = stored.of_activation(kind, latents, config_of_k, "topk_threshold", "b_mag")
     subtract = bool(config.get("apply_b_dec_to_input", True))
     return Sae(encoder, bias, decoder, stored.take("b_dec", d), kind, subtract, **found)
 
@@ -216,16 +220,9 @@ def _learning(stored: _Stored) -> Sae:
         raise stored.bad(
             f"dict_size is {trainer['dict_size']}, its weights have {latents} features"
         )
-    found: dict[str, Any] = {}
-    if kind == "topk":
-        stored_k = int(stored.tensors["k"]) if "k" in stored.tensors else None
-        found["k"] = stored.number("k", {"k": stored_k, **trainer})
-    elif kind == "jumprelu":
-        found["threshold"] = stored.take("threshold", latents)
-    elif kind == "batchtopk":
-        found["threshold"] = stored.batch_threshold("threshold")
-    elif kind == "gated":
-        found["magnitude"] = stored.take("r_mag", latents).exp(), stored.take("mag_bias", latents)
+    stored_k = int(stored.tensors["k"]) if "k" in stored.tensors else None
+    config_of_k = {"k": stored_k, **trainer}
+    found = stored.of_activation(kind, latents, config_of_k, "threshold", "mag_bias")
     return Sae(encoder, bias, decoder, stored.take(decoder_bias, d), kind, subtract, **found)
 
 

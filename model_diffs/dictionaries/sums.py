@@ -5,7 +5,6 @@ few documents in which it is most active. A document's sum of a latent's coeffic
 observation; tokens of a document are not independent.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,15 +85,36 @@ class Contexts(NamedTuple):
     positions: Tensor
 
 
+class SparseActivations(NamedTuple):
+    """Codes of n tokens, k slots each, in the order of documents and positions."""
+
+    documents: Tensor
+    """`[n]` row of the text in the data sets."""
+    positions: Tensor
+    """`[n]` position in the document."""
+    indices: Tensor
+    """`[n, k]` latents."""
+    values: Tensor
+    """`[n, k]` coefficients; 0 where a slot is not used."""
+
+
 class ModelTotals:
     """One model's sums over all documents.
 
     `sources` `[documents]`: index of the data set that each is from; `contexts`: how many documents
-    are kept per latent.
+    are kept per latent; `paired`: sums against the base, None for the base itself.
     """
 
-    def __init__(self, latents: int, sources: Tensor, contexts: int) -> None:
-        self.sources, self.contexts, self.tokens = sources.long(), contexts, 0.0
+    def __init__(
+        self,
+        latents: int,
+        sources: Tensor,
+        contexts: int,
+        paired: "PairedSums | None" = None,
+    ) -> None:
+        self.sources, self.contexts, self.paired = sources.long(), contexts, paired
+        self.tokens = 0.0
+        self.kept: list[SparseActivations] = []
         self.sums, self.fires = torch.zeros(2, latents, dtype=torch.float64)
         # [documents]: Σ FVU and counted tokens.
         self.unexplained, self.counts = torch.zeros(2, len(sources), dtype=torch.float64)
@@ -117,6 +137,22 @@ class ModelTotals:
         values, *_ = both = [torch.cat(parts) for parts in zip(self.top, batch, strict=True)]
         order = values.argsort(dim=0, descending=True, stable=True)[: self.contexts]
         self.top = Contexts(*(part.gather(0, order) for part in both))
+
+    def keep(self, codes: Codes, places: Tensor, rows: NDArray[np.int64]) -> None:
+        """Keep the codes themselves. `rows`: row of the text, per document of the batch."""
+        documents, positions = places.cpu().unbind(1)
+        where = torch.from_numpy(rows)[documents]
+        kept = SparseActivations(where, positions, codes.indices.cpu(), codes.values.cpu())
+        self.kept.append(kept)
+
+    def activations(self) -> SparseActivations | None:
+        """All codes, in reading order; None where they were not kept."""
+        if not self.kept:
+            return None
+        parts = SparseActivations(*(torch.cat(part) for part in zip(*self.kept, strict=True)))
+        longest = int(parts.positions.max()) + 1
+        order = (parts.documents * longest + parts.positions).argsort()
+        return SparseActivations(*(part[order] for part in parts))
 
     @property
     def source_tokens(self) -> Array:
@@ -204,42 +240,3 @@ def _t_test(total: Array, squares: Array, count: Array) -> Array:
     found[dd == 0] = 1.0
     p[enough] = found
     return p
-
-
-class SparseActivations(NamedTuple):
-    """Codes of n tokens, k slots each, in the order of documents and positions."""
-
-    documents: Tensor
-    """`[n]` row of the text in the data sets."""
-    positions: Tensor
-    """`[n]` position in the document."""
-    indices: Tensor
-    """`[n, k]` latents."""
-    values: Tensor
-    """`[n, k]` coefficients; 0 where a slot is not used."""
-
-
-@dataclass
-class Encoded:
-    """The sums over one model's codes."""
-
-    totals: ModelTotals
-    paired: PairedSums | None
-    """Against the base; None for the base itself."""
-    kept: list[SparseActivations] = field(default_factory=list)
-
-    def keep(self, codes: Codes, places: Tensor, rows: NDArray[np.int64]) -> None:
-        """Keep the codes themselves. `rows`: row of the text, per document of the batch."""
-        documents, positions = places.cpu().unbind(1)
-        where = torch.from_numpy(rows)[documents]
-        kept = SparseActivations(where, positions, codes.indices.cpu(), codes.values.cpu())
-        self.kept.append(kept)
-
-    def activations(self) -> SparseActivations | None:
-        """All codes, in reading order; None where they were not kept."""
-        if not self.kept:
-            return None
-        parts = SparseActivations(*(torch.cat(part) for part in zip(*self.kept, strict=True)))
-        longest = int(parts.positions.max()) + 1
-        order = (parts.documents * longest + parts.positions).argsort()
-        return SparseActivations(*(part[order] for part in parts))

@@ -51,7 +51,7 @@ def latents(found: Comparison, itda: ITDA, atoms: Mapping[int, Atom]) -> pd.Data
     `token` is empty where the dictionary does not say, `std_error` where there is one document,
     `p_value` and `q_value` where the latent occurs in too few documents to be tested.
     """
-    base, changed, changes = found.base.totals, found.changed.totals, found.changes
+    base, changed, changes = found.base, found.changed, found.changes
     columns = {
         "latent": np.arange(itda.size),
         "token": [atoms[n].token if n in atoms else None for n in range(itda.size)],
@@ -125,8 +125,8 @@ def shares(found: Comparison, texts: Reading, top: int) -> dict[str, Share] | No
     difference, down = found.changes.difference, found.order[::-1]
     fell, rose = down[difference[down] < 0], found.order[difference[found.order] > 0]
     return {
-        "fell": share_of(fell, owners(found.base.totals), texts.names, top),
-        "rose": share_of(rose, owners(found.changed.totals), texts.names, top),
+        "fell": share_of(fell, owners(found.base), texts.names, top),
+        "rose": share_of(rose, owners(found.changed), texts.names, top),
     }
 
 
@@ -208,7 +208,7 @@ def figure(found: Comparison, title: str, names: tuple[str, str], colour: str) -
     axes[0].set_ylabel("change of the mean coefficient")
     axes[0].legend(loc="lower left", markerscale=2)
 
-    a, b = found.base.totals.mean, found.changed.totals.mean
+    a, b = found.base.mean, found.changed.mean
     ends = [min(a.min(), b.min()), max(a.max(), b.max())]
     axes[1].plot(ends, ends, "-", color="#999999", lw=0.9, zorder=0)
     _draw_points(axes[1], a, b, marked, colour)

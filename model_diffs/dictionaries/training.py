@@ -67,14 +67,6 @@ class Trained(NamedTuple):
     tokens_per_second: float
 
 
-class _Seen(NamedTuple):
-    """Tokens of a batch, kept until `JUDGED` later ones were read."""
-
-    x: Tensor
-    where: Tensor
-    fvu: Tensor
-
-
 class LayerTrainer:
     """The growing dictionary of one layer."""
 
@@ -86,7 +78,8 @@ class LayerTrainer:
         self._gram = torch.empty(room, room, device=device) if keeps_gram else None
         self.indices = torch.empty(0, 2, dtype=torch.int64)
         self.rows: list[TrainingRow] = []
-        self.recent: deque[_Seen] = deque()
+        # Tokens, where they were found and their FVU, for each of the last batches.
+        self.recent: deque[tuple[Tensor, Tensor, Tensor]] = deque()
         self.tokens = self.tokens_since_full = 0
         loss = settings.loss_threshold
         self.threshold = settings.fvu_threshold if loss is None else loss
@@ -126,8 +119,8 @@ class LayerTrainer:
             places = candidates.nonzero()[:, 0]
             chosen = places[self._different(normalize(x[places], dim=1))]
             self._add(normalize(x[chosen], dim=1), where[chosen.cpu()])
-        self.recent.append(_Seen(x, where, codes.fvu.cpu()))
-        while sum(len(seen.x) for seen in self.recent) - len(self.recent[0].x) >= JUDGED:
+        self.recent.append((x, where, codes.fvu.cpu()))
+        while sum(len(seen) for seen, *_ in self.recent) - len(self.recent[0][0]) >= JUDGED:
             self.recent.popleft()
         fvu = float(codes.fvu.double().mean())
         self.rows.append(TrainingRow(len(self.rows) + 1, self.tokens, self.count, fvu))
