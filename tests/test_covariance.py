@@ -26,14 +26,14 @@ def falling(seed: int, d: int = 40) -> np.ndarray:
 
 
 @pytest.mark.parametrize("d", [7, 300])
-def test_an_isotropic_cloud_uses_every_direction_alike(d: int) -> None:
+def test_isotropic_spectrum_has_full_rank_and_entropy(d: int) -> None:
     spectrum = np.full(d, 3.7)
     assert covariance.entropy(spectrum) == pytest.approx(np.log(d))
     assert covariance.participation_ratio(spectrum) == pytest.approx(d)
     assert covariance.effective_rank(spectrum) == int(np.ceil(0.99 * d))
 
 
-def test_a_line_has_one_direction() -> None:
+def test_rank_one_spectrum_has_one_direction() -> None:
     spectrum = np.array([5.0, 0, 0, 0])
     assert covariance.effective_rank(spectrum) == 1
     assert covariance.entropy(spectrum) == 0
@@ -46,7 +46,7 @@ def test_effective_rank_counts_to_99_percent_and_no_further() -> None:
     assert covariance.effective_rank(np.array([98.0, 0.9, 0.6, 0.5])) == 3
 
 
-def test_a_point_has_no_shape() -> None:
+def test_measures_of_a_zero_spectrum_are_undefined() -> None:
     point = np.zeros(4)
     for measure in (covariance.effective_rank, covariance.entropy, covariance.top_share):
         assert measure(point) is None
@@ -63,7 +63,7 @@ def test_distances_equal_scipy(first: int, second: int) -> None:
     assert covariance.entropy(a) == pytest.approx(entropy(a), abs=1e-12)
 
 
-def test_scale_alone_moves_the_spectrum_but_not_its_shape() -> None:
+def test_normalised_distance_ignores_scale() -> None:
     a = falling(0)
     assert covariance.wasserstein(a, 4 * a) == pytest.approx(3 * a.mean())
     assert covariance.wasserstein_normalised(a, 4 * a) == pytest.approx(0, abs=1e-12)
@@ -72,7 +72,7 @@ def test_scale_alone_moves_the_spectrum_but_not_its_shape() -> None:
 # ── eigenvalues ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_eigenvalues_are_those_of_the_cloud() -> None:
+def test_eigenvalues_equal_squared_singular_values() -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(30, 8)) * np.arange(1, 9)
     found = covariance.eigenvalues(np.cov(x.T, bias=True))
@@ -80,7 +80,7 @@ def test_eigenvalues_are_those_of_the_cloud() -> None:
     np.testing.assert_allclose(found, singular**2 / 30, rtol=1e-10)
 
 
-def test_rounding_below_zero_is_zero_and_more_is_an_error() -> None:
+def test_clips_rounding_below_zero_and_refuses_negative_eigenvalues() -> None:
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
 
     def matrix(smallest: float) -> np.ndarray:
@@ -97,7 +97,7 @@ def test_rounding_below_zero_is_zero_and_more_is_an_error() -> None:
 # ── rows ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_selectivity_is_forget_over_retain_and_empty_where_retain_stood_still() -> None:
+def test_selectivity_is_forget_over_retain_and_empty_for_an_unchanged_retain_set() -> None:
     a = {split: falling(0)[None] for split in covariance.SPLITS}
     (row,) = covariance.rows(a, {"forget": 3 * a["forget"], "retain": 2 * a["retain"]})
     assert row["selectivity_ratio"] == pytest.approx(2)
@@ -148,7 +148,7 @@ def test_the_table_equals_a_loop_over_tokens(study: tiny_study.Study) -> None:
     np.testing.assert_allclose(table["selectivity_ratio"], ratio, rtol=1e-12)
 
 
-def test_columns_are_in_their_order(study: tiny_study.Study) -> None:
+def test_columns_are_in_the_documented_order(study: tiny_study.Study) -> None:
     table = pd.read_csv(folder_of(study) / "covariance_metrics.csv")
     sides = [
         f"{s}_{m}_{x}" for m in ("eff_rank", "entropy") for s in covariance.SPLITS for x in "ab"
@@ -161,7 +161,7 @@ def test_columns_are_in_their_order(study: tiny_study.Study) -> None:
     assert summary["states"] == len(table) == 4
 
 
-def test_a_model_against_itself_does_not_move(study: tiny_study.Study) -> None:
+def test_a_model_against_itself_has_no_change(study: tiny_study.Study) -> None:
     study.compare(SCRIPT, b=study.model_a)
     table = pd.read_csv(
         study.root / "outputs/base__to__base/activation_covariance/covariance_metrics.csv"

@@ -11,7 +11,7 @@ from model_diffs.core.figures import Line, Panel
 from model_diffs.core.methods import METHODS
 
 
-def test_colours_follow_what_a_model_is() -> None:
+def test_colour_depends_on_method_or_filtering() -> None:
     assert figures.model_colour("base__npo") == METHODS["npo"].colour
     assert figures.model_colour("npo__seed1") == METHODS["npo"].colour
     assert figures.model_colour("base__cb_lat__seed1337") == METHODS["cb_lat"].colour
@@ -24,7 +24,7 @@ def test_colours_follow_what_a_model_is() -> None:
     assert len({figures.model_colour(label, others) for label in others}) == 3
 
 
-def test_a_panel_without_lines_is_left_out_and_nothing_at_all_is_an_error() -> None:
+def test_leaves_out_empty_panels_and_refuses_an_empty_figure() -> None:
     line = Line("a", [0, 1], [1.0, 2.0], figures.BASE)
     figure = figures.layer_figure("t", [Panel("p", "y", [line]), Panel("q", "y", [])])
     assert len(figure.axes) == 1

@@ -7,7 +7,7 @@ from scipy.stats import bootstrap
 from model_diffs.stats.intervals import document_weights, mean_interval, ratio_interval
 
 
-def test_weights_are_resamples_of_documents() -> None:
+def test_weights_count_draws_of_documents() -> None:
     weights = document_weights(7, seed=3)
     assert weights.shape == (1000, 7) and (weights.sum(1) == 7).all()
     assert (weights == document_weights(7, seed=3)).all()
@@ -40,7 +40,7 @@ def test_agrees_with_scipy_up_to_resampling_noise() -> None:
     assert found.high == pytest.approx(reference.high, abs=0.1 * width)
 
 
-def test_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_coverage_of_the_95_percent_interval() -> None:
     generator = np.random.default_rng(2)
     hits = 0
     for trial in range(300):
@@ -50,12 +50,12 @@ def test_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 270 <= hits <= 297
 
 
-def test_a_paired_difference_of_equals_is_exactly_zero() -> None:
+def test_paired_difference_of_equal_samples_is_exactly_zero() -> None:
     sums = np.random.default_rng(3).normal(size=(20, 4))
     found = ratio_interval(sums - sums, np.ones(20), seed=0)
     assert not np.any(found.mean) and not np.any(found.low) and not np.any(found.high)
 
 
-def test_a_document_without_tokens_is_an_error() -> None:
+def test_refuses_a_document_without_tokens() -> None:
     with pytest.raises(ValueError, match="no tokens"):
         ratio_interval([1.0], [0.0], seed=0)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import tiny_models
 
+pytestmark = pytest.mark.study
 ROOT = Path(__file__).parent.parent
 TEXTS = [f"The {a} of {b} is at the {c}." for a in ("mill", "ferry") for b in ("Ava", "Bor", "Cul")
          for c in ("river", "old bridge", "lower market square")]  # fmt: skip

@@ -53,7 +53,7 @@ def test_scores_equal_scikit_learn(n: int, m: int, d: int) -> None:
     np.testing.assert_allclose(found, expected.decision_function(test), rtol=1e-5, atol=1e-5)
 
 
-def test_documents_that_are_all_alike_are_refused() -> None:
+def test_refuses_documents_that_are_all_alike() -> None:
     train = np.repeat([[1.0, 2.0], [3.0, 1.0]], 4, axis=0)
     with pytest.raises(BadInput, match="no spread"):
         discriminant.decision(train, np.arange(8) < 4, train)
@@ -71,7 +71,7 @@ def test_gaussian_classes_have_the_auc_of_their_distance() -> None:
     assert found.resampled.std() == pytest.approx(0.0064, abs=0.002)  # Hanley & McNeil 1982
 
 
-def test_noise_is_not_separated_however_many_dimensions() -> None:
+def test_auc_of_noise_in_many_dimensions_is_one_half() -> None:
     """In 400 dimensions 60 documents can always be split: only unseen ones tell the truth."""
     aucs = []
     for seed in range(8):
@@ -118,7 +118,7 @@ def test_auc_is_scikit_learns_within_folds_and_resamples_repeat_documents() -> N
         assert found.resampled[i] == pytest.approx(right / total, abs=1e-12)
 
 
-def test_a_draw_without_a_common_fold_is_left_out() -> None:
+def test_leaves_out_resamples_without_a_common_fold() -> None:
     plan = cross_validation.design(2, 2, 2, seed=0)
     assert 0 < len(plan.forget) == len(plan.retain) < 1000
     assert np.isfinite(cross_validation.auc(np.arange(4.0), plan).resampled).all()
@@ -144,7 +144,7 @@ def test_centroid_metrics_equal_their_definitions() -> None:
     np.testing.assert_allclose(found.value, direct(x, y), rtol=1e-9)
 
 
-def test_resamples_are_those_of_repeated_documents_less_their_known_excess() -> None:
+def test_resampled_metrics_equal_repeated_documents_minus_the_known_excess() -> None:
     x, y = clouds(25, 35, 12)
     plan = cross_validation.design(25, 35, 5, seed=0)
     found = separation.centroid_metrics(x, y, plan)
@@ -162,7 +162,7 @@ def test_resamples_are_those_of_repeated_documents_less_their_known_excess() -> 
     assert np.mean(found.resampled[:, 1] ** 2) == pytest.approx(found.value[1] ** 2, rel=0.05)
 
 
-def test_intervals_hold_the_estimate_where_noise_is_all_there_is() -> None:
+def test_intervals_contain_the_estimate_for_pure_noise() -> None:
     x, y = clouds(30, 30, 300, shift=0.0)
     plan = cross_validation.design(30, 30, 5, seed=0)
     statistics = [statistics_of(states[:, None]) for states in (x, y)]
@@ -171,7 +171,7 @@ def test_intervals_hold_the_estimate_where_noise_is_all_there_is() -> None:
         assert row[f"{metric}_low"] <= row[metric] <= row[f"{metric}_high"]
 
 
-def test_scaling_the_states_changes_sizes_and_nothing_else() -> None:
+def test_scaling_the_states_changes_only_distances() -> None:
     x, y = clouds(20, 20, 50)
     plan = cross_validation.design(20, 20, 5, seed=0)
     a, b = (
@@ -184,7 +184,7 @@ def test_scaling_the_states_changes_sizes_and_nothing_else() -> None:
     assert row["euclidean_distance_change"] == pytest.approx(3 * a.value[0, 1])
 
 
-def test_what_is_undefined_is_an_empty_cell() -> None:
+def test_cosine_of_a_zero_centroid_is_undefined() -> None:
     x = np.array([[1.0, 0], [-1, 0]] * 5)
     found = separation.centroid_metrics(x, x + 1, cross_validation.design(10, 10, 5, seed=0))
     assert np.isnan(found.value[0]), "a centroid at zero has no direction"
@@ -313,7 +313,7 @@ def test_a_moved_and_renamed_model_needs_no_new_pass(
     assert any(entry["path"].endswith("renamed/config.json") for entry in record["inputs"])
 
 
-def test_too_few_documents_are_refused_before_any_model_is_read(study: tiny_study.Study) -> None:
+def test_refuses_too_few_documents_before_any_model_is_read(study: tiny_study.Study) -> None:
     with pytest.raises(BadInput, match=r"forget split has 4 documents.*more texts"):
         study.compare(SCRIPT, "--max-samples", "4", "--outroot", str(study.root / "few"))
     assert not (study.root / "few").exists()

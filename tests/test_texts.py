@@ -17,7 +17,7 @@ def test_samples_are_lines_in_order_without_empty_ones(tmp_path: Path) -> None:
     assert read_split(path, "forget", 2).texts == ["two", "one"]
 
 
-def test_the_hash_is_of_the_texts_that_are_used(tmp_path: Path) -> None:
+def test_hash_covers_only_the_texts_that_are_used(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("one\ntwo\nthree")
     (tmp_path / "b").write_text("one\n\ntwo\n")
     a, b = (read_split(tmp_path / name, "forget", 2) for name in "ab")
@@ -28,14 +28,16 @@ def test_the_hash_is_of_the_texts_that_are_used(tmp_path: Path) -> None:
     ("content", "message"),
     [(None, "no such text file"), (b"\n \n", "no text"), (b"caf\xe9", "not UTF-8")],
 )
-def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_refuses_missing_empty_and_undecodable_files(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / "t.txt").write_bytes(content)
     with pytest.raises(BadInput, match=message):
         read_split(tmp_path / "t.txt", "forget")
 
 
-def test_splits_that_share_a_line_are_refused(tmp_path: Path) -> None:
+def test_refuses_splits_that_share_a_line(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("one\ntwo")
     (tmp_path / "r").write_text("three\ntwo")
     with pytest.raises(BadInput, match="share 1 lines"):
@@ -43,7 +45,7 @@ def test_splits_that_share_a_line_are_refused(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 9))
-def test_batches_hold_every_text_once_and_waste_little(lengths: list[int], size: int) -> None:
+def test_batches_hold_every_text_once_longest_first(lengths: list[int], size: int) -> None:
     batches = length_batches(lengths, size)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert all(len(batch) <= size for batch in batches)
