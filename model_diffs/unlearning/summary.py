@@ -47,7 +47,7 @@ def table(folders: Sequence[Path], results: Mapping[str, str]) -> str:
     for folder in folders:
         entry = re.sub(r"__seed-?\d+$", "", folder.name)
         said = [results[key] for name in (folder.name, entry) for key in results
-                if name.endswith(f"__{key}")]  # fmt: skip
+                if f"__{name}".endswith(f"__{key}")]  # fmt: skip
         row: dict[str, Any] = {"entry": entry, "model": folder.name, "result": (*said, "–")[0]}
         if not results or (folder / "unlearning.json").exists():
             run = read_run(folder)
@@ -62,8 +62,8 @@ def table(folders: Sequence[Path], results: Mapping[str, str]) -> str:
         if len(seeds) > 1:
             spread = seeds[measured].std().add_suffix("_std")
             mean = seeds[[*measured, "seconds", "GB"]].mean()
-            summaries.append(pd.concat([mean, spread]))
-            summaries[-1]["model"] = f"{label}: mean of {len(seeds)}"
+            name = pd.Series({"model": f"{label}: mean of {len(seeds)}"})
+            summaries.append(pd.concat([name, mean, spread]))
     whole = pd.concat([found, pd.DataFrame(summaries)]) if summaries else found
     whole = whole.drop(columns=["entry"] if results else ["entry", "result"])
     shown = {"seconds": "{:.0f}".format, "GB": "{:.1f}".format}

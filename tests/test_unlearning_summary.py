@@ -1,0 +1,61 @@
+"""The table of unlearned models: rows per model, and mean and spread over seeds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model_diffs.core.errors import BadInput
+from model_diffs.unlearning.summary import table
+
+
+def model(root: Path, name: str, hazard: float) -> Path:
+    after = {"hazard_accuracy": hazard, "forget_NLL": 2.0, "retain_NLL": None}
+    record = {"after": after, "seconds": 3.2, "peak_memory_bytes": 5e8}
+    (root / name).mkdir()
+    (root / name / "unlearning.json").write_text(json.dumps(record))
+    return root / name
+
+
+def test_seeds_of_an_entry_add_a_row_of_mean_and_standard_deviation(tmp_path: Path) -> None:
+    seeds = [model(tmp_path, f"base__npo__seed{i}", hazard) for i, hazard in enumerate((0.2, 0.4))]
+    folders = [*seeds, model(tmp_path, "base__rmu", 0.5)]
+    head, *rows = (line.split() for line in table(folders, {}).splitlines())
+    measured = ["hazard_accuracy", "forget_NLL"]
+    assert head == ["model", *measured, "seconds", "GB", *(f"{name}_std" for name in measured)]
+    assert [row[:2] for row in rows[:3]] == [
+        ["base__npo__seed0", "0.200"],
+        ["base__npo__seed1", "0.400"],
+        ["base__rmu", "0.500"],
+    ]
+    # √((0.1² + 0.1²)/1): the standard deviation of a sample
+    assert rows[3] == [
+        "base__npo:",
+        "mean",
+        "of",
+        "2",
+        "0.300",
+        "2.000",
+        "3",
+        "0.5",
+        "0.141",
+        "0.000",
+    ]
+
+
+def test_results_stand_beside_models_and_failed_ones_need_no_folder(tmp_path: Path) -> None:
+    made = [model(tmp_path, name, 0.2) for name in ("base__cb", "base__cb_lat")]
+    found = table(
+        [*made, tmp_path / "base__rmu"], {"cb": "done", "cb_lat": "skipped", "rmu": "failed"}
+    )
+    rows = [line.split()[:3] for line in found.splitlines()[1:]]
+    assert rows == [
+        ["base__cb", "done", "0.200"],
+        ["base__cb_lat", "skipped", "0.200"],
+        ["base__rmu", "failed", "–"],
+    ]
+
+
+def test_folder_without_a_record_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no unlearning\.json"):
+        table([tmp_path / "nowhere"], {})
