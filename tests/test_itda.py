@@ -38,6 +38,23 @@ class Place(NamedTuple):
     reader: passes.Reader
     tokenizer: Any
     texts: Reading
+    states: list[np.ndarray]
+    """Outputs of block 1, `[positions, d]` per text."""
+
+
+def outputs(reader: passes.Reader, texts: Reading, layer: int) -> list[np.ndarray]:
+    """Output of a block `[positions, d]` for each text alone, from a hook on the block itself."""
+    found: list[np.ndarray] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        found.append((output[0] if isinstance(output, tuple) else output).view(-1, 32).numpy())
+
+    handle = reader.anatomy.blocks[layer].register_forward_hook(keep)
+    with torch.no_grad():
+        for ids in texts.tokens.ids:
+            reader.model(torch.tensor([ids]))
+    handle.remove()
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -48,27 +65,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     tokenizer = loading.load_tokenizer(str(folder))
     texts = reading.read([str(root / "texts.txt")], tokenizer, 24)
     reader = passes.Reader(str(folder), loading.load_model(str(folder), CPU, torch.float32))
-    return Place(folder, reader, tokenizer, texts)
+    return Place(folder, reader, tokenizer, texts, outputs(reader, texts, 1))
 
 
 def train(place: Place, layers: list[int], **changed: Any) -> list[Trained]:
     settings = replace(SETTINGS, **changed)
     return training.train(place.reader, place.texts, place.tokenizer.pad_token_id, layers, settings)
-
-
-def outputs(place: Place, layer: int) -> list[np.ndarray]:
-    """Output of a block `[positions, d]` for each text alone, from a hook on the block itself."""
-    found: list[np.ndarray] = []
-
-    def keep(module: Any, args: Any, output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output).view(-1, 32).numpy())
-
-    handle = place.reader.anatomy.blocks[layer].register_forward_hook(keep)
-    with torch.no_grad():
-        for ids in place.texts.tokens.ids:
-            place.reader.model(torch.tensor([ids]))
-    handle.remove()
-    return found
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────
@@ -109,7 +111,7 @@ def test_padding_and_bos_never_become_atoms(place: Place) -> None:
     lengths = torch.tensor([len(ids) for ids in place.texts.tokens.ids])
     assert (positions >= 1).all() and (positions < lengths[sequences]).all()
     assert 1 in positions
-    states = outputs(place, 1)
+    states = place.states
     for (sequence, position), atom in zip(
         everything.atom_indices.tolist(), everything.atoms, strict=True
     ):
@@ -120,9 +122,9 @@ def test_padding_and_bos_never_become_atoms(place: Place) -> None:
 # ── which activations become atoms ────────────────────────────────────────────────────────────────
 
 
-def reference_atoms(place: Place, layer: int, settings: Training) -> list[tuple[int, int]]:
+def reference_atoms(place: Place, settings: Training) -> list[tuple[int, int]]:
     """The same training for one token at a time, in fp64, without any of the shortcuts."""
-    states = [state.astype(np.float64) for state in outputs(place, layer)]
+    states = [state.astype(np.float64) for state in place.states]
     atoms: list[np.ndarray] = []
     where: list[tuple[int, int]] = []
 
@@ -168,7 +170,7 @@ def test_atoms_equal_those_of_a_loop_over_single_tokens(
     place: Place, changed: dict[str, Any]
 ) -> None:
     found = train(place, [1], **changed)[0]
-    reference = reference_atoms(place, 1, replace(SETTINGS, **changed))
+    reference = reference_atoms(place, replace(SETTINGS, **changed))
     assert list(map(tuple, found.atom_indices.tolist())) == reference
     assert len(reference) > 20
     assert torch.allclose(found.atoms.norm(dim=1), torch.ones(len(reference)), atol=1e-6)
@@ -209,7 +211,7 @@ def test_pass_ends_once_a_full_dictionary_is_judged(
     assert len(found.atoms) == 10
     full = next(step for step in found.rows if step.atoms == 10)
     assert len(found.rows) < 5 and found.rows[-1].tokens - full.tokens >= 100
-    x = [state[1:] for state in outputs(place, 1)[: len(found.rows) * SETTINGS.batch_size]]
+    x = [state[1:] for state in place.states[: len(found.rows) * SETTINGS.batch_size]]
     later = torch.from_numpy(np.concatenate(x))[full.tokens :]
     fvu = ITDA(found.atoms, found.atom_indices, {"layer": 1, "k": 4}).encode(later).fvu
     assert found.judged.tokens == len(later)

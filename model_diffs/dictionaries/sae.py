@@ -5,7 +5,7 @@ An activation that no feature is active for is zero everywhere but there, so fea
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -64,8 +64,12 @@ class Sae:
 
     def to(self, device: torch.device) -> "Sae":
         """The same on another device."""
-        fields: dict[str, Any] = vars(self)
-        return Sae(**{n: v.to(device) if isinstance(v, Tensor) else v for n, v in fields.items()})
+        moved: dict[str, Any] = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
     def encode(self, x: Tensor) -> Features:
         """Active features of x `[n, d_in]`, n so small that `[n, d_sae]` can be held."""

@@ -155,7 +155,7 @@ def notes(found: Comparison, shares: Mapping[str, Share] | None, name_b: str) ->
             ]
             said.append(
                 f"Of the {one.latents} latents of one data set that {word} most, "
-                f"{', '.join(parts)}; {one.shared} that all use were passed over."
+                f"{', '.join(parts)}; {one.shared} used by several data sets were skipped."
             )
     return said
 
