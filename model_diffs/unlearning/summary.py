@@ -62,8 +62,8 @@ def table(folders: Sequence[Path], results: Mapping[str, str]) -> str:
         if len(seeds) > 1:
             spread = seeds[measured].std().add_suffix("_std")
             mean = seeds[[*measured, "seconds", "GB"]].mean()
-            name = pd.Series({"model": f"{label}: mean of {len(seeds)}"})
-            summaries.append(pd.concat([name, mean, spread]))
+            named = pd.Series({"model": f"{label}: mean of {len(seeds)}"})
+            summaries.append(pd.concat([named, mean, spread]))
     whole = pd.concat([found, pd.DataFrame(summaries)]) if summaries else found
     whole = whole.drop(columns=["entry"] if results else ["entry", "result"])
     shown = {"seconds": "{:.0f}".format, "GB": "{:.1f}".format}
