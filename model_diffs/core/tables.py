@@ -188,3 +188,25 @@ def questions_read(record: Mapping[str, Any]) -> list[int]:
         return []
     name = Path(str(arguments.get("questions"))).name
     return [one["size"] for one in inputs if Path(str(one["path"])).name == name]
+
+
+THIRDS = ("early", "middle", "late")
+
+
+def third_of(state: int, blocks: int) -> str:
+    """The third of the depth that the middle of the block with output state 1, …, N is in."""
+    return THIRDS[min(2, 3 * (2 * state - 1) // (2 * blocks))]
+
+
+def choose_states(path: str, layers: "pd.Series", chosen: str) -> list[int]:
+    """The chosen ones of the hidden states 0, 1, …, N of a table. Raises Absent."""
+    found = sorted({int(layer) for layer in layers})
+    blocks = len(found) - 1
+    if blocks < 1 or found != list(range(blocks + 1)):
+        raise Absent(f"failed, {path} has not every hidden state", defect=True)
+    kept = {"states": found[1:], "inside": found[1:-1], "last": found[-1:]}.get(chosen)
+    if kept is None:
+        kept = [state for state in found[1:] if third_of(state, blocks) == chosen]
+    if not kept:
+        raise Absent(f"the model has {blocks} blocks: no state is {chosen}")
+    return kept

@@ -12,24 +12,22 @@ from model_diffs.report.conclusions import Found
 from model_diffs.report.signature import Comparison, Missing, Signature
 from model_diffs.stats.estimates import Estimate
 
+Lacking = dict[tuple[str, str], Absent]
+"""By comparison label (empty: the base's own number) and measure key."""
+
 
 def _gather(
-    outroot: Path,
-    base: str,
-    comparisons: Sequence[Comparison],
-    declared: Sequence[Declared],
-    seed: int,
-) -> tuple[Found, dict[tuple[str, str], Absent]]:
-    """All numbers, and by label (base: none) and key why others are absent."""
-    tables = Tables(outroot)
+    outroot: Path, comparisons: Sequence[Comparison], declared: Sequence[Declared], seed: int
+) -> tuple[Found, Lacking]:
+    """Every number that the tables give, and why the others are absent."""
+    tables, base = Tables(outroot), comparisons[0].base
     found: dict[tuple[str, str], Estimate] = {}
-    absent: dict[tuple[str, str], Absent] = {}
+    absent: Lacking = {}
     for script, measure in declared:
-        owners = {c.label: (c.label if script.step.scope == "comparison" else c.changed, c.changed)
-                  for c in comparisons}  # fmt: skip
-        if measure.of_base:
-            owners[""] = (base, base)
-        for label, (owner, changed) in owners.items():
+        pair = script.step.scope == "comparison"
+        owners = [(one.label, one.label if pair else one.changed, one.changed)
+                  for one in comparisons]  # fmt: skip
+        for label, owner, changed in owners + ([("", base, base)] if measure.of_base else []):
             place = Place(tables, f"{owner}/{script.step.folder}", base, changed, seed)
             try:
                 found[label, measure.key] = reductions.read(measure, place)
@@ -41,9 +39,8 @@ def _gather(
 
 def _defects(
     found: Found,
-    absent: dict[tuple[str, str], Absent],
+    absent: Lacking,
     known: Sequence[Missing],
-    base: str,
     comparisons: Sequence[Comparison],
     declared: Sequence[Declared],
 ) -> list[Missing]:
@@ -51,22 +48,20 @@ def _defects(
 
     A result that the list has already is not named twice.
     """
-    lines = [(at, why.reason) for at, why in absent.items() if why.defect]
-    lines += [(at, one.unpaired) for at, one in found.estimates.items() if one.unpaired]
-    lines += [(("", key), one.unpaired) for key, one in found.base.items() if one.unpaired]
+    lines = {at: why.reason for at, why in absent.items() if why.defect}
+    numbers = {**found.estimates, **{("", key): one for key, one in found.base.items()}}
+    lines |= {at: one.unpaired for at, one in numbers.items() if one.unpaired}
     listed = {(one.step, one.comparison) for one in known}
-    changed = {one.label: one.changed for one in comparisons} | {"": base}
+    changed = {one.label: one.changed for one in comparisons} | {"": comparisons[0].base}
     scripts = {one.measure.key: one.script for one in declared}
     new = []
-    for (label, key), reason in lines:
-        script = scripts[key]
-        if (script.step.number, label) in listed:
-            continue
-        # The list names the model beside the reason: equal reasons of many models read the same.
-        for folder in filter(None, (label, changed[label])):
-            reason = reason.replace(f"{folder}/", "")
-        reason = reason if label else f"{base}: {reason}"
-        new.append(Missing(script.step.number, script.name, label, reason))
+    for (label, key), reason in lines.items():
+        step, name = scripts[key].step.number, scripts[key].name
+        if (step, label) not in listed:
+            # The list names the model beside the reason: equal reasons of many models read alike.
+            for folder in filter(None, (label, changed[label])):
+                reason = reason.replace(f"{folder}/", "")
+            new.append(Missing(step, name, label, reason if label else f"{changed['']}: {reason}"))
     return list(dict.fromkeys(new))
 
 
@@ -84,11 +79,11 @@ def assemble(
     """
     base = comparisons[0].base
     axes, declared = declared_by(scripts, base)
-    found, absent = _gather(outroot, base, comparisons, declared, seed)
+    found, absent = _gather(outroot, comparisons, declared, seed)
     keys = {key for _, key in found.estimates}
     kept = [one for one in declared if one.measure.key in keys]
-    drawn = conclusions.draw(found, base, comparisons, kept)
-    defects = _defects(found, absent, missing, base, comparisons, declared)
+    drawn = conclusions.draw(found, comparisons, kept)
+    defects = _defects(found, absent, missing, comparisons, declared)
     return Signature(
         base=base,
         comparisons=comparisons,

@@ -1,7 +1,6 @@
 """The sections of the page, in order, and what steps declare for each of them."""
 
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from model_diffs.core.step import Measure, Script
@@ -21,8 +20,8 @@ AXES = (
         "Location",
         "Where in the model is the change?",
         "The ratio compares the relative change of MLPs and attention: 1 means both changed "
-        "equally. The depth is where the running sum of the blocks' ‖ΔW‖² reaches half: 0.5 for "
-        "a change spread evenly, near 0 or 1 for a change in the first or last blocks.",
+        "equally. The depth is where the running sum of the blocks' ‖ΔW‖² reaches half: 0.5 for a "
+        "change spread evenly, near 0 or 1 for a change in the first or last blocks.",
     ),
     Axis(
         "geometry",
@@ -30,8 +29,8 @@ AXES = (
         "How many directions does the change use, and which?",
         "A change with most of its ‖ΔW‖² in few directions is low-rank; full retraining gives "
         "many. An alignment of 1 means that a matrix kept its leading directions. Null-space "
-        "energy compares what ΔW writes outside the directions that W uses with a random change "
-        "of the same size: below 1, the change stays within them.",
+        "energy compares what ΔW writes outside the directions that W uses with a random change of "
+        "the same size: below 1, the change stays within them.",
     ),
     Axis(
         "function",
@@ -57,8 +56,8 @@ AXES = (
         "Does the model react more or less to small perturbations of its input?",
         "Ratios of the changed model over the base: 1 means no change. Response to noise: random "
         "perturbations of the embeddings. Jacobian norm: the worst-case perturbation. Below 1, the "
-        "model became smoother around these texts, as when many inputs map to one output; above "
-        "1, it became more sensitive.",
+        "model became smoother around these texts, as when many inputs map to one output; above 1, "
+        "it became more sensitive.",
     ),
     Axis(
         "localisation",
@@ -72,8 +71,8 @@ AXES = (
         "Knowledge",
         "Which questions does the model still answer, at its output and at inner layers?",
         "Accuracy on four-choice questions; chance is 0.25. Adjacent and general questions measure "
-        "the cost of unlearning. Inside: logit-lens accuracy on hazard questions at the outputs "
-        "of all blocks but the last. Accuracy inside above the filtered model's means that the "
+        "the cost of unlearning. Inside: logit-lens accuracy on hazard questions at the outputs of "
+        "all blocks but the last. Accuracy inside above the filtered model's means that the "
         "knowledge is hidden rather than removed.",
     ),
     Axis(
@@ -107,16 +106,13 @@ class Declared(NamedTuple):
     measure: Measure
 
 
-def _figures(script: Script) -> Iterable[tuple[str, Figure]]:
+def _figures(script: Script, base: str) -> Iterator[tuple[str, Figure]]:
+    """Axis and place of a step's figures; of a step with a summary, also in the study's folder."""
     step = script.step
-    places = {
-        "comparison": f"{{comparison}}/{step.folder}",
-        "model": f"{{model}}/{step.folder}",
-        "study": step.folder,
-    }
-    for place in (places[step.scope], *([step.folder] if step.summary else [])):
-        for one in step.figures:
-            yield one.axis, Figure(f"{place}/{one.name}", one.caption)
+    owner = {"comparison": "{comparison}/", "model": "{model}/"}.get(step.scope, "")
+    for place in dict.fromkeys((owner, "" if step.summary else owner)):
+        folder = place + step.folder.replace("{base}", base)
+        yield from ((one.axis, Figure(f"{folder}/{one.name}", one.caption)) for one in step.figures)
 
 
 def declared_by(scripts: Iterable[Script], base: str) -> tuple[list[Axis], list[Declared]]:
@@ -124,19 +120,18 @@ def declared_by(scripts: Iterable[Script], base: str) -> tuple[list[Axis], list[
 
     An axis that AXES does not have is titled by its key and asks its first step's question.
     """
-    scripts = [one for one in scripts if one.step.scope != "other"]
-    measures = [Declared(script, one) for script in scripts for one in script.step.measures]
-    shown = [(script, axis, one) for script in scripts for axis, one in _figures(script) if axis]
-    named = chain(((d.measure.axis, d.script) for d in measures), ((a, s) for s, a, _ in shown))
     axes = {axis.key: axis for axis in AXES}
-    for key, script in named:
-        axis = axes.setdefault(key, Axis(key, key.capitalize(), script.step.question, ""))
-        numbers = sorted({*axis.steps, script.step.number})
-        axes[key] = axis._replace(steps=tuple(numbers))
-    for key, axis in axes.items():
-        own = [
-            one._replace(path=one.path.replace("{base}", base)) for _, a, one in shown if a == key
-        ]
-        axes[key] = axis._replace(figures=tuple(own))
+    declared = []
+    for script in scripts:
+        step = script.step
+        if step.scope == "other":
+            continue
+        figures = [(axis, figure) for axis, figure in _figures(script, base) if axis]
+        declared += [Declared(script, measure) for measure in step.measures]
+        for key in dict.fromkeys([*(m.axis for m in step.measures), *(a for a, _ in figures)]):
+            axis = axes.get(key) or Axis(key, key.capitalize(), step.question, "")
+            own = tuple(figure for shown_under, figure in figures if shown_under == key)
+            steps = dict.fromkeys((*axis.steps, step.number))
+            axes[key] = axis._replace(steps=(*steps,), figures=axis.figures + own)
     order = [*axes]
-    return [*axes.values()], sorted(measures, key=lambda d: order.index(d.measure.axis))
+    return [*axes.values()], sorted(declared, key=lambda one: order.index(one.measure.axis))

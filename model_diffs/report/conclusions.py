@@ -3,7 +3,7 @@
 Numbers without an interval are set side by side, and nothing is concluded from them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from model_diffs.core.step import Claims, Measure
@@ -79,68 +79,65 @@ def _beside(one: Estimate, other: Estimate, found: Difference, unit: str) -> str
 class _Writer:
     """Draws the sentences of one study."""
 
-    def __init__(self, found: Found, base: str, comparisons: Sequence[Comparison]) -> None:
+    def __init__(self, found: Found, comparisons: Sequence[Comparison]) -> None:
         self.found = found
-        self.base = base
         self.filtered = next((one for one in comparisons if one.role == "filtered"), None)
         self.unpaired: dict[Missing, None] = {}
         self.intervals = 0
 
-    def _reference(
-        self, measure: Measure, comparison: Comparison, name: str
-    ) -> tuple[Claims, Estimate | float] | None:
-        """What is said against base or filtered model, and the number held against."""
-        if name == "base":
-            claims = measure.against_base
-            own = self.found.base.get(measure.key)
-            number_: Estimate | float | None = own
-            if claims and claims.reference is not None:
-                number_ = claims.reference
-        else:
-            claims, number_ = measure.against_filtered, None
-            if self.filtered and comparison.label != self.filtered.label:
-                number_ = self.found.estimates.get((self.filtered.label, measure.key))
-        return None if claims is None or number_ is None else (claims, number_)
+    def _filtered(self, key: str, comparison: Comparison) -> Estimate | None:
+        """The filtered model's number, for the others."""
+        if self.filtered is None or comparison.label == self.filtered.label:
+            return None
+        return self.found.estimates.get((self.filtered.label, key))
 
-    def against(self, one: Declared, comparison: Comparison, name: str) -> Iterable[Sentence]:
-        """Hold a measure against the base (or an unchanged model), or the filtered model."""
+    def against(
+        self,
+        one: Declared,
+        comparison: Comparison,
+        reference: str,
+        claims: Claims | None,
+        other: Estimate | float | None,
+    ) -> Iterator[Sentence]:
+        """Compare a number with that of `reference`: another estimate, or a fixed number."""
         measure, script = one.measure, one.script
         mine = self.found.estimates[comparison.label, measure.key]
-        reference = self._reference(measure, comparison, name)
-        if reference is None or mine.sample is None:
+        if claims is None or other is None or mine.sample is None:
             return
-        claims, other = reference
         found = difference(mine, other, measure.logarithmic)
         if found is None:
             if isinstance(other, float) or other.sample is not None:
-                whose = "the base" if name == "base" else f"{self.filtered and self.filtered.short}"
                 reason = (
                     f"{measure.heading} was not measured on the same texts or questions, or not "
-                    f"with the same options, as for {whose}: no conclusion against it"
+                    f"with the same options, as for {reference}: no conclusion against it"
                 )
                 line = Missing(script.step.number, script.name, comparison.label, reason)
                 self.unpaired[line] = None
             return
         self.intervals += 1
-        claim = (claims.same, claims.above, claims.below)[found.direction]
-        sources = [mine.source]
         if isinstance(other, float):
             # Against zero or one, the difference or quotient is the number itself.
+            sources = [mine.source]
             evidence = claims.shown.format(ends(found, measure.unit))
             whole = difference(mine, 1.0) if mine.sample.candidates is not None else None
             if whole is not None and found.direction > 0 and whole.direction == 0:
                 evidence += "; complete recovery is not excluded"
         else:
+            sources = [mine.source, other.source]
             evidence = _beside(mine, other, found, measure.unit)
-            sources.append(other.source)
-        whose = "the base" if name == "base" else "the filtered model"
-        rule = paired_rule(whose, mine, bool(found.neutral))
-        key, axis, label = measure.key, measure.axis, comparison.label
-        yield Sentence(axis, label, key, claim, f"{evidence}.", rule, tuple(sources))
+        yield Sentence(
+            axis=measure.axis,
+            comparison=comparison.label,
+            key=measure.key,
+            claim=(claims.same, claims.above, claims.below)[found.direction],
+            evidence=f"{evidence}.",
+            rule=paired_rule(reference, mine, bool(found.neutral)),
+            sources=tuple(sources),
+        )
 
     def side_by_side(
         self, measures: Sequence[Measure], comparison: Comparison
-    ) -> Iterable[Sentence]:
+    ) -> Iterator[Sentence]:
         """Set the numbers of one axis that have no interval beside the filtered model's."""
         parts, sources = [], []
         for measure in measures:
@@ -149,40 +146,38 @@ class _Writer:
                 continue
             part = f"{measure.heading} {number(one.value, measure.unit)[0]}"
             sources.append(one.source)
-            if self.filtered and comparison.label != self.filtered.label:
-                other = self.found.estimates.get((self.filtered.label, measure.key))
-                if other:
-                    part += f" (filtered {number(other.value, measure.unit)[0]})"
-                    sources.append(other.source)
+            if other := self._filtered(measure.key, comparison):
+                part += f" (filtered {number(other.value, measure.unit)[0]})"
+                sources.append(other.source)
             parts.append(part)
         if parts:
-            first = measures[0]
-            yield Sentence(
-                first.axis, comparison.label, first.key, "without interval",
-                "; ".join(parts) + ".", EXACT_RULE, tuple(sources),
-            )  # fmt: skip
+            evidence, axis, key = "; ".join(parts) + ".", measures[0].axis, measures[0].key
+            at = axis, comparison.label, key
+            yield Sentence(*at, "without interval", evidence, EXACT_RULE, tuple(sources))
 
-    def sentences(self, comparison: Comparison, declared: Sequence[Declared]) -> Iterable[Sentence]:
+    def sentences(self, comparison: Comparison, declared: Sequence[Declared]) -> Iterator[Sentence]:
         """All sentences on one comparison, in the order of the axes."""
         for axis in dict.fromkeys(one.measure.axis for one in declared):
-            exact = []
-            for one in declared:
-                if one.measure.axis != axis:
+            own = [one for one in declared if one.measure.axis == axis]
+            exact = [m for _, m in own if not (m.above or m.against_base)]
+            for one in own:
+                measure, key = one.measure, one.measure.key
+                if measure in exact or (comparison.label, key) not in self.found.estimates:
                     continue
-                if not (one.measure.above or one.measure.against_base):
-                    exact.append(one.measure)
-                elif (comparison.label, one.measure.key) in self.found.estimates:
-                    yield from self.against(one, comparison, "base")
-                    yield from self.against(one, comparison, "filtered")
-            if exact:
-                yield from self.side_by_side(exact, comparison)
+                claims = measure.against_base
+                base: Estimate | float | None = claims.reference if claims else None
+                base = self.found.base.get(key) if base is None else base
+                filtered = self._filtered(key, comparison)
+                yield from self.against(one, comparison, "the base", claims, base)
+                yield from self.against(
+                    one, comparison, "the filtered model", measure.against_filtered, filtered
+                )
+            yield from self.side_by_side(exact, comparison)
 
 
-def draw(
-    found: Found, base: str, comparisons: Sequence[Comparison], declared: Sequence[Declared]
-) -> Drawn:
+def draw(found: Found, comparisons: Sequence[Comparison], declared: Sequence[Declared]) -> Drawn:
     """The sentences that the rules give: those of SUMMARY first, then by comparison and axis."""
-    writer = _Writer(found, base, comparisons)
+    writer = _Writer(found, comparisons)
     sentences = [s for one in comparisons for s in writer.sentences(one, declared)]
     first = [s._replace(axis=OVERALL) for s in sentences if s.key in SUMMARY]
     notes = []
@@ -192,6 +187,5 @@ def draw(
             f"If no model differed in anything, about {writer.intervals / 20:.0f} of them would "
             "still name a difference."
         )
-    if writer.filtered is None:
-        notes.append(NO_FILTERED)
+    notes += [] if writer.filtered else [NO_FILTERED]
     return Drawn([*first, *sentences], list(writer.unpaired), notes)

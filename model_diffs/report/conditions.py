@@ -4,28 +4,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from model_diffs.report.formatting import count
 from model_diffs.report.inventory import Result
 from model_diffs.report.signature import Comparison
 
 
 def _models(comparisons: Sequence[Comparison], results: Iterable[Result]) -> list[dict[str, Any]]:
-    """One entry per model: label, the id it was called by, size on disk and hashes of its files."""
+    """One entry per model: label, the id it was called by, size on disk and a hash."""
+    labels = (comparisons[0].base, *(one.changed for one in comparisons))
     by_label = {one.label: one for one in comparisons}
-    found: dict[str, dict[str, Any]] = {
-        label: {} for label in (comparisons[0].base, *(one.changed for one in comparisons))
-    }
+    found: dict[str, dict[str, Any]] = {label: {} for label in labels}
     for one in results:
-        arguments = one.record["arguments"]
-        pair = by_label.get(one.owner)
-        named = (
-            {pair.base: arguments.get("model_a"), pair.changed: arguments.get("model_b")}
-            if pair and one.step.scope == "comparison"
-            else {one.owner: arguments.get("model")}
-        )
+        given = one.record["arguments"]
+        named = {one.owner: given.get("model")}
+        if pair := by_label.get(one.owner):
+            named = {pair.base: given.get("model_a"), pair.changed: given.get("model_b")}
         for label, model in named.items():
             if label in found and isinstance(model, str):
-                identity = one.record["models"].get(model, {})
-                known = {"label": label, "id": model, **identity}
+                known = {"label": label, "id": model, **one.record["models"].get(model, {})}
                 found[label] = known | found[label]
     return [entry for entry in found.values() if entry]
 
@@ -35,14 +31,24 @@ def _texts(results: Iterable[Result]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for one in results:
         for text in one.record["texts"]:
-            steps = found.setdefault(str(text), {**text, "steps": []})["steps"]
-            if one.step.number not in steps:
-                steps.append(one.step.number)
-    return sorted(found.values(), key=lambda entry: (entry["split"], entry["steps"]))
+            steps = found.setdefault(str(text), {**text, "steps": {}})["steps"]
+            steps[one.step.number] = None
+    return sorted(found.values(), key=lambda entry: (entry["split"], *entry["steps"]))
 
 
 def _distinct(runs: Iterable[Mapping[str, Any]], key: str) -> list[str]:
     return sorted({run[key] for run in runs if run[key]})
+
+
+def _how(conditions: Mapping[str, Any]) -> str:
+    """Texts, device and precision in one phrase; empty where nothing is recorded."""
+    counts: dict[str, int] = {}
+    for text in conditions["texts"]:
+        counts[text["split"]] = max(text["texts"] or 0, counts.get(text["split"], 0))
+    named = " and ".join(f"{count(number)} {split}" for split, number in counts.items() if number)
+    parts = (("on", "devices"), ("in", "dtypes"))
+    where = [f"{word} {', '.join(conditions[key])}" for word, key in parts if conditions[key]]
+    return ", ".join(filter(None, [named and f"with {named} texts", " ".join(where)]))
 
 
 def conditions(
@@ -50,13 +56,13 @@ def conditions(
 ) -> dict[str, Any]:
     """`Signature.provenance`: models, texts, runs, and what these agree or differ in."""
     there = [one for one in inventory if one.there]
+    short = {one.label: one.short for one in comparisons}
     runs = [
         {
             **one.record,
-            "step": one.step.number,
-            "script": one.script.name,
-            "owner": one.owner,
-            "comparison": one.comparison,
+            "step": (one.step.number, one.script.name),
+            "seconds": one.record["seconds"] or 0.0,
+            "whose": short.get(one.comparison) or one.owner or "all models",
             "folder": one.folder.relative_to(outroot).as_posix(),
             "tables": [name for name in one.record["outputs"] if name.endswith(".csv")],
         }
@@ -66,7 +72,7 @@ def conditions(
     for run in runs:
         for package, version in run["versions"].items():
             versions.setdefault(package, set()).add(str(version))
-    return {
+    found = {
         "models": _models(comparisons, there),
         "texts": _texts(there),
         "runs": runs,
@@ -75,6 +81,6 @@ def conditions(
         "dtypes": _distinct(runs, "dtype"),
         "pythons": _distinct(runs, "python"),
         "commits": _distinct(runs, "git_commit"),
-        "seconds": sum(run["seconds"] or 0.0 for run in runs),
         "finished": max(_distinct(runs, "finished"), default=None),
     }
+    return {**found, "how": _how(found)}

@@ -47,6 +47,12 @@ class Result(NamedTuple):
 # ── records ───────────────────────────────────────────────────────────────────────────────────────
 
 
+NUMBER = int | float
+TEXT = {"path": str, "texts": NUMBER, "sha256": str}
+INPUT = {"path": str, "mtime_ns": int, "size": int}
+WORDS = ("device", "device_name", "dtype", "finished", "python", "git_commit", "command")
+
+
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -55,53 +61,48 @@ def _of(kind: Any, value: Any) -> Any:
     return value if isinstance(value, kind) and not isinstance(value, bool) else None
 
 
-def _text_facts(record: Mapping[str, Any], split: str) -> dict[str, Any]:
-    read = _mapping(_mapping(record.get("texts")).get(split))
-    left_out = _mapping(_mapping(record.get("left_out")).get(split))
-    number = int | float
-    return {
-        "split": split,
-        "path": _of(str, read.get("path")),
-        "texts": _of(number, read.get("texts")),
-        "tokens": _of(number, _mapping(record.get("tokens")).get(split)),
-        "texts_left_out": _of(number, left_out.get("documents")),
-        "tokens_left_out": _of(number, left_out.get("tokens")),
-        "sha256": _of(str, read.get("sha256")),
-    }
+def _texts(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    for split, read in _mapping(record.get("texts")).items():
+        known = {key: _of(kind, _mapping(read).get(key)) for key, kind in TEXT.items()}
+        left_out = _mapping(_mapping(record.get("left_out")).get(split))
+        yield {
+            "split": split,
+            **known,
+            "tokens": _of(NUMBER, _mapping(record.get("tokens")).get(split)),
+            "texts_left_out": _of(NUMBER, left_out.get("documents")),
+            "tokens_left_out": _of(NUMBER, left_out.get("tokens")),
+        }
 
 
 def facts(record: Any) -> dict[str, Any] | None:
-    """A run.json with every value of the type that runs write, else None.
+    """A run.json with every value of the type that runs write (else None in its place).
 
     None where the record has not the shape of a run: its arguments, files or inputs.
     """
-    if not isinstance(record, dict):
-        return None
+    record = record if isinstance(record, dict) else {"arguments": None}
     files, inputs = record.get("outputs", []), record.get("inputs", [])
     if not (
         isinstance(record.get("arguments", {}), dict)
         and isinstance(files, list)
         and all(isinstance(name, str) for name in files)
         and isinstance(inputs, list)
-        and all(isinstance(one, dict) and {*one} >= {"path", "mtime_ns", "size"} for one in inputs)
-        and all(isinstance(one["path"], str) for one in inputs)
+        and all(
+            isinstance(_mapping(one).get(k), kind) for one in inputs for k, kind in INPUT.items()
+        )
     ):
         return None
-    words = ("device", "device_name", "dtype", "finished", "python", "git_commit", "command")
+    identity = {"bytes": NUMBER, "config_sha256": str}
     return {
         "arguments": record.get("arguments", {}),
         "outputs": files,
         "models": {
-            name: {
-                "bytes": _of(int | float, _mapping(one).get("bytes")),
-                "config_sha256": _of(str, _mapping(one).get("config_sha256")),
-            }
+            name: {key: _of(kind, _mapping(one).get(key)) for key, kind in identity.items()}
             for name, one in _mapping(record.get("models")).items()
         },
-        "texts": [_text_facts(record, split) for split in _mapping(record.get("texts"))],
-        "seconds": _of(int | float, record.get("seconds")),
+        "texts": [*_texts(record)],
+        "seconds": _of(NUMBER, record.get("seconds")),
         "versions": _mapping(record.get("packages")),
-        **{word: _of(str, record.get(word)) for word in words},
+        **{word: _of(str, record.get(word)) for word in WORDS},
     }
 
 
@@ -143,19 +144,13 @@ def _state(folder: Path, owner: str) -> tuple[str, str, dict[str, Any]]:
     return status, reason, known
 
 
-def _places(
-    outroot: Path, comparisons: Sequence[Comparison], step: Step
-) -> list[tuple[str, str, Path]]:
-    """Owner, comparison and folder of everything that a step leaves for these comparisons."""
-    base = comparisons[0].base
+def _places(comparisons: Sequence[Comparison], step: Step) -> list[tuple[str, str]]:
+    """Owner and comparison of every folder that a step fills for these comparisons."""
     if step.scope == "comparison":
-        return [(c.label, c.label, outroot / c.label / step.folder) for c in comparisons]
-    study = [("", "", outroot / step.folder.format(base=base))]
-    if step.scope == "study":
-        return study
-    models = [(base, "", outroot / base / step.folder)]
-    models += [(c.changed, c.label, outroot / c.changed / step.folder) for c in comparisons]
-    return models + (study if step.summary else [])
+        return [(one.label, one.label) for one in comparisons]
+    models = [(comparisons[0].base, ""), *((one.changed, one.label) for one in comparisons)]
+    study = [("", "")]
+    return study if step.scope == "study" else models + (study if step.summary else [])
 
 
 def take_inventory(
@@ -167,10 +162,10 @@ def take_inventory(
         step = script.step
         if step.scope == "other" or step.folder == FOLDER:
             continue
-        made = [
-            Result(script, owner, label, folder, *_state(folder, owner))
-            for owner, label, folder in _places(outroot, comparisons, step)
-        ]
+        made = []
+        for owner, label in _places(comparisons, step):
+            folder = outroot / owner / step.folder.format(base=comparisons[0].base)
+            made.append(Result(script, owner, label, folder, *_state(folder, owner)))
         if not (step.optional and all(one.status == "missing" for one in made)):
             found += made
     return found
@@ -178,14 +173,13 @@ def take_inventory(
 
 def missing_of(inventory: Iterable[Result]) -> list[Missing]:
     """What is missing, stale or failed, for the list on the page."""
-    found = []
-    for one in inventory:
-        if one.status != "complete":
-            # Of the models, the base serves all comparisons: its line has to name it.
-            whose = f"{one.owner}: " if one.owner and not one.comparison else ""
-            reason = whose + one.reason
-            found.append(Missing(one.step.number, one.script.name, one.comparison, reason))
-    return found
+    lacking = [one for one in inventory if one.status != "complete"]
+    # Of the models, the base serves all comparisons: its line has to name it.
+    whose = [f"{one.owner}: " if one.owner and not one.comparison else "" for one in lacking]
+    return [
+        Missing(one.step.number, one.script.name, one.comparison, owner + one.reason)
+        for one, owner in zip(lacking, whose, strict=True)
+    ]
 
 
 def files_of(inventory: Iterable[Result], *endings: str) -> list[Path]:
@@ -201,12 +195,11 @@ def files_of(inventory: Iterable[Result], *endings: str) -> list[Path]:
 
 def fingerprint(outroot: Path, inventory: Iterable[Result]) -> str:
     """Which results there are and in which state, in a few letters: a new one changes it."""
+    inventory = list(inventory)
     # Why a result is stale is worded relative to the working folder: no difference in the result.
-    lines = [
-        f"{one.folder.relative_to(outroot).as_posix()}\t{one.status}\t"
-        + (one.reason if one.status == "failed" else "")
+    states = [
+        (str(one.folder.relative_to(outroot)), one.status, one.reason * (one.status == "failed"))
         for one in inventory
     ]
-    there = sum(line.split("\t")[1] in ("complete", "stale") for line in lines)
-    digest = sha256("\n".join(lines).encode()).hexdigest()
-    return f"{there} of {len(lines)} ({digest[:8]})"
+    digest = sha256(repr(states).encode()).hexdigest()
+    return f"{sum(one.there for one in inventory)} of {len(states)} ({digest[:8]})"

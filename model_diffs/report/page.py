@@ -6,8 +6,8 @@ page's content security policy allows only its own script and style sheet.
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -20,55 +20,19 @@ from model_diffs.report import formatting
 from model_diffs.report.axes import AT_A_GLANCE
 from model_diffs.report.cells import Cell, base_cell, model_cell
 from model_diffs.report.conclusions import EXACT_RULE, OVERALL
-from model_diffs.report.pictures import Picture, as_picture, pictures_of
-from model_diffs.report.signature import Axis, Comparison, Sentence, Signature
+from model_diffs.report.pictures import as_picture, pictures_of
+from model_diffs.report.signature import Axis, Sentence, Signature
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE_BYTES = 5_000_000
 
 
-class Rule(NamedTuple):
-    """A rule, the numbers of the conclusions it drew, and the cells that they are from."""
-
-    numbers: str
-    rule: str
-    sources: Sequence[Source]
-
-
 class Said(NamedTuple):
-    """Conclusions on one model; a rule that drew several is told once."""
+    """Conclusions on one model, and the rules that drew them, each told once."""
 
     sentences: Sequence[Sentence]
-    rules: Sequence[Rule]
-
-
-class Panel(NamedTuple):
-    """What a section shows of one comparison."""
-
-    position: int
-    comparison: Comparison
-    said: Said
-    pictures: Sequence[Picture]
-
-
-class Section(NamedTuple):
-    """One axis."""
-
-    axis: Axis
-    columns: Sequence[int]
-    """Positions of its measures."""
-    pictures: Sequence[Picture]
-    """Those that show all models at once."""
-    panels: Sequence[Panel]
-
-
-class Lacking(NamedTuple):
-    """What one step lacks for one reason, and for which models."""
-
-    step: int
-    script: str
-    whose: str
-    reason: str
+    rules: Sequence[tuple[str, str, Sequence[Source]]]
+    """The numbers of its sentences, the rule, and the cells that these are from."""
 
 
 # ── the parts of the page ─────────────────────────────────────────────────────────────────────────
@@ -77,64 +41,42 @@ class Lacking(NamedTuple):
 def say(sentences: Iterable[Sentence]) -> Said:
     """Sentences with their rules; conclusions before numbers that are only set side by side."""
     ordered = sorted(sentences, key=lambda one: one.rule == EXACT_RULE)
-    numbers: dict[str, list[int]] = {}
-    for number, one in enumerate(ordered, 1):
-        numbers.setdefault(one.rule, []).append(number)
     rules = []
-    for rule, drew in numbers.items():
+    for rule in dict.fromkeys(one.rule for one in ordered):
+        drew = [n for n, one in enumerate(ordered, 1) if one.rule == rule]
         sources = dict.fromkeys(source for n in drew for source in ordered[n - 1].sources)
-        rules.append(Rule(", ".join(map(str, drew)), rule, [*sources]))
+        rules.append((", ".join(map(str, drew)), rule, [*sources]))
     return Said(ordered, rules)
 
 
-def _findings(signature: Signature) -> list[Panel]:
-    """The conclusions at the top, by comparison: all of them where none is chosen for the top."""
-    found = []
-    for position, one in enumerate(signature.comparisons):
+def _said(signature: Signature) -> dict[tuple[str, str], Said]:
+    """By comparison and axis; at the top all conclusions where none is chosen for it."""
+    axes = (OVERALL, *(axis.key for axis in signature.axes))
+    found: dict[tuple[str, str], Said] = {}
+    for one in signature.comparisons:
         mine = [s for s in signature.sentences if s.comparison == one.label]
-        said = say([s for s in mine if s.axis == OVERALL] or mine)
-        found.append(Panel(position, one, said, []))
+        own = {axis: [s for s in mine if s.axis == axis] for axis in axes}
+        own[OVERALL] = own[OVERALL] or mine
+        found |= {(one.label, axis): say(sentences) for axis, sentences in own.items()}
     return found
-
-
-def _sections(signature: Signature, pictures: Mapping[Any, Sequence[Picture]]) -> list[Section]:
-    found = []
-    for axis in signature.axes:
-        columns = [i for i, one in enumerate(signature.measures) if one.axis == axis.key]
-        panels = []
-        for position, one in enumerate(signature.comparisons):
-            own = [
-                s for s in signature.sentences if (s.axis, s.comparison) == (axis.key, one.label)
-            ]
-            panels.append(Panel(position, one, say(own), pictures.get((axis.key, one.label), [])))
-        if columns:
-            found.append(Section(axis, columns, pictures.get((axis.key, ""), []), panels))
-    return found
-
-
-def _bars(cells: Sequence[Cell], unit: str) -> list[float]:
-    """Length of each number's bar in per cent: of 1 for shares, else of the row's largest."""
-    numbers = [float(one.exact or 0) for one in cells]
-    scale = 1.0 if unit in ("accuracy", "share") else max(map(abs, numbers))
-    return [min(100.0, max(0.0, 100 * one / scale)) if scale else 0.0 for one in numbers]
 
 
 def _glances(signature: Signature, cells: Sequence[Sequence[Cell]]) -> list[dict[str, Any]]:
-    """The first answers: of the questions in AT_A_GLANCE those that have numbers."""
-    columns = {one.key: i for i, one in enumerate(signature.measures)}
-    return [
-        {
-            "question": question,
-            "column": columns[key],
-            "bars": _bars(cells[columns[key]], signature.measures[columns[key]].unit),
-        }
-        for key, question in AT_A_GLANCE.items()
-        if key in columns
-    ]
+    """The first answers, as far as they have numbers; bars in per cent of 1 for shares, else of
+    the row's largest number."""
+    found = []
+    for column, measure in enumerate(signature.measures):
+        if measure.key in AT_A_GLANCE:
+            numbers = [float(one.exact or 0) for one in cells[column]]
+            whole = 1.0 if measure.unit in ("accuracy", "share") else max(map(abs, numbers)) or 1.0
+            bars = [min(100.0, max(0.0, 100 * one / whole)) for one in numbers]
+            question = AT_A_GLANCE[measure.key]
+            found.append({"question": question, "column": column, "bars": bars})
+    return sorted(found, key=lambda one: [*AT_A_GLANCE.values()].index(one["question"]))
 
 
-def _lacking(signature: Signature) -> list[Lacking]:
-    """What is missing or failed, equal reasons together."""
+def _lacking(signature: Signature) -> list[tuple[int, str, str, str]]:
+    """Step, script, models and reason of what is missing or failed, equal reasons together."""
     short = {one.label: one.short for one in signature.comparisons}
     grouped: dict[tuple[int, str, str], dict[str, None]] = {}
     for one in signature.missing:
@@ -142,10 +84,8 @@ def _lacking(signature: Signature) -> list[Lacking]:
         owners[short.get(one.comparison, one.comparison)] = None
     found = []
     for (step, script, reason), owners in grouped.items():
-        names = [owner for owner in owners if owner]
-        everyone = len(names) > 1 and {*names} == {*short.values()}
-        whose = "all models" if everyone else ", ".join(names)
-        found.append(Lacking(step, script, whose, reason))
+        everyone = len(owners) > 1 and {*owners} == {*short.values()}
+        found.append((step, script, "all models" if everyone else ", ".join(owners), reason))
     return found
 
 
@@ -158,38 +98,6 @@ def _left_out(signature: Signature) -> list[tuple[Axis, str]]:
             names = ", ".join(map(str, steps))
             found.append((axis, f"step{'s' * (len(steps) > 1)} {names} below" if steps else ""))
     return found
-
-
-def _by_step(signature: Signature) -> list[dict[str, Any]]:
-    """The runs of the provenance by step and script, with their tables and records."""
-    short = {one.label: one.short for one in signature.comparisons}
-    steps: dict[tuple[int, str], dict[str, Any]] = {}
-    for run in signature.provenance.get("runs", []):
-        new = {"step": run["step"], "script": run["script"], "seconds": 0.0, "owners": []}
-        entry = steps.setdefault((run["step"], run["script"]), new)
-        entry["seconds"] += run["seconds"] or 0.0
-        entry["command"] = run["command"] or entry.get("command", "")
-        name = short.get(run["comparison"]) or run["owner"] or "all models"
-        tables = [f"{run['folder']}/{table}" for table in run["tables"]]
-        record = f"{run['folder']}/run.json"
-        entry["owners"].append({"name": name, "record": record, "tables": tables})
-    return [*steps.values()]
-
-
-def _how_measured(conditions: Mapping[str, Any]) -> str:
-    """Texts, device and precision in one phrase; empty where nothing is recorded."""
-    counts: dict[str, int] = {}
-    for text in conditions.get("texts", []):
-        if text["texts"] is not None:
-            counts[text["split"]] = max(text["texts"], counts.get(text["split"], 0))
-    named = [f"{formatting.count(number)} {split}" for split, number in counts.items()]
-    where = [
-        f"{word} {', '.join(conditions[key])}"
-        for word, key in (("on", "devices"), ("in", "dtypes"))
-        if conditions.get(key)
-    ]
-    texts = "with " + " and ".join(named) + " texts" if named else ""
-    return ", ".join(filter(None, [texts, " ".join(where)]))
 
 
 # ── rendering ─────────────────────────────────────────────────────────────────────────────────────
@@ -210,16 +118,12 @@ def model_colours(signature: Signature) -> list[str]:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     for name in ("size", "duration", "day", "count"):
         environment.filters[f"as_{name}"] = getattr(formatting, name)
     environment.filters["link"] = lambda path: "../" + quote(path)
-    environment.filters["file_name"] = lambda path: PurePosixPath(path).name
     environment.filters["sentence_case"] = lambda text: text[:1].upper() + text[1:]
     return environment
 
@@ -244,6 +148,7 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         f"{signature.base}: for every measure one mark per model with its 95 % interval. The "
         "table below has its numbers."
     )
+    caption = "A panel per measure with its own scale; bars are 95 % intervals, where it has them."
     return {
         # Images from files: figures that the page has no room for lie beside it.
         "policy": (
@@ -254,19 +159,18 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         "style": Markup(style),
         "script": Markup(script),
         "signature": signature,
-        "picture": as_picture(image, "signature.png", "", alternative),
+        "axes": [axis for axis in signature.axes if signature.of_axis(axis.key)],
+        "picture": as_picture(image, "signature.png", caption, alternative),
         "cells": cells,
         "base_cells": [base_cell(signature, one) for one in signature.measures],
         "reference": next(
             (i for i in positions if signature.comparisons[i] is signature.filtered), -1
         ),
         "glances": _glances(signature, cells),
-        "findings": _findings(signature),
+        "said": _said(signature),
         "lacking": _lacking(signature),
         "left_out": _left_out(signature),
         "conditions": signature.provenance,
-        "how": _how_measured(signature.provenance),
-        "steps": _by_step(signature),
     }
 
 
@@ -280,7 +184,7 @@ def render(signature: Signature, image: bytes, outroot: Path, page_bytes: int = 
 
     def html(room: int) -> str:
         pictures, note = pictures_of(signature, outroot, room)
-        return template.render(**context, sections=_sections(signature, pictures), note=note)
+        return template.render(**context, pictures=pictures, note=note)
 
     # The text is measured first: figures get the room that it leaves.
     return html(page_bytes - len(html(0).encode()))

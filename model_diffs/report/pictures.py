@@ -2,12 +2,12 @@
 
 import base64
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from model_diffs.report.signature import Comparison, Signature
+from model_diffs.report.signature import Signature
 
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -40,62 +40,54 @@ def as_picture(content: bytes, href: str, caption: str, alternative: str) -> Pic
     return Picture(f"data:{kind};base64,{encoded}", width, height, href, caption, alternative)
 
 
-def _wanted(
-    signature: Signature, outroot: Path
-) -> list[tuple[int, tuple[str, str], Path, str, str]]:
-    """Rank, place on the page (axis, comparison), path, caption and alternative of all figures.
+class _Wanted(NamedTuple):
+    """A figure that an axis names for a comparison, or for all of them."""
 
-    Each model's first figure of an axis ranks before the second of any.
-    """
-    found = []
-    owners: Sequence[Comparison | None] = [None, *signature.comparisons]
-    for axis in signature.axes if signature.measures else ():
-        for owner in owners:
-            rank = 0
-            for one in axis.figures:
-                if ("{" in one.path) == (owner is None):
-                    continue
-                path = one.path
-                if owner:
-                    path = path.replace("{comparison}", owner.label)
-                    path = path.replace("{model}", owner.changed)
+    rank: int
+    """Each model's first figure of an axis ranks before the second of any."""
+    place: tuple[str, str]
+    """Axis and comparison label (empty: all)."""
+    file: Path
+    caption: str
+    alternative: str
+
+
+def _wanted(signature: Signature, outroot: Path) -> Iterator[_Wanted]:
+    owners = [("", "", "all models")]
+    owners += [(c.label, c.changed, f"{c.short} against {signature.base}")
+               for c in signature.comparisons]  # fmt: skip
+    for axis in signature.axes:
+        for label, changed, whose in owners if signature.of_axis(axis.key) else ():
+            own = [one for one in axis.figures if ("{" in one.path) == bool(label)]
+            for rank, (path, caption) in enumerate(own):
+                path = path.replace("{comparison}", label).replace("{model}", changed)
                 endings = [outroot / f"{path}{ending}" for ending in (".png", ".svg", ".pdf")]
-                file = next((each for each in endings if each.is_file()), None)
-                if file:
-                    whose = f"{owner.short} against {signature.base}" if owner else "all models"
-                    text = f"Figure, {axis.title}, {whose}: {one.caption}"
-                    place = (axis.key, owner.label if owner else "")
-                    found.append((rank, place, file, one.caption, text))
-                    rank += 1
-    return found
+                for file in [each for each in endings if each.is_file()][:1]:
+                    alternative = f"Figure, {axis.title}, {whose}: {caption}"
+                    yield _Wanted(rank, (axis.key, label), file, caption, alternative)
 
 
 def pictures_of(
     signature: Signature, outroot: Path, room: int
-) -> tuple[Mapping[tuple[str, str], Sequence[Picture]], str]:
+) -> tuple[dict[tuple[str, str], list[Picture]], str]:
     """The figures by axis and comparison label (empty: of all models), and a note on the rest.
 
     Embedded are those that fit into `room` bytes, in the order of their ranks; the others are shown
     from their files.
     """
-    wanted = _wanted(signature, outroot)
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i][0])
-    made: dict[int, Picture] = {}
-    for i in order:
-        _, _, file, caption, text = wanted[i]
-        href = "../" + quote(file.relative_to(outroot).as_posix())
-        shown = file.suffix in TYPES
-        size = 4 * -(-file.stat().st_size // 3) + 500  # base64, and what is around it
-        if shown and size <= room:
-            made[i] = as_picture(file.read_bytes(), href, caption, text)
-            room -= size
-        else:
-            room = 0 if shown else room
-            made[i] = Picture(href if shown else "", None, None, href, caption, text)
     found: dict[tuple[str, str], list[Picture]] = {}
-    for i, (_, place, *_) in enumerate(wanted):
-        found.setdefault(place, []).append(made[i])
-    beside = sum(not one.embedded for one in made.values())
+    beside = 0
+    for one in sorted(_wanted(signature, outroot), key=lambda one: one.rank):
+        href = "../" + quote(one.file.relative_to(outroot).as_posix())
+        shown = one.file.suffix in TYPES
+        room -= 4 * -(-one.file.stat().st_size // 3) + 500 if shown else 0  # base64, and around it
+        if shown and room >= 0:
+            picture = as_picture(one.file.read_bytes(), href, one.caption, one.alternative)
+        else:
+            beside += 1
+            src = href if shown else ""
+            picture = Picture(src, None, None, href, one.caption, one.alternative)
+        found.setdefault(one.place, []).append(picture)
     note = f"{beside} figure{'s' * (beside > 1)} would make this page too large: they are shown "
     note += "from their files, so the page needs the folders of the results beside it."
     return found, note if beside else ""

@@ -10,42 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model_diffs.core import tables
 from model_diffs.core.step import Measure
-from model_diffs.core.tables import (
-    NOT_RUN,
-    Absent,
-    Place,
-    Source,
-    identity,
-    questions_read,
-    texts_read,
-)
-from model_diffs.stats.estimates import Estimate, Floats, resampled, weights
+from model_diffs.core.tables import Absent, Place, Source
+from model_diffs.stats.estimates import Estimate, Floats, resampled, resampled_sums
 
 if TYPE_CHECKING:
     import pandas as pd
 
 UNITS = {"": "", "text": "text", "question": "id", "resample": "resample"}
-THIRDS = ("early", "middle", "late")
-
-
-def third_of(state: int, blocks: int) -> str:
-    """The third of the depth that the middle of the block with output state 1, …, N is in."""
-    return THIRDS[min(2, 3 * (2 * state - 1) // (2 * blocks))]
-
-
-def choose_states(path: str, layers: "pd.Series", chosen: str) -> list[int]:
-    """The chosen ones of the hidden states 0, 1, …, N of a table. Raises Absent."""
-    found = sorted({int(layer) for layer in layers})
-    blocks = len(found) - 1
-    if blocks < 1 or found != list(range(blocks + 1)):
-        raise Absent(f"failed, {path} has not every hidden state", defect=True)
-    kept = {"states": found[1:], "inside": found[1:-1], "last": found[-1:]}.get(chosen)
-    if kept is None:
-        kept = [state for state in found[1:] if third_of(state, blocks) == chosen]
-    if not kept:
-        raise Absent(f"the model has {blocks} blocks: no state is {chosen}")
-    return kept
 
 
 def words(measure: Measure, which: str, base: str = "base", changed: str = "changed") -> str:
@@ -79,22 +52,19 @@ class _Reading:
         self.unit = UNITS[measure.paired_by]
         own_unit = "" if measure.kept else self.unit
         self.key = next((c for c in (own_unit, "name", "layer") if c and c in header), "")
-        self.weights = measure.weights
-        if self.weights is None:
-            self.weights = ("tokens",) if own_unit == "text" and "tokens" in header else ()
+        by_tokens = ("tokens",) if own_unit == "text" and "tokens" in header else ()
+        self.weights = by_tokens if measure.weights is None else measure.weights
         self.columns = [measure.column, *filter(None, [measure.relative_to])]
         self.rows = self._rows({**measure.where})
         self.other = self._rows({**measure.where, **measure.over}) if measure.over else None
         if self.other is not None and sorted(self.rows[self.key]) != sorted(self.other[self.key]):
-            raise Absent(
-                f"failed, {self.path} has not the same {self.key}s on both sides", defect=True
-            )
+            raise Absent(f"failed, {self.path} has other {self.key}s on its two sides", defect=True)
 
     @cached_property
     def _table(self) -> "pd.DataFrame":
         measure = self.measure
         names = [*measure.where, *measure.over, *({"id", "name"} & {self.key})]
-        numbers = [*self.columns, *(() if measure.weights_from else self.weights or ())]
+        numbers = [*self.columns, *(() if measure.weights_from else self.weights)]
         numbers += [self.key] if self.key not in ("", *names) else []
         numbers += ["layer"] if measure.layers else []
         empty = self.columns if measure.may_be_empty else ()
@@ -120,18 +90,18 @@ class _Reading:
         if measure.layers == "blocks":
             found = found[found["layer"] >= 0]
         elif measure.layers and not found.empty:
-            chosen = choose_states(self.path, found["layer"], measure.layers)
+            chosen = tables.choose_states(self.path, found["layer"], measure.layers)
             found = found[found["layer"].isin(chosen)]
         return self._defined(self._weighted(found) if measure.weights_from else found)
 
     def _weighted(self, rows: "pd.DataFrame") -> "pd.DataFrame":
         """The rows with the weights of another table, joined by name."""
         other = f"{self.place.folder.rpartition('/')[0]}/{self.measure.weights_from}.csv"
-        own = list(self.weights or ())
+        own = [*self.weights]
         try:
             found = self.tables.table(other, own, ["name"], ["name"])
         except Absent as error:
-            if error.reason != NOT_RUN:
+            if error.reason != tables.NOT_RUN:
                 raise
             raise Absent(f"its weights, of {self.measure.weights_from}, are not there") from None
         joined = rows.merge(found, on="name", how="left")
@@ -207,8 +177,8 @@ class _Reading:
         given = self.tables.arguments(self.place.folder)
         names = (*measure.options, *(["seed"] if self.unit == "resample" else []))
         sampled = (
-            questions_read(record) if self.unit == "id"
-            else texts_read(record, measure.where.values())
+            tables.questions_read(record) if self.unit == "id"
+            else tables.texts_read(record, measure.where.values())
         )  # fmt: skip
         return [sampled, [given.get(name) for name in names]]
 
@@ -216,52 +186,41 @@ class _Reading:
         """Values and weights per unit, in the order in which the units are drawn."""
         measure, unit, path = self.measure, self.unit, self.place.path(self.measure.kept)
         header = self.tables.columns(path)
-        names = [c for c in measure.where if c in header] + ["id"] * (unit == "id")
+        cells = {name: cell for name, cell in measure.where.items() if name in header}
+        names = [*cells, *({"id"} & {unit})]
         numbers = [c for c in ("layer", "tokens", unit) if c in header and c not in names]
         found = self.tables.table(path, [column, *numbers], names)
-        for name in (c for c in measure.where if c in header):
-            found = found[found[name] == measure.where[name]]
-        keys = [unit]
+        for name, cell in cells.items():
+            found = found[found[name] == cell]
+        states = [0]
         if "layer" in header and measure.layers:
-            keys, states = [unit, "layer"], self.rows["layer"].unique()
-            found = found[found["layer"].isin(states)]
-            if (found.groupby(unit).size() != len(states)).any():
-                raise Absent(f"failed, {path} has not every layer and {measure.paired_by}")
-        if found.empty or found.duplicated(keys).any():
-            raise Absent(f"failed, {path} has no row, or two of one {measure.paired_by}")
+            states = self.rows["layer"].unique().tolist()
+            found = found[found["layer"].isin(states)].drop_duplicates([unit, "layer"])
+        if found.empty or (found.groupby(unit).size() != len(states)).any():
+            raise Absent(f"failed, {path} has not one row of every layer and {measure.paired_by}")
         return found.groupby(unit, sort=unit != "id", as_index=False).mean(numeric_only=True)
-
-    def _draws(
-        self, rows: "pd.DataFrame", own: tuple[str, ...], column: str
-    ) -> tuple[tuple[float, float], tuple[Floats, Floats | float]]:
-        """Sums of values and weights over the units, and the same on each resample."""
-        values, drawn = rows[column].to_numpy(), weights(len(rows), self.place.seed)
-        if not own:
-            return (float(values.sum()), len(values)), (drawn @ values, float(len(values)))
-        weight = rows[[*own]].prod(axis=1).to_numpy()
-        sums = weight * values
-        return (float(sums.sum()), float(weight.sum())), (drawn @ sums, drawn @ weight)
 
     def resamples(self, value: float) -> tuple[float, Floats, str]:
         """The number from the values per unit, on each resample, and the sample's identity."""
-        measure, rows, own, column = self.measure, self.rows, self.weights or (), ""
+        measure, rows, own = self.measure, self.rows, [*self.weights]
+        column = measure.kept_column or measure.column
         if measure.kept:
-            column = measure.kept_column or measure.column
             rows = self._kept(column)
-            own = ("tokens",) if self.unit == "text" and "tokens" in rows else ()
-        column = column or measure.column
-        units = rows[self.unit].tolist()
+            own = ["tokens"] if self.unit == "text" and "tokens" in rows else []
+        design, units, seed = self.design(), rows[self.unit].tolist(), self.place.seed
         if self.unit == "resample":
-            return value, rows[column].to_numpy(), identity(self.design(), units)
-        same = identity(self.design(), units, rows[[*own]].to_numpy().tolist(), self.place.seed)
-        (sums, counts), (drawn, drawn_counts) = self._draws(rows, own, column)
-        if self.other is None:
-            return sums / counts, drawn / drawn_counts, same
-        (below, other), (drawn_below, drawn_other) = self._draws(self.other, own, column)
-        if not own:  # as many on both sides
-            return sums / below, drawn / drawn_below, same
-        found = (drawn / drawn_counts) / (drawn_below / drawn_other)
-        return (sums / counts) / (below / other), found, same
+            return value, rows[column].to_numpy(), tables.identity(design, units)
+        same = tables.identity(design, units, rows[own].to_numpy().tolist(), seed)
+        (sums, counts), *others = (
+            resampled_sums(
+                side[column].to_numpy(), side[own].prod(axis=1).to_numpy() if own else None, seed
+            )
+            for side in ([rows] if self.other is None else [rows, self.other])
+        )
+        found = sums / counts
+        for below, other in others:  # without weights there are as many units on both sides
+            found = found / (below / other) if own else sums / below
+        return float(found[0]), found[1:], same
 
     def estimate(self) -> Estimate:
         """The number with its interval and resamples."""
@@ -299,9 +258,8 @@ def read(measure: Measure, place: Place) -> Estimate:
     place.tables.record(place.folder)
     if measure.compute:
         return measure.compute(place, measure)
-    if measure.paired_by == "question" and not place.tables.arguments(place.folder).get(
-        "questions", True
-    ):
+    asked = place.tables.arguments(place.folder).get("questions", True)
+    if measure.paired_by == "question" and not asked:
         raise Absent("its step was run without --questions")
     if measure.less_base:
         return _minus_base(measure, place)

@@ -84,14 +84,8 @@ def draw(signature: Signature) -> Figure:
     # Models of one colour (seeds of one method) have different marks.
     marks = [MARKERS[colours[:i].count(colours[i]) % len(MARKERS)] for i in range(len(colours))]
     rows = -(-len(signature.measures) // COLUMNS)
-    height = 0.95 + 0.14 * len(colours)
-    figure, grid = plt.subplots(
-        rows,
-        COLUMNS,
-        figsize=(WIDTH_INCHES, 0.9 + rows * height),
-        layout="constrained",
-        squeeze=False,
-    )
+    size = WIDTH_INCHES, 0.9 + rows * (0.95 + 0.14 * len(colours))
+    figure, grid = plt.subplots(rows, COLUMNS, figsize=size, layout="constrained", squeeze=False)
     for axes, measure in zip(grid.flat, signature.measures, strict=False):
         _panel(axes, signature, measure, marks)
     for axes in grid.flat[len(signature.measures) :]:
@@ -107,8 +101,4 @@ def draw(signature: Signature) -> Figure:
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, min(len(handles), 150 // (longest + 6)))
     figure.legend(handles=handles, loc="outside upper left", ncols=columns)
-    figure.supxlabel(
-        f"Against {signature.base}. Bars are 95 % intervals, where a measure has them.",
-        x=0.01, ha="left", fontsize=9,
-    )  # fmt: skip
     return figure

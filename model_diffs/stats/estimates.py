@@ -87,6 +87,19 @@ def weights(units: int, seed: int) -> Floats:
     return intervals.document_weights(units, seed)
 
 
+def resampled_sums(values: Floats, weight: Floats | None, seed: int) -> tuple[Floats, Floats]:
+    """Σ weight·value and Σ weight over units, first as they are, then on each resample.
+
+    Each `[1 + resamples]`; their ratio is the mean. None weights all units alike.
+    """
+    drawn = weights(len(values), seed)
+    if weight is None:
+        counts = np.full(len(drawn) + 1, float(len(values)))
+        return np.append(values.sum(), drawn @ values), counts
+    sums = weight * values
+    return np.append(sums.sum(), drawn @ sums), np.append(weight.sum(), drawn @ weight)
+
+
 def resampled(
     value: float, source: Source, units: str, draw: Callable[[], tuple[float, Floats, str]]
 ) -> Estimate:
