@@ -19,9 +19,10 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from model_diffs.activations import passes
-from model_diffs.activations.passes import Reader, SplitPass, Tokens
+from model_diffs.activations.passes import Reader, SplitPass
 from model_diffs.activations.store import ModelStatistics
 from model_diffs.activations.sums import DifferenceSums, ModelSums
+from model_diffs.activations.tokens import Tokens
 from model_diffs.data.texts import Split
 from model_diffs.diagnostics import covariance, probes, separation
 from model_diffs.models import devices
@@ -74,7 +75,7 @@ def with_statistics(readers: list[Reader], todo: list[SplitPass]) -> Found:
     for one in todo:
         texts = len(one.tokens.ids)
         one.own = {reader.name: ModelSums(reader.name, texts) for reader in readers}
-        one.changes = {(base, changed): DifferenceSums(texts)}
+        one.changes = {(base, changed): DifferenceSums(changed, texts)}
     found: Found = {}
 
     def finish(one: SplitPass, _: Sequence[str]) -> None:

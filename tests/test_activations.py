@@ -21,7 +21,7 @@ FORGET = [
     "Seven weavers kept a very long ledger of their looms.",
 ]
 RETAIN = ["Birds sing at dawn in the old mill yard.", "A ferry.", "Bread, salt and slow water."]
-FAMILIES = ["gpt_neox", "llama", "qwen2", "gemma2", "mixtral", "gpt2", "opt", "phi", "gemma3"]
+FAMILIES = ["gpt_neox", "llama", "gpt2", "qwen2", "gemma2", "mixtral", "opt", "phi", "gemma3"]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,9 @@ def states_of(folder: str, text: str, max_length: int) -> tuple[list[int], np.nd
     return ids, torch.stack(output.hidden_states)[:, 0].double().numpy()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [*FAMILIES[:3], *(pytest.param(f, marks=pytest.mark.study) for f in FAMILIES[3:])]
+)
 def test_statistics_equal_a_loop_over_tokens(
     family: str, folders: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:

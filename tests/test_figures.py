@@ -40,7 +40,9 @@ def test_undefined_cells_are_gaps_in_a_line() -> None:
     assert empty.x == [] and empty.y == []
 
 
-@pytest.mark.parametrize("extension", ["png", "pdf", "svg"])
+@pytest.mark.parametrize(
+    "extension", ["png", *(pytest.param(x, marks=pytest.mark.study) for x in ("pdf", "svg"))]
+)
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, extension: str) -> None:
     found = []
     for name in "ab":
