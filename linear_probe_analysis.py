@@ -213,7 +213,7 @@ def answer(run: Run, questions: "Sequence[Question]", options: Options) -> dict[
     tokenizer = loading.load_tokenizer(run.planned.model_a, options.trust_remote_code)
     # A question is four sentences.
     answers = logit_lens.answers_by_layer(model, tokenizer, questions, 4 * options.batch_size)
-    table = run.table("knowledge_by_layer", logit_lens.rows(answers, options.seed))
+    table = run.table("knowledge_by_layer", logit_lens.accuracy_rows(answers, options.seed))
     run.table("per_question", logit_lens.question_rows(answers))
     draw_knowledge(run, table)
     best = table.groupby("domain", sort=False)["accuracy"].idxmax()

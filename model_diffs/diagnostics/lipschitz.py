@@ -222,23 +222,24 @@ def jacobian_norms(
     v = perturbations(torch.ones_like(x), counted, 1.0, 1, seeds)[0]
     v = v / norms(v, counted)[:, None, None].to(x.dtype)
     basis: list[Tensor] = []
-    alphas: list[np.ndarray] = []
-    betas: list[np.ndarray] = []
+    tridiagonal = np.zeros((len(x), max_iterations + 1, max_iterations + 1))
     values, quiet, iterations = np.zeros(len(x)), np.zeros(len(x), int), np.zeros(len(x), int)
     for step in range(max_iterations):
-        product = product_of(v)
+        product = product_of(v).float()
         basis.append(v.float())
-        alphas.append(_inner(basis[-1], product.float()).double().cpu().numpy())
+        tridiagonal[:, step, step] = _inner(basis[-1], product).double().cpu()
+        largest = np.linalg.eigvalsh(tridiagonal[:, : step + 1, : step + 1])[:, -1]
         iterations[quiet < 2] = step + 1
-        found = np.where(quiet < 2, _largest_ritz(alphas, betas), values)
+        found = np.where(quiet < 2, np.sqrt(largest.clip(0)), values)
         still = np.abs(found - values) <= tolerance * found
         quiet = np.where(still, quiet + 1, np.where(quiet < 2, 0, quiet))
         values = found
         if (quiet >= 2).all():
             break
-        v, beta = _next_direction(product.float(), basis)
-        betas.append(beta.double().cpu().numpy())
+        v, beta = _next_direction(product, basis)
         v = v.to(x.dtype)
+        for place in ((step, step + 1), (step + 1, step)):
+            tridiagonal[:, *place] = beta.double().cpu()
     return JacobianNorm(*(torch.from_numpy(part) for part in (values, iterations, quiet >= 2)))
 
 
@@ -256,17 +257,6 @@ def _next_direction(product: Tensor, basis: Sequence[Tensor]) -> tuple[Tensor, T
         for q in basis:
             product = product - _inner(q, product)[:, None, None] * q
     beta = torch.linalg.vector_norm(product, dim=(1, 2))
-    beta = torch.where(beta > 1e-6 * size, beta, torch.zeros_like(beta))
-    direction = product / torch.where(beta > 0, beta, torch.ones_like(beta))[:, None, None]
-    return direction * (beta > 0)[:, None, None], beta
-
-
-def _largest_ritz(alphas: Sequence[np.ndarray], betas: Sequence[np.ndarray]) -> np.ndarray:
-    """Root of the largest eigenvalue of each text's tridiagonal matrix: `[B]`."""
-    steps, texts = len(alphas), len(alphas[0])
-    T = np.zeros((texts, steps, steps))
-    for i, alpha in enumerate(alphas):
-        T[:, i, i] = alpha
-    for i, beta in enumerate(betas):
-        T[:, i, i + 1] = T[:, i + 1, i] = beta
-    return np.sqrt(np.clip(np.linalg.eigvalsh(T)[:, -1], 0, None))
+    beta = torch.where(beta > 1e-6 * size, beta, 0.0)
+    divisor = beta[:, None, None]
+    return torch.where(divisor > 0, product / divisor, 0.0), beta

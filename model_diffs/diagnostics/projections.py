@@ -36,9 +36,7 @@ COLUMNS = (
     *("forget_tokens", "retain_tokens"),
 )
 """Of projection_metrics.csv; docs/row_space.md defines them."""
-TEXT_COLUMNS = tuple(
-    ["split", "text", "name", "proj_ratio_sum", "tokens", "effect_sum", "effect_tokens"]
-)
+TEXT_COLUMNS = ("split", "text", "name", "proj_ratio_sum", "tokens", "effect_sum", "effect_tokens")
 """Of per_text.csv: Σ ‖P x‖/‖x‖, tokens with x ≠ 0, Σ ‖ΔW x‖/‖W x‖, tokens with W x ≠ 0."""
 _SUMMARISED = (
     *("forget_proj_ratio", "retain_proj_ratio", "random_proj_ratio", "selectivity_ratio"),

@@ -6,7 +6,7 @@ there (nostalgebraist 2020, "interpreting GPT: the logit lens"). Sentences are s
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +18,6 @@ from model_diffs.evaluation import scoring
 from model_diffs.evaluation.scoring import Answer
 from model_diffs.models import loading
 from model_diffs.models.anatomy import locate
-
-
-class Row(NamedTuple):
-    """Accuracy of one domain read from one hidden state, with its interval over questions."""
-
-    layer: int
-    domain: str
-    accuracy: float
-    low: float
-    high: float
-    questions: int
 
 
 class Lens:
@@ -89,11 +78,18 @@ def question_rows(answers: Sequence[Sequence[Answer]]) -> list[dict[str, Any]]:
     ]
 
 
-def rows(answers: Sequence[Sequence[Answer]], seed: int) -> list[Row]:
-    """Accuracy per state and domain, domains in the order of the questions."""
-    table = []
-    for layer, given in enumerate(answers):
-        for domain in dict.fromkeys(answer.domain for answer in given):
-            found = scoring.accuracy(given, domain, seed=seed)
-            table.append(Row(layer, domain, found.mean, found.low, found.high, found.questions))
-    return table
+def accuracy_rows(answers: Sequence[Sequence[Answer]], seed: int) -> list[dict[str, Any]]:
+    """Rows of knowledge_by_layer.csv: accuracy per state and domain, with its interval."""
+    return [
+        {
+            "layer": layer,
+            "domain": found.domain,
+            "accuracy": found.mean,
+            "low": found.low,
+            "high": found.high,
+            "questions": found.questions,
+        }
+        for layer, given in enumerate(answers)
+        for found in scoring.accuracies(given, seed)
+        if found.fold is None
+    ]
