@@ -90,15 +90,17 @@ def read_samples(options: Options) -> "dict[str, Samples]":
     """Both splits, chosen so that no line is in both."""
     from model_diffs.data import sample_sources as sources
 
+    wmdp = sources.WMDP._replace(revision=options.forget_revision)
+    wikitext = sources.WIKITEXT._replace(revision=options.retain_revision)
     if options.forget_source:
         forget = sources.from_file(Path(options.forget_source), options.text_field)
     else:
-        text_of = sources.answered_question if options.with_answers else sources.question_text
-        forget = sources.from_hub(sources.WMDP._replace(revision=options.forget_revision), text_of)
+        forget = sources.from_hub(
+            wmdp, lambda row: sources.question_text(row, options.with_answers)
+        )
     if options.retain_source:
         retain, shortest = sources.from_file(Path(options.retain_source), options.text_field), 0
     else:
-        wikitext = sources.WIKITEXT._replace(revision=options.retain_revision)
         retain = sources.from_hub(wikitext, sources.article_text)
         shortest = sources.LEAST_CHARACTERS
     # Retain texts are none of the source's forget texts, chosen or not.

@@ -75,14 +75,9 @@ def from_hub(source: HubSource, text_of: Callable[[Mapping[str, Any]], str]) -> 
     return Samples(texts, {**source._asdict(), "revision": Path(folder).name})
 
 
-def question_text(row: Mapping[str, Any]) -> str:
-    """A WMDP question without its choices."""
-    return str(row["question"])
-
-
-def answered_question(row: Mapping[str, Any]) -> str:
-    """A WMDP question followed by its correct choice."""
-    return f"{row['question']} {row['choices'][row['answer']]}"
+def question_text(row: Mapping[str, Any], with_answer: bool = False) -> str:
+    """A WMDP question without its choices, or followed by the correct one."""
+    return f"{row['question']} {row['choices'][row['answer']]}" if with_answer else row["question"]
 
 
 def article_text(row: Mapping[str, Any]) -> str:
