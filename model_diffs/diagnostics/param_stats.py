@@ -38,22 +38,6 @@ class Spectrum(NamedTuple):
     top: spectra.TopSingularValue
     empirical_rank: int | None
 
-    @property
-    def stable_rank(self) -> float | None:
-        """None for a zero matrix."""
-        return spectra.stable_rank(self.frobenius, self.top.value)
-
-
-class Difference(NamedTuple):
-    """What one pass over the entries of two matrices gives."""
-
-    dW: Tensor
-    """W_B − W_A, [out, in], fp32."""
-    cosine: float | None
-    """Of the two matrices as vectors; None where one is zero."""
-    changed_fraction: float
-    rounding_fro: float
-
 
 # ── one matrix ────────────────────────────────────────────────────────────────────────────────────
 
@@ -73,10 +57,11 @@ def squared_rounding(part: Tensor) -> float:
     return float((counts * spacing.square()).sum()) / 12
 
 
-def difference(stored_a: Tensor, stored_b: Tensor) -> Difference:
-    """Subtract two stored matrices [out, in] in fp32 and compare them entry by entry.
+def difference(stored_a: Tensor, stored_b: Tensor) -> tuple[Tensor, Row]:
+    """dW = W_B − W_A [out, in] in fp32, and what the same pass over the entries says of them.
 
-    Works on a few rows at a time: only dW is held whole.
+    Works on a few rows at a time: only dW is held whole. The cosine, of the two matrices as
+    vectors, is None where one is zero.
     """
     dW = torch.empty(stored_a.shape, dtype=torch.float32)
     inner, squared_a, squared_b, rounding, changed = 0.0, 0.0, 0.0, 0.0, 0
@@ -89,8 +74,11 @@ def difference(stored_a: Tensor, stored_b: Tensor) -> Difference:
         squared_a += float(a.square_().sum())
         squared_b += float(b.square_().sum())
     lengths = math.sqrt(squared_a) * math.sqrt(squared_b)
-    cosine = min(1.0, max(-1.0, inner / lengths)) if lengths else None
-    return Difference(dW, cosine, changed / dW.numel(), math.sqrt(rounding))
+    return dW, {
+        "cosine": min(1.0, max(-1.0, inner / lengths)) if lengths else None,
+        "changed_fraction": changed / dW.numel(),
+        "rounding_fro": math.sqrt(rounding),
+    }
 
 
 def spectrum(W: Tensor, name: str, settings: Settings) -> Spectrum:
@@ -108,7 +96,7 @@ def spectrum(W: Tensor, name: str, settings: Settings) -> Spectrum:
     return Spectrum(norm, top, spectra.rank_for_share(sigma, settings.empirical_threshold))
 
 
-def matrix_row(matrix: Matrix, W: Spectrum, dW: Spectrum, entries: Difference) -> Row:
+def matrix_row(matrix: Matrix, W: Spectrum, dW: Spectrum, entries: Row) -> Row:
     """One line of per_matrix.csv. Ratios to a zero matrix are None."""
     row: Row = {
         "name": matrix.name,
@@ -122,16 +110,14 @@ def matrix_row(matrix: Matrix, W: Spectrum, dW: Spectrum, entries: Difference) -
         "dW_spectral": dW.top.value,
         "W_spectral": W.top.value,
         "dW_spectral_rel": _ratio(dW.top.value, W.top.value),
-        "dW_stable_rank": dW.stable_rank,
-        "W_stable_rank": W.stable_rank,
+        "dW_stable_rank": spectra.stable_rank(dW.frobenius, dW.top.value),
+        "W_stable_rank": spectra.stable_rank(W.frobenius, W.top.value),
     }
     if W.empirical_rank is not None:
         row |= {"dW_empirical_rank": dW.empirical_rank, "W_empirical_rank": W.empirical_rank}
     return row | {
         "component": matrix.component,
-        "cosine": entries.cosine,
-        "changed_fraction": entries.changed_fraction,
-        "rounding_fro": entries.rounding_fro,
+        **entries,
         "dW_spectral_error": dW.top.error,
         "W_spectral_error": W.top.error,
     }
@@ -159,10 +145,10 @@ def compare(base: Checkpoint, changed: Sequence[Checkpoint], settings: Settings)
         W = spectrum(stored_a.float(), f"{matrix.name} of {base.model}", settings)
         found = []
         for other, stored_b in others:
-            entries = difference(stored_a, stored_b)
-            dW = spectrum(entries.dW, f"the change of {matrix.name} to {other.model}", settings)
-            found.append(matrix_row(matrix, W, dW, entries))
-            del entries  # before the next difference is made
+            dW, entries = difference(stored_a, stored_b)
+            label = f"the change of {matrix.name} to {other.model}"
+            found.append(matrix_row(matrix, W, spectrum(dW, label, settings), entries))
+            del dW  # before the next one is made
         rows.append(found)
     return [[*of_one] for of_one in zip(*gather_over_processes(rows), strict=True)]
 
