@@ -26,6 +26,7 @@ COLUMNS = (
     *(f"{metric}_{end}" for metric in METRICS for end in ("low", "high")),
     *SHARE,
 )
+ANSWER_COLUMNS = ("model", "lr", "step", "group", "id", "correct")
 # Below this gap between base and model there is nothing that could be said to come back.
 LEAST_GAP = 0.05
 CHANCE = 0.25
@@ -92,14 +93,7 @@ def question_rows(
 ) -> list[dict[str, Any]]:
     """Rows of per_question.csv: each answer at each measured step; `lr` None for the base."""
     return [
-        {
-            "model": label,
-            "lr": lr,
-            "step": step,
-            "group": group,
-            "id": asked.id,
-            "correct": int(right),
-        }
+        dict(zip(ANSWER_COLUMNS, (label, lr, step, group, asked.id, int(right)), strict=True))
         for step, measured in found.items()
         for group, questions in material.questions.items()
         for asked, right in zip(questions, measured.correct[group], strict=True)
