@@ -100,47 +100,43 @@ class Models:
     def __init__(self) -> None:
         self.checkpoints: dict[str, Checkpoint] = {}
         """Of models on this disk."""
+        self.tokenizers: dict[str, Any] = {}
         self.sizes: list[Sizes] = []
 
     def check(self, models: Sequence[str]) -> Iterator[Finding]:
         """Every model can be had; those on this disk have one architecture and tokenizer."""
         for model in models:
             yield attempt("models", partial(self._find, model))
-        tokenizers: dict[str, Any] = {}
         for model in self.checkpoints:
             if models[0] in self.checkpoints and model != models[0]:
                 yield attempt("architecture", partial(self._match, models[0], model))
-            yield attempt("tokenizers", partial(self._read_tokenizer, model, tokenizers))
+            yield attempt("tokenizers", partial(self._read_tokenizer, model))
 
     def _find(self, model: str) -> str:
-        folder = Path(model) if naming.is_local(model) else cached_snapshot(model)
-        if folder is None or not (naming.is_local(model) or [*folder.glob("*.safetensors")]):
+        found = None if naming.is_local(model) else cached_snapshot(model)
+        if not naming.is_local(model) and not (found and [*found.glob("*.safetensors")]):
             self.sizes.append(hub_sizes(model))
             return f"{model}: on the hub, {self.sizes[-1].stored_bytes / _GB:.1f} GB to download"
-        found = Checkpoint.open(str(folder))
-        self.checkpoints[model] = found
-        self.sizes.append(Sizes(found.weights, sum(file.stat().st_size for file in found.files), 0))
-        return f"{model}: {found.weights / 1e6:.1f} M weights, {found.config.get('model_type')}"
+        stored = Checkpoint.open(str(found or model))
+        self.checkpoints[model] = stored
+        size = sum(file.stat().st_size for file in stored.files)
+        self.sizes.append(Sizes(stored.weights, size, to_download_bytes=0))
+        return f"{model}: {stored.weights / 1e6:.1f} M weights, {stored.config.get('model_type')}"
 
     def _match(self, base: str, model: str) -> str:
         match(self.checkpoints[base], self.checkpoints[model])
         return f"{model} can be subtracted from {base}"
 
-    def _read_tokenizer(self, model: str, read: dict[str, Any]) -> str:
-        read[model] = loading.load_tokenizer(str(self.checkpoints[model].folder))
-        first = next(iter(read))
-        loading.check_same_tokenizer(first, read[first], model, read[model])
+    def _read_tokenizer(self, model: str) -> str:
+        self.tokenizers[model] = loading.load_tokenizer(str(self.checkpoints[model].folder))
+        first, tokenizer = next(iter(self.tokenizers.items()))
+        loading.check_same_tokenizer(first, tokenizer, model, self.tokenizers[model])
         return f"{model} splits texts as {first} does"
 
     def token_counter(self, model: str) -> Count | None:
         """A function that counts tokens; None where there is no tokenizer on this disk."""
-        if model not in self.checkpoints:
-            return None
-        try:
-            tokenizer = loading.load_tokenizer(str(self.checkpoints[model].folder))
-        except BadInput:
-            return None  # reported by check()
-        return lambda lines: [len(ids) for ids in tokenizer(list(lines))["input_ids"]]
+        tokenizer = self.tokenizers.get(model)
+        return tokenizer and (lambda lines: [len(i) for i in tokenizer(list(lines))["input_ids"]])
 
 
 def hub_sizes(model: str) -> Sizes:
