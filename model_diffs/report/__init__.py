@@ -8,7 +8,7 @@ reductions          a measure's number and its resamples, read from the tables o
 conclusions         sentences by stated rules
 assembling          all of this as one signature, and as the rows of signature.csv
 signature           its types
-formatting, cells   numbers as the page writes them
+formatting          numbers, sizes and times as the page writes them
 pictures, page      figures, and the page as HTML
 signature_figure    signature.png
 tables              the measures as a Markdown table, for docs/signature.md

@@ -8,7 +8,7 @@ from model_diffs.core.step import Script
 from model_diffs.core.tables import NOT_RUN, Absent, Place, Tables
 from model_diffs.report import conclusions, reductions
 from model_diffs.report.axes import Declared, declared_by
-from model_diffs.report.conclusions import Found
+from model_diffs.report.conclusions import Numbers
 from model_diffs.report.signature import Comparison, Missing, Signature
 from model_diffs.stats.estimates import Estimate
 
@@ -18,7 +18,7 @@ Lacking = dict[tuple[str, str], Absent]
 
 def _gather(
     outroot: Path, comparisons: Sequence[Comparison], declared: Sequence[Declared], seed: int
-) -> tuple[Found, Lacking]:
+) -> tuple[Numbers, Lacking]:
     """Every number that the tables give, and why the others are absent."""
     tables, base = Tables(outroot), comparisons[0].base
     found: dict[tuple[str, str], Estimate] = {}
@@ -33,12 +33,11 @@ def _gather(
                 found[label, measure.key] = reductions.read(measure, place)
             except Absent as why:
                 absent[label, measure.key] = why
-    own = {key: one for (label, key), one in found.items() if not label}
-    return Found({at: one for at, one in found.items() if at[0]}, own), absent
+    return found, absent
 
 
 def _defects(
-    found: Found,
+    found: Numbers,
     absent: Lacking,
     known: Sequence[Missing],
     comparisons: Sequence[Comparison],
@@ -49,8 +48,7 @@ def _defects(
     A result that the list has already is not named twice.
     """
     lines = {at: why.reason for at, why in absent.items() if why.defect}
-    numbers = {**found.estimates, **{("", key): one for key, one in found.base.items()}}
-    lines |= {at: one.unpaired for at, one in numbers.items() if one.unpaired}
+    lines |= {at: one.unpaired for at, one in found.items() if one.unpaired}
     listed = {(one.step, one.comparison) for one in known}
     changed = {one.label: one.changed for one in comparisons} | {"": comparisons[0].base}
     scripts = {one.measure.key: one.script for one in declared}
@@ -80,21 +78,21 @@ def assemble(
     base = comparisons[0].base
     axes, declared = declared_by(scripts, base)
     found, absent = _gather(outroot, comparisons, declared, seed)
-    keys = {key for _, key in found.estimates}
+    keys = {key for label, key in found if label}
     kept = [one for one in declared if one.measure.key in keys]
-    drawn = conclusions.draw(found, comparisons, kept)
+    sentences, unpaired, notes = conclusions.draw(found, comparisons, kept)
     defects = _defects(found, absent, missing, comparisons, declared)
     return Signature(
         base=base,
         comparisons=comparisons,
         axes=axes,
         measures=[one.measure for one in kept],
-        values=found.estimates,
-        base_values={key: one for key, one in found.base.items() if key in keys},
-        sentences=drawn.sentences,
-        missing=[*missing, *defects, *drawn.unpaired],
+        values={at: one for at, one in found.items() if at[0]},
+        base_values={key: found["", key] for key in keys if ("", key) in found},
+        sentences=sentences,
+        missing=[*missing, *defects, *unpaired],
         reasons={at: why.reason for at, why in absent.items() if at[0] and why.reason != NOT_RUN},
-        notes=drawn.notes,
+        notes=notes,
     )
 
 

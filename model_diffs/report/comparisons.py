@@ -55,12 +55,10 @@ def choose_comparisons(
         raise BadInput("--model-b needs its base: name --model-a too")
     if model_a and model_b:
         base = naming.model_label(model_a)
-        return sorted(
-            {
-                comparison(naming.comparison_label(model_a, b), base, naming.model_label(b))
-                for b in model_b
-            }
-        )
+        pairs = {
+            (naming.comparison_label(model_a, b), base, naming.model_label(b)) for b in model_b
+        }
+        return sorted(comparison(*pair) for pair in pairs)
     found = find_comparisons(outroot)
     if model_a:
         return [one for one in found if one.base == naming.model_label(model_a)]
@@ -85,11 +83,11 @@ def with_roles(
 
     comparisons = list(comparisons)
     names = {one: (one.label, one.changed, one.short) for one in comparisons}
-    for flag, given in (("--filtered", [filtered] if filtered else []), ("--control", control)):
-        for name in given:
-            if not any(name in known for known in names.values()):
-                there = ", ".join(one.short for one in comparisons) or "none"
-                raise BadInput(f"{flag} {name}: no such changed model; there are: {there}")
+    given = [("--filtered", filtered)] * bool(filtered) + [("--control", one) for one in control]
+    for flag, name in given:
+        if not any(name in known for known in names.values()):
+            there = ", ".join(one.short for one in comparisons) or "none"
+            raise BadInput(f"{flag} {name}: no such changed model; there are: {there}")
 
     def role(one: Comparison) -> Role:
         if {*control} & {*names[one]}:

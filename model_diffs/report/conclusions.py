@@ -4,7 +4,6 @@ Numbers without an interval are set side by side, and nothing is concluded from 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from model_diffs.core.step import Claims, Measure
 from model_diffs.report.axes import SUMMARY, Declared
@@ -20,24 +19,13 @@ EXACT_RULE = (
 )
 NO_FILTERED = "No filtered model is among the comparisons: the base is the only reference."
 LARGEST_RULE = (
-    " The share is the largest over measured rates and steps, so its interval is simultaneous for "
-    "all of them, and wider than that of its row in relearning.csv."
+    " The number is the largest of several rates and steps, so its interval is simultaneous for "
+    "all of them, and wider than that of its own row."
 )
 
 
-class Found(NamedTuple):
-    """All numbers: by comparison label and measure key, and the base's own by key."""
-
-    estimates: Mapping[tuple[str, str], Estimate]
-    base: Mapping[str, Estimate]
-
-
-class Drawn(NamedTuple):
-    """What was concluded, what could not be compared, and what holds for all of it."""
-
-    sentences: list[Sentence]
-    unpaired: list[Missing]
-    notes: list[str]
+Numbers = Mapping[tuple[str, str], Estimate]
+"""By comparison label (empty: the base's own) and measure key."""
 
 
 def paired_rule(reference: str, one: Estimate, logarithmic: bool) -> str:
@@ -61,10 +49,8 @@ def ends(found: Difference, unit: str) -> str:
         # What counts as excluded is off by more than 1e-9: nine digits show it.
         decimals = next((d for d in range(1, 9) if float(f"{near:.{d}f}") != found.neutral), 9)
         sign = "+" if unit == "change" else ""
-        text, *both = (
-            f"{end:{sign}.{decimals}f}".replace("-", "−")
-            for end in (found.value, found.low, found.high)
-        )
+        ends = (found.value, found.low, found.high)
+        text, *both = (f"{end:{sign}.{decimals}f}".replace("-", "−") for end in ends)
         interval = " to ".join(both)
     return f"{text} ({interval})"
 
@@ -79,8 +65,8 @@ def _beside(one: Estimate, other: Estimate, found: Difference, unit: str) -> str
 class _Writer:
     """Draws the sentences of one study."""
 
-    def __init__(self, found: Found, comparisons: Sequence[Comparison]) -> None:
-        self.found = found
+    def __init__(self, numbers: Numbers, comparisons: Sequence[Comparison]) -> None:
+        self.numbers = numbers
         self.filtered = next((one for one in comparisons if one.role == "filtered"), None)
         self.unpaired: dict[Missing, None] = {}
         self.intervals = 0
@@ -89,7 +75,7 @@ class _Writer:
         """The filtered model's number, for the others."""
         if self.filtered is None or comparison.label == self.filtered.label:
             return None
-        return self.found.estimates.get((self.filtered.label, key))
+        return self.numbers.get((self.filtered.label, key))
 
     def against(
         self,
@@ -101,7 +87,7 @@ class _Writer:
     ) -> Iterator[Sentence]:
         """Compare a number with that of `reference`: another estimate, or a fixed number."""
         measure, script = one.measure, one.script
-        mine = self.found.estimates[comparison.label, measure.key]
+        mine = self.numbers[comparison.label, measure.key]
         if claims is None or other is None or mine.sample is None:
             return
         found = difference(mine, other, measure.logarithmic)
@@ -141,7 +127,7 @@ class _Writer:
         """Set the numbers of one axis that have no interval beside the filtered model's."""
         parts, sources = [], []
         for measure in measures:
-            one = self.found.estimates.get((comparison.label, measure.key))
+            one = self.numbers.get((comparison.label, measure.key))
             if one is None:
                 continue
             part = f"{measure.heading} {number(one.value, measure.unit)[0]}"
@@ -151,9 +137,8 @@ class _Writer:
                 sources.append(other.source)
             parts.append(part)
         if parts:
-            evidence, axis, key = "; ".join(parts) + ".", measures[0].axis, measures[0].key
-            at = axis, comparison.label, key
-            yield Sentence(*at, "without interval", evidence, EXACT_RULE, tuple(sources))
+            at, evidence = (measures[0].axis, comparison.label, measures[0].key), "; ".join(parts)
+            yield Sentence(*at, "without interval", f"{evidence}.", EXACT_RULE, tuple(sources))
 
     def sentences(self, comparison: Comparison, declared: Sequence[Declared]) -> Iterator[Sentence]:
         """All sentences on one comparison, in the order of the axes."""
@@ -162,11 +147,11 @@ class _Writer:
             exact = [m for _, m in own if not (m.above or m.against_base)]
             for one in own:
                 measure, key = one.measure, one.measure.key
-                if measure in exact or (comparison.label, key) not in self.found.estimates:
+                if measure in exact or (comparison.label, key) not in self.numbers:
                     continue
                 claims = measure.against_base
                 base: Estimate | float | None = claims.reference if claims else None
-                base = self.found.base.get(key) if base is None else base
+                base = self.numbers.get(("", key)) if base is None else base
                 filtered = self._filtered(key, comparison)
                 yield from self.against(one, comparison, "the base", claims, base)
                 yield from self.against(
@@ -175,9 +160,12 @@ class _Writer:
             yield from self.side_by_side(exact, comparison)
 
 
-def draw(found: Found, comparisons: Sequence[Comparison], declared: Sequence[Declared]) -> Drawn:
-    """The sentences that the rules give: those of SUMMARY first, then by comparison and axis."""
-    writer = _Writer(found, comparisons)
+def draw(
+    numbers: Numbers, comparisons: Sequence[Comparison], declared: Sequence[Declared]
+) -> tuple[list[Sentence], list[Missing], list[str]]:
+    """What the rules give: sentences (those of SUMMARY first, then by comparison and axis), what
+    could not be compared, and notes on all of it."""
+    writer = _Writer(numbers, comparisons)
     sentences = [s for one in comparisons for s in writer.sentences(one, declared)]
     first = [s._replace(axis=OVERALL) for s in sentences if s.key in SUMMARY]
     notes = []
@@ -188,4 +176,4 @@ def draw(found: Found, comparisons: Sequence[Comparison], declared: Sequence[Dec
             "still name a difference."
         )
     notes += [] if writer.filtered else [NO_FILTERED]
-    return Drawn([*first, *sentences], list(writer.unpaired), notes)
+    return [*first, *sentences], list(writer.unpaired), notes

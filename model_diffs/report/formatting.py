@@ -1,5 +1,6 @@
 """How numbers, sizes and times are written on the page: short, with a true minus."""
 
+import math
 from datetime import datetime
 
 NO_VALUE = "–"
@@ -22,10 +23,7 @@ def _decimals(value: float, unit: str) -> int:
         return 1 if size < 100 else 0
     if unit in ("share", "accuracy", "change") and size < 10:
         return 2 if size >= 0.095 or size == 0 else 3
-    for least, decimals in ((100, 0), (10, 1), (0.095, 2), (0.0095, 3)):
-        if size >= least:
-            return decimals
-    return 4
+    return sum(size < least for least in (100, 10, 0.095, 0.0095))
 
 
 def _written(value: float, decimals: int, unit: str) -> str:
@@ -64,35 +62,28 @@ def size(count: float | None) -> str:
     """Bytes in the largest unit that leaves a number above 1."""
     if count is None:
         return NO_VALUE
-    for name in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {name}" if name == "B" or count >= 100 else f"{count:.1f} {name}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    power = min(4, int(math.log10(max(count, 1)) // 3))
+    number = count / 1000**power
+    decimals = 1 if power and number < 100 else 0
+    return f"{number:.{decimals}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float) -> str:
     """Seconds in the largest convenient unit."""
-    if seconds is None:
-        return NO_VALUE
     if seconds < 120:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def day(stamp: str | None) -> str:
     """The day of an ISO time; the text itself where it is none."""
-    if not stamp:
-        return ""
     try:
-        found = datetime.fromisoformat(stamp)
+        found = datetime.fromisoformat(stamp or "")
     except ValueError:
-        return stamp
+        return stamp or ""
     return f"{found.day} {found:%B %Y}"
 
 
-def count(value: int | float | None) -> str:
+def count(value: float | None) -> str:
     """A whole number with thin spaces between thousands."""
     return NO_VALUE if value is None else f"{value:,.0f}".replace(",", "\u202f")

@@ -46,7 +46,6 @@ class Result(NamedTuple):
 
 # ── records ───────────────────────────────────────────────────────────────────────────────────────
 
-
 NUMBER = int | float
 TEXT = {"path": str, "texts": NUMBER, "sha256": str}
 INPUT = {"path": str, "mtime_ns": int, "size": int}
@@ -63,11 +62,10 @@ def _of(kind: Any, value: Any) -> Any:
 
 def _texts(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     for split, read in _mapping(record.get("texts")).items():
-        known = {key: _of(kind, _mapping(read).get(key)) for key, kind in TEXT.items()}
         left_out = _mapping(_mapping(record.get("left_out")).get(split))
         yield {
             "split": split,
-            **known,
+            **{key: _of(kind, _mapping(read).get(key)) for key, kind in TEXT.items()},
             "tokens": _of(NUMBER, _mapping(record.get("tokens")).get(split)),
             "texts_left_out": _of(NUMBER, left_out.get("documents")),
             "tokens_left_out": _of(NUMBER, left_out.get("tokens")),
@@ -111,13 +109,13 @@ def facts(record: Any) -> dict[str, Any] | None:
 
 def _failure(folder: Path) -> str:
     """Why a step of the pipeline failed to make this folder, as noted beside it; else empty."""
-    try:
-        content = json.loads(results.failure_record(folder).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    note = results.failure_record(folder)
+    if not note.is_file():
         return ""
-    except (OSError, ValueError):
-        content = {}
-    reason = _mapping(content).get("reason")
+    try:
+        reason = _mapping(json.loads(note.read_text(encoding="utf-8"))).get("reason")
+    except ValueError:
+        reason = None
     return f"failed, {str(reason)[:200]}" if reason else "failed"
 
 
@@ -126,9 +124,8 @@ def _state(folder: Path, owner: str) -> tuple[str, str, dict[str, Any]]:
     failure = _failure(folder)
     if not (folder / results.RECORD).exists():
         return ("failed", failure, {}) if failure else ("missing", "not run", {})
-    record = results.read_record(folder)
-    known = facts(record)
-    if record is None or known is None:
+    known = facts(results.read_record(folder))
+    if known is None:
         return "failed", f"failed, its {results.RECORD} cannot be read", {}
     if failure:
         return "stale", f"{failure}; an earlier result is shown", known

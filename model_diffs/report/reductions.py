@@ -140,14 +140,11 @@ class _Reading:
 
     def value(self) -> float:
         """The number."""
-        found = self._number(self.rows)
-        if self.other is None:
-            return found
-        below = self._number(self.other)
-        if found <= 0 or below <= 0:
-            column = self.measure.column
-            raise Absent(self.measure.undefined or f"{column} is zero: there is no ratio")
-        return found / below
+        found, *below = (self._number(side) for side in (self.rows, self.other) if side is not None)
+        if below and min(found, *below) <= 0:
+            zero = f"{self.measure.column} is zero: there is no ratio"
+            raise Absent(self.measure.undefined or zero)
+        return found / below[0] if below else found
 
     def source(self) -> Source:
         """Where the number is."""
@@ -163,10 +160,10 @@ class _Reading:
     def cell_interval(self) -> tuple[float, float] | None:
         """The interval that the table has of a single cell: it was made with the step's seed."""
         header, column = self.tables.columns(self.path), self.measure.column
-        for ends in ((f"{column}_low", f"{column}_high"), ("low", "high")):
+        for ends in ([f"{column}_low", f"{column}_high"], ["low", "high"]):
             if {*ends} <= {*header} and len(self.rows) == 1:
-                found = self.tables.table(self.path, ends).loc[self.rows.index[0]]
-                return float(found[ends[0]]), float(found[ends[1]])
+                low, high = self.tables.table(self.path, ends).loc[self.rows.index[0], ends]
+                return float(low), float(high)
         return None
 
     # ── its resamples ─────────────────────────────────────────────────────────────────────────────

@@ -12,25 +12,12 @@ from model_diffs.core.step import Measure
 from model_diffs.report.formatting import NO_VALUE, number
 from model_diffs.report.page import model_colours
 from model_diffs.report.signature import Signature
-from model_diffs.stats.estimates import Estimate
 
 MARKERS = "osD^vP*Xph"
 COLUMNS = 5
 # What a panel shows at least, so that a negligible difference does not fill it.
-LEAST = {
-    "share": (0.0, 1.0),
-    "accuracy": (0.0, 1.0),
-    "change": (-0.1, 0.1),
-    "rank": (1.0, 10.0),
-    "steps": (1.0, 10.0),
-}
-
-
-def ends(one: Estimate) -> tuple[float, float]:
-    """The interval of a number, or the number twice."""
-    if one.low is None or one.high is None:
-        return one.value, one.value
-    return one.low, one.high
+ONE, TEN = (0.0, 1.0), (1.0, 10.0)
+LEAST = {"share": ONE, "accuracy": ONE, "rank": TEN, "steps": TEN, "change": (-0.1, 0.1)}
 
 
 def limits(measure: Measure, shown: Sequence[float]) -> tuple[float, float]:
@@ -45,18 +32,15 @@ def _panel(axes: Axes, signature: Signature, measure: Measure, marks: Sequence[s
     values = [signature.values.get((one.label, measure.key)) for one in signature.comparisons]
     own = signature.base_values.get(measure.key)
     base = own.value if own else measure.unchanged
-    shown = [end for one in values if one for end in ends(one)]
-    low, high = limits(measure, shown if base is None else [*shown, base])
-    if measure.logarithmic and low > 0:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=5))
-        axes.xaxis.set_minor_locator(NullLocator())
-        low, high = low / (high / low) ** 0.05, high * (high / low) ** 0.05
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
+    shown = [end for one in values if one for end in one.ends]
+    both = limits(measure, shown if base is None else [*shown, base])
+    axes.scatter(both, [0, 0], alpha=0)
+    logarithmic = measure.logarithmic and both[0] > 0
+    axes.set_xscale("log" if logarithmic else "linear")
+    ticks = LogLocator(subs=(1, 2, 5), numticks=5) if logarithmic else MaxNLocator(4)
+    axes.xaxis.set_major_locator(ticks)
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}".replace("-", "−"))
-    axes.set_xlim(low, high)
     if base is not None:
         axes.axvline(base, color=BASE, lw=1.4)
     rows = range(len(values))
@@ -64,9 +48,9 @@ def _panel(axes: Axes, signature: Signature, measure: Measure, marks: Sequence[s
         if one is None:
             continue
         if signature.comparisons[row] == signature.filtered:
-            axes.axvspan(*ends(one), color=FILTERED, alpha=0.18, lw=0)
+            axes.axvspan(*one.ends, color=FILTERED, alpha=0.18, lw=0)
             axes.axvline(one.value, color=FILTERED, lw=1.4)
-        axes.hlines(row, *ends(one), color=colour, lw=2.2, alpha=0.55)
+        axes.hlines(row, *one.ends, color=colour, lw=2.2, alpha=0.55)
         axes.plot(one.value, row, mark, color=colour, ms=5, mec="white", mew=0.5)
     numbers = [number(one.value, measure.unit)[0] if one else NO_VALUE for one in values]
     axes.set_yticks(rows, labels=numbers)
