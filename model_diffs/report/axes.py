@@ -6,85 +6,60 @@ from typing import NamedTuple
 from model_diffs.core.step import Measure, Script
 from model_diffs.report.signature import Axis, Figure
 
-AXES = (
-    Axis(
-        "magnitude",
-        "Magnitude",
-        "How much of the weights did the intervention change?",
+# Key and question of each axis, and how to read its numbers.
+_AXES = {
+    ("magnitude", "How much of the weights did the intervention change?"): (
         "Relative ‖ΔW‖ is the norm of the whole change divided by the norm of the base's weights. "
         "The changed share counts the entries whose stored value differs. A small ΔW does not "
-        "imply shallow unlearning, but a model retrained from scratch never has one.",
+        "imply shallow unlearning, but a model retrained from scratch never has one."
     ),
-    Axis(
-        "location",
-        "Location",
-        "Where in the model is the change?",
+    ("location", "Where in the model is the change?"): (
         "The ratio compares the relative change of MLPs and attention: 1 means both changed "
         "equally. The depth is where the running sum of the blocks' ‖ΔW‖² reaches half: 0.5 for a "
-        "change spread evenly, near 0 or 1 for a change in the first or last blocks.",
+        "change spread evenly, near 0 or 1 for a change in the first or last blocks."
     ),
-    Axis(
-        "geometry",
-        "Geometry",
-        "How many directions does the change use, and which?",
+    ("geometry", "How many directions does the change use, and which?"): (
         "A change with most of its ‖ΔW‖² in few directions is low-rank; full retraining gives "
         "many. An alignment of 1 means that a matrix kept its leading directions. Null-space "
         "energy compares what ΔW writes outside the directions that W uses with a random change of "
-        "the same size: below 1, the change stays within them.",
+        "the same size: below 1, the change stays within them."
     ),
-    Axis(
-        "function",
-        "Function",
-        "How far do hidden states move, on forget and on retain texts?",
+    ("function", "How far do hidden states move, on forget and on retain texts?"): (
         "All numbers are means over the outputs of the blocks. A filtered model moves hidden "
         "states on both sets, since it was trained separately. Forget-set states that move farther "
         "than in the filtered model while retain-set states stay indicate that activations are "
         "displaced rather than that the knowledge is absent; so does a separation of forget and "
-        "retain texts that grows more than by filtering.",
+        "retain texts that grows more than by filtering."
     ),
-    Axis(
-        "precision",
-        "Precision",
-        "Is the change specific to forget inputs?",
+    ("precision", "Is the change specific to forget inputs?"): (
         "Both numbers are ratios of forget over retain texts: 1 means that the change affects both "
         "equally. Row space: share of the inputs' energy in the row space of ΔW. Effect: size of "
-        "ΔW x relative to W x.",
+        "ΔW x relative to W x."
     ),
-    Axis(
-        "stability",
-        "Stability",
-        "Does the model react more or less to small perturbations of its input?",
+    ("stability", "Does the model react more or less to small perturbations of its input?"): (
         "Ratios of the changed model over the base: 1 means no change. Response to noise: random "
         "perturbations of the embeddings. Jacobian norm: the worst-case perturbation. Below 1, the "
         "model became smoother around these texts, as when many inputs map to one output; above 1, "
-        "it became more sensitive.",
+        "it became more sensitive."
     ),
-    Axis(
-        "localisation",
-        "Localisation",
-        "At which depth did forget and retain texts become easier or harder to tell apart?",
+    ("localisation", "At which depth did the two sets become easier or harder to tell apart?"): (
         "Change of the AUC of linear probes, averaged over each third of the blocks. Probes detect "
-        "the topic, not the knowledge: no change is usual, also where all knowledge is gone.",
+        "the topic, not the knowledge: no change is usual, also where all knowledge is gone."
     ),
-    Axis(
-        "knowledge",
-        "Knowledge",
-        "Which questions does the model still answer, at its output and at inner layers?",
+    ("knowledge", "Which questions does the model still answer, at its output and inside?"): (
         "Accuracy on four-choice questions; chance is 0.25. Adjacent and general questions measure "
         "the cost of unlearning. Inside: logit-lens accuracy on hazard questions at the outputs of "
         "all blocks but the last. Accuracy inside above the filtered model's means that the "
-        "knowledge is hidden rather than removed.",
+        "knowledge is hidden rather than removed."
     ),
-    Axis(
-        "brittleness",
-        "Brittleness",
-        "Does fine-tuning on other facts restore what was forgotten?",
+    ("brittleness", "Does fine-tuning on other facts restore what was forgotten?"): (
         "The attack texts do not contain the facts that are asked. The recovered share is the part "
         "of the accuracy gap to the base that the attack closes, at the worst-case rate and step "
         "at which general accuracy stays above the floor: 0 for a model that never learned, 1 for "
-        "complete recovery.",
+        "complete recovery."
     ),
-)
+}
+AXES = tuple(Axis(key, key.capitalize(), ask, read) for (key, ask), read in _AXES.items())
 
 # The first numbers of the page, in words; the table has the measures under their headings.
 AT_A_GLANCE = {

@@ -113,10 +113,9 @@ def _failure(folder: Path) -> str:
     if not note.is_file():
         return ""
     try:
-        reason = _mapping(json.loads(note.read_text(encoding="utf-8"))).get("reason")
-    except ValueError:
-        reason = None
-    return f"failed, {str(reason)[:200]}" if reason else "failed"
+        return f"failed, {str(json.loads(note.read_text(encoding='utf-8'))['reason'])[:200]}"
+    except (ValueError, KeyError, TypeError):
+        return "failed"
 
 
 def _state(folder: Path, owner: str) -> tuple[str, str, dict[str, Any]]:
@@ -170,24 +169,24 @@ def take_inventory(
 
 def missing_of(inventory: Iterable[Result]) -> list[Missing]:
     """What is missing, stale or failed, for the list on the page."""
-    lacking = [one for one in inventory if one.status != "complete"]
-    # Of the models, the base serves all comparisons: its line has to name it.
-    whose = [f"{one.owner}: " if one.owner and not one.comparison else "" for one in lacking]
-    return [
-        Missing(one.step.number, one.script.name, one.comparison, owner + one.reason)
-        for one, owner in zip(lacking, whose, strict=True)
-    ]
+    found = []
+    for one in (one for one in inventory if one.status != "complete"):
+        # Of the models, the base serves all comparisons: its line has to name it.
+        whose = f"{one.owner}: " if one.owner and not one.comparison else ""
+        at = one.step.number, one.script.name, one.comparison
+        found.append(Missing(*at, whose + one.reason))
+    return found
 
 
 def files_of(inventory: Iterable[Result], *endings: str) -> list[Path]:
     """The files with these endings that the readable results say they wrote."""
-    found = set()
-    for one in inventory:
-        for name in one.record["outputs"] if one.there else ():
-            inside = os.path.normpath(name)
-            if name.endswith(endings) and not inside.startswith(("..", os.sep)):
-                found.add(one.folder / inside)
-    return sorted(found)
+    named = [
+        (one.folder, os.path.normpath(name))
+        for one in inventory
+        for name in (one.record["outputs"] if one.there else ())
+        if name.endswith(endings)
+    ]
+    return sorted({folder / n for folder, n in named if not n.startswith(("..", os.sep))})
 
 
 def fingerprint(outroot: Path, inventory: Iterable[Result]) -> str:

@@ -20,7 +20,7 @@ from model_diffs.core.tables import Source
 from model_diffs.report import formatting
 from model_diffs.report.axes import AT_A_GLANCE
 from model_diffs.report.conclusions import EXACT_RULE, OVERALL
-from model_diffs.report.pictures import as_picture, pictures_of
+from model_diffs.report.pictures import Picture, embedded, pictures_of
 from model_diffs.report.signature import Axis, Sentence, Signature
 from model_diffs.stats.estimates import Estimate
 
@@ -203,6 +203,7 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         "table below has its numbers."
     )
     caption = "A panel per measure with its own scale; bars are 95 % intervals, where it has them."
+    picture = Picture("", None, None, "signature.png", caption, alternative)
     return {
         # Images from files: figures that the page has no room for lie beside it.
         "policy": (
@@ -214,7 +215,7 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         "script": Markup(script),
         "signature": signature,
         "axes": [axis for axis in signature.axes if signature.of_axis(axis.key)],
-        "picture": as_picture(image, "signature.png", caption, alternative),
+        "picture": embedded(picture, image) if image else picture,
         "cells": cells,
         "base_cells": [base_cell(signature, one) for one in signature.measures],
         "reference": next(

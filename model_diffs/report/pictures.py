@@ -10,6 +10,7 @@ from urllib.parse import quote
 from model_diffs.report.signature import Signature
 
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+ENDINGS = (*TYPES, ".pdf")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -30,29 +31,23 @@ class Picture(NamedTuple):
         return self.src.startswith("data:")
 
 
-def as_picture(content: bytes, href: str, caption: str, alternative: str) -> Picture:
-    """An image embedded in the page."""
+def embedded(picture: Picture, content: bytes) -> Picture:
+    """The picture with these bytes, of the kind that its link's ending says, in the page."""
     width = height = None
     if content.startswith(_PNG):
         width, height = struct.unpack(">II", content[16:24])
-    kind = TYPES[Path(href).suffix]
+    kind = TYPES[Path(picture.href).suffix]
     encoded = base64.b64encode(content).decode("ascii")
-    return Picture(f"data:{kind};base64,{encoded}", width, height, href, caption, alternative)
+    return picture._replace(src=f"data:{kind};base64,{encoded}", width=width, height=height)
 
 
-class _Wanted(NamedTuple):
-    """A figure that an axis names for a comparison, or for all of them."""
+def _wanted(
+    signature: Signature, outroot: Path
+) -> Iterator[tuple[int, tuple[str, str], Path, Picture]]:
+    """Rank, place (axis, comparison label), file and picture of all figures, linked.
 
-    rank: int
-    """Each model's first figure of an axis ranks before the second of any."""
-    place: tuple[str, str]
-    """Axis and comparison label (empty: all)."""
-    file: Path
-    caption: str
-    alternative: str
-
-
-def _wanted(signature: Signature, outroot: Path) -> Iterator[_Wanted]:
+    Each model's first figure of an axis ranks before the second of any.
+    """
     owners = [("", "", "all models")]
     owners += [(c.label, c.changed, f"{c.short} against {signature.base}")
                for c in signature.comparisons]  # fmt: skip
@@ -61,10 +56,14 @@ def _wanted(signature: Signature, outroot: Path) -> Iterator[_Wanted]:
             own = [one for one in axis.figures if ("{" in one.path) == bool(label)]
             for rank, (path, caption) in enumerate(own):
                 path = path.replace("{comparison}", label).replace("{model}", changed)
-                endings = [outroot / f"{path}{ending}" for ending in (".png", ".svg", ".pdf")]
-                for file in [each for each in endings if each.is_file()][:1]:
-                    alternative = f"Figure, {axis.title}, {whose}: {caption}"
-                    yield _Wanted(rank, (axis.key, label), file, caption, alternative)
+                for file in [
+                    f for f in (outroot / f"{path}{end}" for end in ENDINGS) if f.is_file()
+                ][:1]:
+                    href = "../" + quote(file.relative_to(outroot).as_posix())
+                    text = f"Figure, {axis.title}, {whose}: {caption}"
+                    src = href if file.suffix in TYPES else ""
+                    picture = Picture(src, None, None, href, caption, text)
+                    yield rank, (axis.key, label), file, picture
 
 
 def pictures_of(
@@ -77,17 +76,13 @@ def pictures_of(
     """
     found: dict[tuple[str, str], list[Picture]] = {}
     beside = 0
-    for one in sorted(_wanted(signature, outroot), key=lambda one: one.rank):
-        href = "../" + quote(one.file.relative_to(outroot).as_posix())
-        shown = one.file.suffix in TYPES
-        room -= 4 * -(-one.file.stat().st_size // 3) + 500 if shown else 0  # base64, and around it
-        if shown and room >= 0:
-            picture = as_picture(one.file.read_bytes(), href, one.caption, one.alternative)
-        else:
-            beside += 1
-            src = href if shown else ""
-            picture = Picture(src, None, None, href, one.caption, one.alternative)
-        found.setdefault(one.place, []).append(picture)
+    for _, place, file, picture in sorted(_wanted(signature, outroot), key=lambda one: one[0]):
+        # In base64, and with what is around it.
+        room -= 4 * -(-file.stat().st_size // 3) + 500 if picture.src else 0
+        if picture.src and room >= 0:
+            picture = embedded(picture, file.read_bytes())
+        beside += not picture.embedded
+        found.setdefault(place, []).append(picture)
     note = f"{beside} figure{'s' * (beside > 1)} would make this page too large: they are shown "
     note += "from their files, so the page needs the folders of the results beside it."
     return found, note if beside else ""

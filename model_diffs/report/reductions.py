@@ -98,12 +98,7 @@ class _Reading:
         """The rows with the weights of another table, joined by name."""
         other = f"{self.place.folder.rpartition('/')[0]}/{self.measure.weights_from}.csv"
         own = [*self.weights]
-        try:
-            found = self.tables.table(other, own, ["name"], ["name"])
-        except Absent as error:
-            if error.reason != tables.NOT_RUN:
-                raise
-            raise Absent(f"its weights, of {self.measure.weights_from}, are not there") from None
+        found = self.tables.table(other, own, ["name"], ["name"])
         joined = rows.merge(found, on="name", how="left")
         if joined[own].isna().any(axis=None):
             raise Absent(f"failed, {self.path} and {other} name other matrices", defect=True)

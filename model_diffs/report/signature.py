@@ -53,9 +53,9 @@ class Missing(NamedTuple):
     step: int
     script: str
     comparison: str
-    """Label, or empty where the result serves all comparisons."""
+    """Label; empty where the result serves all comparisons."""
     reason: str
-    """`not run`, `stale, …`, `failed, …`: worded to follow 'step 8, rmu:'."""
+    """Worded to follow 'step 8, rmu:'."""
 
 
 class Sentence(NamedTuple):
