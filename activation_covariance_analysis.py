@@ -109,9 +109,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     from model_diffs.activations import store
     from model_diffs.diagnostics import covariance
 
-    found = store.statistics(options, [options.model_a, *(one.model_b for one in todo)])
-    for planned in todo:
-        store.check_same_tokens(found, planned.model_a, planned.model_b)
+    found = store.of_comparisons(options, todo)
 
     def spectra(model: str) -> dict[str, Any]:
         splits, label = covariance.SPLITS, model_label(model)

@@ -17,7 +17,7 @@ summary.json.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model_diffs.core.naming import model_label
 from model_diffs.core.options import Comparison, Figures, Pass
@@ -27,8 +27,8 @@ from model_diffs.core.step import Claims, Figure, Measure, Step, Table, names_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
-    from model_diffs.activations.store import Statistics
     from model_diffs.stats.cross_validation import Design, Estimate
 
 STEP = Step(
@@ -83,14 +83,6 @@ class Options(Comparison, Pass, Figures):
     """Separation."""
 
 
-def measure_model(found: "Statistics", model: str, plan: "Design") -> "Estimate":
-    """All metrics of one model."""
-    from model_diffs.diagnostics.separation import measure
-
-    forget, retain = (found.models[split, model].read("pooled") for split in ("forget", "retain"))
-    return measure(forget, retain, plan, model_label(model))
-
-
 def draw(run: Run, base: "pd.DataFrame", changed: "pd.DataFrame", change: "pd.DataFrame") -> None:
     """Both models over layers; below each metric, its change."""
     from model_diffs.core.figures import (
@@ -107,10 +99,7 @@ def draw(run: Run, base: "pd.DataFrame", changed: "pd.DataFrame", change: "pd.Da
     def pair(
         metric: str, title: str, ylabel: str, reference: float = 0.0, label: str = ""
     ) -> tuple[Panel, Panel]:
-        lines = [
-            column_line(base, metric, a, BASE),
-            column_line(changed, metric, b, colour),
-        ]
+        lines = [column_line(base, metric, a, BASE), column_line(changed, metric, b, colour)]
         moved = [column_line(change, f"{metric}_change", "change", colour)]
         return (
             Panel(title, ylabel, lines, reference, label, xlabel=STATES),
@@ -147,32 +136,39 @@ def write(run: Run, a: "Estimate", b: "Estimate", plan: "Design", seed: int) -> 
     run.table("separation_changes", change)
     run.table("separation_resamples", separation.resampled_table(a, b))
     draw(run, base, changed, change)
-    facts = {
+    summary = {
         "documents": {"forget": int(plan.labels.sum()), "retain": int((~plan.labels).sum())},
         "folds": cross_validation.FOLDS,
         "resamples": len(plan.forget),
         "seed": seed,
+        "metrics": separation.summary(base, changed, change),
     }
-    run.document("summary", {**facts, "metrics": separation.summary(base, changed, change)})
+    run.document("summary", summary)
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
-    """Analyse the comparisons; each model is measured once for all of them."""
+    """Analyse the comparisons; the base is measured once for all of them."""
     from model_diffs.activations import store
     from model_diffs.data import texts
+    from model_diffs.diagnostics import separation
     from model_diffs.stats import cross_validation
 
     splits = texts.read_splits(options.forget_text, options.retain_text, options.max_samples)
     cross_validation.check_splits(splits, cross_validation.FOLDS)
-    found = store.statistics(options, [options.model_a, *(one.model_b for one in todo)])
-    for planned in todo:
-        store.check_same_tokens(found, planned.model_a, planned.model_b)
-    counts = [len(found.models[s.name, options.model_a].read("tokens").tokens) for s in splits]
-    plan = cross_validation.design(counts[0], counts[1], cross_validation.FOLDS, options.seed)
-    base = measure_model(found, options.model_a, plan)
+    found = store.of_comparisons(options, todo)
+
+    def pooled(model: str) -> "list[NDArray[Any]]":
+        return [found.models[split.name, model].read("pooled").pooled for split in splits]
+
+    base_documents = pooled(options.model_a)
+    forget, retain = (len(documents) for documents in base_documents)
+    plan = cross_validation.design(forget, retain, cross_validation.FOLDS, options.seed)
+    base = separation.measure(base_documents, plan, model_label(options.model_a))
     for planned in todo:
         with open_run(planned) as run:
-            write(run, base, measure_model(found, planned.model_b, plan), plan, options.seed)
+            label = model_label(planned.model_b)
+            changed = separation.measure(pooled(planned.model_b), plan, label)
+            write(run, base, changed, plan, options.seed)
             store.describe(run, found)
 
 

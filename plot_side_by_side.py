@@ -12,10 +12,10 @@ Writes <outroot>/<A>__side_by_side/: weights.png, activations.png, weights.csv, 
 tables of all comparisons, one under the other, with a column `comparison`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model_diffs.core import naming
 from model_diffs.core.options import Comparison, Figures, recorded
@@ -42,6 +42,17 @@ STEP = Step(
 )
 
 
+Triples = Sequence[tuple[str, str, str]]
+WEIGHTS: Triples = (
+    ("dW_fro_layer_rel", "size of the change", r"$\|\Delta W\|_F \;/\; \|W\|_F$"),
+    ("mean_dW_stable_rank", "stable rank", r"$\|\Delta W\|_F^2 \;/\; \sigma_1(\Delta W)^2$"),
+)
+STATES: Triples = (
+    ("mean_dh_rel", "movement", "‖Δh‖₂ / ‖h‖₂, mean over tokens"),
+    ("norm_change_L2", "change of size", "mean ‖h‖₂, changed − base"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison, Figures):
     """Side by side."""
@@ -55,13 +66,13 @@ def planned_runs(options: Options) -> list[PlannedRun]:
     return [PlannedRun(folder, "side by side", decided, options.model_a)]
 
 
-def gather(run: Run, options: Options, table: str, script: str) -> "pd.DataFrame":
+def gather(run: Run, options: Options, source: str, script: str) -> "pd.DataFrame":
     """One table of all comparisons, in the order they were given."""
     import pandas as pd
 
     base, tables = naming.model_label(options.model_a), []
     for model_b in options.model_b:
-        path = Path(options.outroot, naming.comparison_label(options.model_a, model_b), table)
+        path = Path(options.outroot, naming.comparison_label(options.model_a, model_b), source)
         found = read_table(path, f"{script} makes it")
         run.reads(path)
         found.insert(0, "comparison", naming.short_label(model_b, base))
@@ -70,16 +81,13 @@ def gather(run: Run, options: Options, table: str, script: str) -> "pd.DataFrame
 
 
 def panels_of(
-    table: "pd.DataFrame",
-    by: str,
-    groups: Iterable[tuple[str, str, str]],
-    quantities: Iterable[tuple[str, str, str]],
+    table: "pd.DataFrame", by: str, groups: Triples, quantities: Triples, **look: Any
 ) -> "list[Panel]":
     """A panel per quantity (column, heading, unit) and group of rows (value in column `by`,
     heading, line style), with a line per comparison that has a number."""
     from model_diffs.core.figures import Panel, column_line, model_colour
 
-    names, groups, panels = list(table.comparison.unique()), list(groups), []
+    names, panels = list(table.comparison.unique()), []
     for column, what, unit in quantities:
         for value, heading, style in groups:
             rows = table[table[by] == value]
@@ -87,49 +95,33 @@ def panels_of(
                 column_line(rows[rows.comparison == n], column, n, model_colour(n, names), style)
                 for n in names
             ]
-            panels.append(Panel(f"{heading}: {what}", unit, [line for line in lines if line.x]))
+            drawn = [line for line in lines if line.x]
+            panels.append(Panel(f"{heading}: {what}", unit, drawn, **look))
     return panels
-
-
-def draw_weights(run: Run, table: "pd.DataFrame", title: str) -> None:
-    """Relative change and stable rank per block, MLP and attention."""
-    from model_diffs.core.figures import layer_figure
-
-    quantities = (
-        ("dW_fro_layer_rel", "size of the change", r"$\|\Delta W\|_F \;/\; \|W\|_F$"),
-        ("mean_dW_stable_rank", "stable rank", r"$\|\Delta W\|_F^2 \;/\; \sigma_1(\Delta W)^2$"),
-    )
-    groups = (("mlp", "MLP", "-"), ("attn", "Attention", "-"))
-    panels = panels_of(table, "group", groups, quantities)
-    panels = [panel._replace(from_zero=True) for panel in panels]
-    run.figure("weights", layer_figure(f"How the weights changed: {title}", panels, legend="below"))
-
-
-def draw_states(run: Run, table: "pd.DataFrame", title: str) -> None:
-    """Relative movement of hidden states and change of their norm, forget beside retain."""
-    from model_diffs.core.figures import STATES, STYLES, layer_figure
-
-    quantities = (
-        ("mean_dh_rel", "movement", "‖Δh‖₂ / ‖h‖₂, mean over tokens"),
-        ("norm_change_L2", "change of size", "mean ‖h‖₂, changed − base"),
-    )
-    groups = [(split, f"{split} texts", style) for split, style in STYLES.items()]
-    panels = panels_of(table, "split", groups, quantities)
-    panels = [panel._replace(reference=0.0, xlabel=STATES) for panel in panels]
-    title = f"How hidden states moved: {title}"
-    run.figure("activations", layer_figure(title, panels, legend="below"))
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Draw all comparisons together."""
+    from model_diffs.core import figures
+
     title = options.title or f"changed models against {naming.model_label(options.model_a)}"
+    components = (("mlp", "MLP", "-"), ("attn", "Attention", "-"))
+    splits = [(split, f"{split} texts", style) for split, style in figures.STYLES.items()]
     for planned in todo:
         with open_run(planned) as run:
             table = gather(run, options, "param_stats/per_layer.csv", "collect_param_stats.py")
-            draw_weights(run, run.table("weights", table), title)
-            name = "activation_stats/activation_stats.csv"
-            table = gather(run, options, name, "collect_activation_norms.py")
-            draw_states(run, run.table("activations", table), title)
+            run.table("weights", table)
+            panels = panels_of(table, "group", components, WEIGHTS, from_zero=True)
+            heading = f"How the weights changed: {title}"
+            run.figure("weights", figures.layer_figure(heading, panels, legend="below"))
+
+            source = "activation_stats/activation_stats.csv"
+            table = gather(run, options, source, "collect_activation_norms.py")
+            run.table("activations", table)
+            look = {"reference": 0.0, "xlabel": figures.STATES}
+            panels = panels_of(table, "split", splits, STATES, **look)
+            heading = f"How hidden states moved: {title}"
+            run.figure("activations", figures.layer_figure(heading, panels, legend="below"))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ def without_intervals(texts: int) -> Design:
 def separations(found: Found, names: Sequence[str], plan: Design) -> None:
     """Step 8 of both models."""
     for name in names:
-        separation.measure(found[name, "forget"], found[name, "retain"], plan, name)
+        pooled = [found[name, split].pooled for split in ("forget", "retain")]
+        separation.measure(pooled, plan, name)
 
 
 def spectra(found: Found) -> None:

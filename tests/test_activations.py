@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from model_diffs.activations import store
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Pass
+from model_diffs.core.results import PlannedRun
 from model_diffs.data.texts import read_split
 from model_diffs.diagnostics.activation_norms import norm_rows, text_rows
 from model_diffs.models import loading
@@ -299,6 +300,19 @@ def test_refuses_other_tokenizers_shared_lines_and_other_depths(
     with pytest.raises(BadInput, match="num_hidden_layers"):
         store.statistics(options(tmp_path), [a], [(a, str(deeper))])
     assert not (tmp_path / "outputs").exists(), "nothing is written"
+
+
+def test_refuses_to_compare_statistics_of_different_tokens(
+    folders: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    a, _ = folders["gpt_neox"]
+    other = str(tiny_models.save("gpt_neox", tmp_path / "other", seed=3))
+    tiny_models.tokenizer("llama").save_pretrained(other)  # with a BOS
+    chosen = options(tmp_path)
+    for model in (a, other):
+        store.statistics(chosen, [model])
+    with pytest.raises(BadInput, match="forget texts into different tokens"):
+        store.of_comparisons(chosen, [PlannedRun(tmp_path / "x", "", {}, a, other)])
 
 
 def test_warns_of_an_attention_sink_at_the_first_position(

@@ -13,7 +13,6 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
 from model_diffs.activations import collecting
-from model_diffs.activations.store import ModelStatistics
 from model_diffs.core.errors import BadInput
 from model_diffs.diagnostics import separation
 from model_diffs.stats import cross_validation, discriminant
@@ -31,11 +30,6 @@ def clouds(n: int, m: int, d: int, seed: int = 0, shift: float = 1.0) -> tuple:
         (draw.normal(size=(n, d)) + offset) * scale + common,
         draw.normal(size=(m, d)) * scale + common,
     )
-
-
-def statistics_of(pooled: np.ndarray) -> ModelStatistics:
-    empty = {name: np.empty(0) for name in ModelStatistics.__dataclass_fields__}
-    return ModelStatistics(**{**empty, "pooled": pooled})
 
 
 # ── discriminant analysis ─────────────────────────────────────────────────────────────────────────
@@ -165,8 +159,8 @@ def test_resampled_metrics_equal_repeated_documents_minus_the_known_excess() -> 
 def test_intervals_contain_the_estimate_for_pure_noise() -> None:
     x, y = clouds(30, 30, 300, shift=0.0)
     plan = cross_validation.design(30, 30, 5, seed=0)
-    statistics = [statistics_of(states[:, None]) for states in (x, y)]
-    row = separation.metric_table("m", separation.measure(*statistics, plan, "m")).iloc[0]
+    found = separation.measure([x[:, None], y[:, None]], plan, "m")
+    row = separation.metric_table("m", found).iloc[0]
     for metric in separation.METRICS:
         assert row[f"{metric}_low"] <= row[metric] <= row[f"{metric}_high"]
 
@@ -174,10 +168,7 @@ def test_intervals_contain_the_estimate_for_pure_noise() -> None:
 def test_scaling_the_states_changes_only_distances() -> None:
     x, y = clouds(20, 20, 50)
     plan = cross_validation.design(20, 20, 5, seed=0)
-    a, b = (
-        separation.measure(*(statistics_of(k * s[:, None]) for s in (x, y)), plan, "m")
-        for k in (1.0, 4.0)
-    )
+    a, b = (separation.measure([k * x[:, None], k * y[:, None]], plan, "m") for k in (1.0, 4.0))
     row = separation.change_table(a, b).iloc[0]
     for metric in ("cosine_distance", "auc", "variance_ratio"):
         assert row[f"{metric}_change"] == pytest.approx(0.0, abs=1e-9)

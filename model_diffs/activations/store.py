@@ -171,18 +171,21 @@ def statistics(
     )
 
 
-def check_same_tokens(found: Statistics, model_a: str, model_b: str) -> None:
-    """Raise BadInput where two models read different tokens in the same texts.
+def of_comparisons(options: Pass, planned_runs: Sequence[PlannedRun]) -> Statistics:
+    """`statistics` of base and changed models. Raises BadInput where they read different tokens.
 
     Statistics saved by separate runs were not checked against each other when they were made.
     """
+    found = statistics(options, [m for p in planned_runs for m in (p.model_a, p.model_b)])
+    tokens = {key: saved.record()["tokens_sha256"] for key, saved in found.models.items()}
     for split in found.splits:
-        a, b = (found.models[split.name, m].record()["tokens_sha256"] for m in (model_a, model_b))
-        if a != b:
-            raise BadInput(
-                f"{model_a} and {model_b} split the {split.name} texts into different tokens: "
-                "states of other tokens cannot be compared"
-            )
+        for p in planned_runs:
+            if tokens[split.name, p.model_a] != tokens[split.name, p.model_b]:
+                raise BadInput(
+                    f"{p.model_a} and {p.model_b} split the {split.name} texts into different "
+                    "tokens: states of other tokens cannot be compared"
+                )
+    return found
 
 
 def describe(run: results.Run, found: Statistics) -> None:

@@ -70,7 +70,7 @@ class ModelSums(_Sums):
         if state == 0:
             self.count += len(h)
         device = sums["first_moment"].device
-        sums["first_position"] += (l2 @ at.is_first.to(l2.device)).to(device, torch.float64)
+        sums["first_position"] += l2[at.first.to(l2.device)].sum().to(device, torch.float64)
         membership = at.membership.to(h.device)
         sums["pooled"][at.rows] = (membership @ h / membership.sum(1, keepdim=True)).cpu()
         documents = torch.arange(len(at.rows), device=hidden.device)

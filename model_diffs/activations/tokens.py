@@ -79,10 +79,10 @@ class TokenBatch:
         return (documents[:, None] == self.places[:, 0]).float()
 
     @cached_property
-    def is_first(self) -> Tensor:
-        """`[n]` fp32, 1 at the first counted token of each document."""
-        owner = self.places[:, 0]
-        return torch.cat([owner.new_ones(1), (owner[1:] != owner[:-1]).to(owner)]).float()
+    def first(self) -> Tensor:
+        """`[B]` place among the n counted tokens of each document's first one."""
+        counts = self.counted.sum(1)
+        return counts.cumsum(0) - counts
 
     @cached_property
     def last(self) -> Tensor:

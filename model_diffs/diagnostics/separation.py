@@ -4,13 +4,14 @@ Distances between centroids are quadratic forms of the documents' Gram matrix, s
 resamples cost products of the documents' size, whatever the width of the model.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from model_diffs.activations.store import ModelStatistics
+from model_diffs.activations.store import Array
 from model_diffs.core.progress import progress
 from model_diffs.stats.cross_validation import Design, Estimate, auc, quadratic
 from model_diffs.stats.discriminant import out_of_fold
@@ -61,15 +62,15 @@ def centroid_metrics(forget: Floats, retain: Floats, plan: Design) -> Estimate:
     return Estimate(whole[0], metrics(plan.forget / n, plan.retain / m, excess)[0])
 
 
-def measure(forget: ModelStatistics, retain: ModelStatistics, plan: Design, name: str) -> Estimate:
+def measure(pooled: Sequence[Array], plan: Design, name: str) -> Estimate:
     """METRICS of one model in each hidden state, `[S, 6]` and `[resamples, S, 6]`.
 
-    Documents are mean-pooled over their tokens (`pooled` `[documents, S, d]`). `name` is for the
-    progress bar. Raises BadInput where the documents within each class are all alike.
+    `pooled`: forget and retain documents, each `[documents, S, d]`, mean-pooled over their tokens.
+    `name` is for the progress bar. Raises BadInput where documents of each class are all alike.
     """
     values, resampled = [], []
-    for state in progress(range(forget.pooled.shape[1]), f"separation, {name}", unit="state"):
-        x, y = (one.pooled[:, state].astype(np.float64) for one in (forget, retain))
+    for state in progress(range(pooled[0].shape[1]), f"separation, {name}", unit="state"):
+        x, y = (documents[:, state].astype(np.float64) for documents in pooled)
         centroids = centroid_metrics(x, y, plan)
         area = auc(out_of_fold(np.concatenate([x, y]), plan), plan)
         values.append(np.insert(centroids.value, AUC, area.value))
