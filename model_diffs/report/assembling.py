@@ -96,12 +96,6 @@ def assemble(
     )
 
 
-def _cells(column: str, one: Estimate | None, interval: bool) -> dict[str, float | None]:
-    value, low, high = (one.value, one.low, one.high) if one else (None, None, None)
-    ends = {f"{column}_low": low, f"{column}_high": high} if interval else {}
-    return {column: value, **ends}
-
-
 def signature_rows(signature: Signature) -> list[dict[str, Any]]:
     """Rows of signature.csv: one per comparison, a column per measure.
 
@@ -114,10 +108,13 @@ def signature_rows(signature: Signature) -> list[dict[str, Any]]:
         label, base, changed, _, role = comparison
         row: dict[str, Any] = {"comparison": label, "base": base, "changed": changed}
         row["filtered"] = role == "filtered"
-        for measure in signature.measures:
-            key = measure.key
-            row |= _cells(key, signature.values.get((label, key)), key in bounded)
+        for key in (measure.key for measure in signature.measures):
+            cells = [(key, signature.values.get((label, key)), key in bounded)]
             if own := signature.base_values.get(key):
-                row |= _cells(f"{key}_base", own, own.low is not None)
+                cells.append((f"{key}_base", own, own.low is not None))
+            for column, one, interval in cells:
+                row[column] = one and one.value
+                if interval:
+                    row |= {f"{column}_low": one and one.low, f"{column}_high": one and one.high}
         rows.append(row)
     return rows

@@ -145,8 +145,7 @@ def _places(comparisons: Sequence[Comparison], step: Step) -> list[tuple[str, st
     if step.scope == "comparison":
         return [(one.label, one.label) for one in comparisons]
     models = [(comparisons[0].base, ""), *((one.changed, one.label) for one in comparisons)]
-    study = [("", "")]
-    return study if step.scope == "study" else models + (study if step.summary else [])
+    return models * (step.scope == "model") + [("", "")] * (step.summary or step.scope == "study")
 
 
 def take_inventory(
@@ -191,11 +190,10 @@ def files_of(inventory: Iterable[Result], *endings: str) -> list[Path]:
 
 def fingerprint(outroot: Path, inventory: Iterable[Result]) -> str:
     """Which results there are and in which state, in a few letters: a new one changes it."""
-    inventory = list(inventory)
     # Why a result is stale is worded relative to the working folder: no difference in the result.
     states = [
         (str(one.folder.relative_to(outroot)), one.status, one.reason * (one.status == "failed"))
         for one in inventory
     ]
-    digest = sha256(repr(states).encode()).hexdigest()
-    return f"{sum(one.there for one in inventory)} of {len(states)} ({digest[:8]})"
+    there = sum(status in ("complete", "stale") for _, status, _ in states)
+    return f"{there} of {len(states)} ({sha256(repr(states).encode()).hexdigest()[:8]})"

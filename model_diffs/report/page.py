@@ -81,32 +81,24 @@ def model_cell(signature: Signature, position: int, column: int) -> Cell:
     return Cell(formatting.NO_VALUE, tooltip=why)
 
 
-class Said(NamedTuple):
-    """Conclusions on one model, and the rules that drew them, each told once."""
-
-    sentences: Sequence[Sentence]
-    rules: Sequence[tuple[str, str, Sequence[Source]]]
-    """The numbers of its sentences, the rule, and the cells that these are from."""
-
-
 # ── the parts of the page ─────────────────────────────────────────────────────────────────────────
 
 
-def say(sentences: Iterable[Sentence]) -> Said:
-    """Sentences with their rules; conclusions before numbers that are only set side by side."""
+def say(sentences: Iterable[Sentence]) -> dict[str, Any]:
+    """Sentences, conclusions first, and rules: the numbers of its sentences, rule and sources."""
     ordered = sorted(sentences, key=lambda one: one.rule == EXACT_RULE)
     rules = []
     for rule in dict.fromkeys(one.rule for one in ordered):
         drew = [n for n, one in enumerate(ordered, 1) if one.rule == rule]
         sources = dict.fromkeys(source for n in drew for source in ordered[n - 1].sources)
         rules.append((", ".join(map(str, drew)), rule, [*sources]))
-    return Said(ordered, rules)
+    return {"sentences": ordered, "rules": rules}
 
 
-def _said(signature: Signature) -> dict[tuple[str, str], Said]:
+def _said(signature: Signature) -> dict[tuple[str, str], dict[str, Any]]:
     """By comparison and axis; at the top all conclusions where none is chosen for it."""
     axes = (OVERALL, *(axis.key for axis in signature.axes))
-    found: dict[tuple[str, str], Said] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for one in signature.comparisons:
         mine = [s for s in signature.sentences if s.comparison == one.label]
         own = {axis: [s for s in mine if s.axis == axis] for axis in axes}
@@ -189,21 +181,16 @@ def _hash(text: str) -> str:
 def _context(signature: Signature, image: bytes) -> dict[str, Any]:
     """What the template shows, all but the axes' sections."""
     # The policy allows no style in an element: a class per model has its colour.
-    rules = [
-        f".model-{i} {{ --model: {colour}; }}\n"
-        for i, colour in enumerate(model_colours(signature))
-    ]
-    style = (TEMPLATES / "page.css").read_text(encoding="utf-8") + "".join(rules)
+    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    for i, colour in enumerate(model_colours(signature)):
+        style += f".model-{i} {{ --model: {colour}; }}\n"
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     positions, columns = range(len(signature.comparisons)), range(len(signature.measures))
     cells = [[model_cell(signature, i, column) for i in positions] for column in columns]
-    alternative = (
-        f"The signature of {', '.join(one.short for one in signature.comparisons)} against "
-        f"{signature.base}: for every measure one mark per model with its 95 % interval. The "
-        "table below has its numbers."
-    )
+    names = ", ".join(one.short for one in signature.comparisons)
+    text = f"The signature of {names} against {signature.base}; the table below has its numbers."
     caption = "A panel per measure with its own scale; bars are 95 % intervals, where it has them."
-    picture = Picture("", None, None, "signature.png", caption, alternative)
+    picture = Picture("", None, None, "signature.png", caption, text)
     return {
         # Images from files: figures that the page has no room for lie beside it.
         "policy": (
@@ -218,9 +205,7 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         "picture": embedded(picture, image) if image else picture,
         "cells": cells,
         "base_cells": [base_cell(signature, one) for one in signature.measures],
-        "reference": next(
-            (i for i in positions if signature.comparisons[i] is signature.filtered), -1
-        ),
+        "roles": [one.role for one in signature.comparisons],
         "glances": _glances(signature, cells),
         "said": _said(signature),
         "lacking": _lacking(signature),

@@ -17,9 +17,8 @@ class Comparison(NamedTuple):
     label: str
     """Folder under the outroot."""
     base: str
-    """Label of the base model."""
     changed: str
-    """Label of the changed model."""
+    """Labels of the two models."""
     short: str
     """The changed model's name without the base's, for headings."""
     role: Role = "unlearned"
@@ -27,10 +26,10 @@ class Comparison(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure of a step."""
+    """A figure of a step. Its path is relative to the outroot and without ending; `{comparison}`
+    and `{model}` stand for folders."""
 
     path: str
-    """Without ending, relative to the outroot; `{comparison}` and `{model}` stand for folders."""
     caption: str
 
 

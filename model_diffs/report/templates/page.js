@@ -60,9 +60,8 @@
       const cells = new Map(models(row).map((cell) => [cell.dataset.model, cell]));
       row.append(...sorted.map((model) => cells.get(model)));
     }
-    one("[data-status]").textContent = order === "none"
-      ? "Models in their original order."
-      : `Models sorted by ${button.textContent}, ${order}.`;
+    const how = order === "none" ? "in their original order" : `sorted by ${button.textContent}, ${order}`;
+    one("[data-status]").textContent = `Models ${how}.`;
   };
   for (const button of all("[data-sort]")) button.addEventListener("click", () => sort(button));
 
@@ -77,10 +76,7 @@
     line.hidden = false;
     line.textContent = "Point at a number, or move to it with the arrow keys: its source appears here.";
     table.addEventListener("pointerover", (event) => tell(event.target.closest("a.value")));
-    table.addEventListener("focusin", (event) => {
-      const link = event.target.closest("a.value");
-      if (link) { stop(link); tell(link); }
-    });
+    table.addEventListener("focusin", (event) => { if (event.target.matches("a.value")) { stop(event.target); tell(event.target); } });
     table.addEventListener("keydown", (event) => {
       const [down, right] = steps[event.key] || [];
       const link = event.target.closest("a.value");
@@ -100,9 +96,7 @@
 
   // ── print shows what is folded away; what is not chosen is shown by style ──
   let folded = [];
-  window.addEventListener("beforeprint", () => {
-    folded = all("details:not([open])");
-    for (const details of folded) details.open = true;
-  });
-  window.addEventListener("afterprint", () => { for (const details of folded) details.open = false; });
+  const fold = (open) => { for (const details of folded) details.open = open; };
+  window.addEventListener("beforeprint", () => { folded = all("details:not([open])"); fold(true); });
+  window.addEventListener("afterprint", () => fold(false));
 })();
