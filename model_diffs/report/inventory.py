@@ -104,9 +104,6 @@ def facts(record: Any) -> dict[str, Any] | None:
     }
 
 
-# ── states ────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _failure(folder: Path) -> str:
     """Why a step of the pipeline failed to make this folder, as noted beside it; else empty."""
     note = results.failure_record(folder)

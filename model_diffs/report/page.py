@@ -81,9 +81,6 @@ def model_cell(signature: Signature, position: int, column: int) -> Cell:
     return Cell(formatting.NO_VALUE, tooltip=why)
 
 
-# ── the parts of the page ─────────────────────────────────────────────────────────────────────────
-
-
 def say(sentences: Iterable[Sentence]) -> dict[str, Any]:
     """Sentences, conclusions first, and rules: the numbers of its sentences, rule and sources."""
     ordered = sorted(sentences, key=lambda one: one.rule == EXACT_RULE)
@@ -144,9 +141,6 @@ def _left_out(signature: Signature) -> list[tuple[Axis, str]]:
             names = ", ".join(map(str, steps))
             found.append((axis, f"step{'s' * (len(steps) > 1)} {names} below" if steps else ""))
     return found
-
-
-# ── rendering ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def model_colours(signature: Signature) -> list[str]:

@@ -48,9 +48,9 @@ def _wanted(
 
     Each model's first figure of an axis ranks before the second of any.
     """
-    owners = [("", "", "all models")]
-    owners += [(c.label, c.changed, f"{c.short} against {signature.base}")
-               for c in signature.comparisons]  # fmt: skip
+    against = f"against {signature.base}"
+    owners = [(c.label, c.changed, f"{c.short} {against}") for c in signature.comparisons]
+    owners.insert(0, ("", "", "all models"))
     for axis in signature.axes:
         for label, changed, whose in owners if signature.of_axis(axis.key) else ():
             own = [one for one in axis.figures if ("{" in one.path) == bool(label)]

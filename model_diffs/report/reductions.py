@@ -36,9 +36,8 @@ def words(measure: Measure, which: str, base: str = "base", changed: str = "chan
         how = f"mean over {which}" + (f", weighted by {weight}" if weight else "")
         how += f" of {measure.weights_from}.csv" if measure.weights_from else ""
     given = [f"{k}={v}" for k, v in measure.where.items() if k not in measure.over]
-    sides = [", ".join(f"{k}={cells[k]}" for k in measure.over)
-             for cells in (measure.where, measure.over)]  # fmt: skip
-    text = ", ".join([how, *given, *([" over ".join(sides)] if measure.over else [])])
+    sides = [f"{k}={measure.where[k]} over {cell}" for k, cell in measure.over.items()]
+    text = ", ".join([how, *given, *sides])
     return text.replace("{base}", base).replace("{changed}", changed)
 
 

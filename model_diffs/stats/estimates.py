@@ -59,6 +59,13 @@ class Estimate:
     unpaired: str = ""
     """Why there is no sample although the measure should have one."""
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval, or the number twice."""
+        if self.low is None or self.high is None:
+            return self.value, self.value
+        return self.low, self.high
+
 
 class Difference(NamedTuple):
     """How two numbers differ: B − A, or B / A where distances are ratios."""
