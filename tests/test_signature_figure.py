@@ -38,7 +38,10 @@ def test_negligible_differences_do_not_fill_a_panel() -> None:
     assert limits(MEASURES["relative_change"], [0.2, 0.4]) == (0.0, 0.4)
 
 
-@pytest.mark.parametrize("models", [("npo",), ("filtered", *"abcdefghi")])
+@pytest.mark.parametrize(
+    "models",
+    [("npo",), pytest.param(("filtered", *"abcdefghi"), marks=pytest.mark.study)],
+)
 def test_texts_do_not_overlap(tmp_path: Path, models: tuple[str, ...]) -> None:
     sizes = {name: 0.5 + 0.2 * i for i, name in enumerate("abcdefghi")}
     found = Study(tmp_path, models, **sizes).everything().read()
