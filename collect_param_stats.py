@@ -158,12 +158,11 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
         empirical_threshold=options.empirical_threshold if options.empirical_rank else None,
     )
     with open_comparisons(todo) as (base, changed, runs):
-        compared = param_stats.compare(base, changed, settings)
         tensors = {matrix.tensor for matrix in base.matrices()}
-        for run, rows in zip(runs, compared, strict=True):
+        for run, rows in zip(runs, param_stats.compare(base, changed, settings), strict=True):
             run.table("per_matrix", rows)
             run.table("per_layer", param_stats.per_layer(rows))
-            run.table("per_component", param_stats.per_component(rows))
+            run.table("per_component", param_stats.gather(rows, "component"))
             run.record(
                 matrices=len(rows),
                 matrices_changed=sum(row["dW_fro"] > 0 for row in rows),

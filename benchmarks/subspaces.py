@@ -46,8 +46,7 @@ def step_7(W_A: Tensor, W_B: Tensor) -> Found:
     """As null_space_analysis.py."""
     matrix = Matrix("W", "W", 0, "mlp", "mlp_in", (W_A.shape[0], W_A.shape[1]))
     row = subspaces.subspace_row(matrix, subspaces.decompose(W_A), W_B, W_B - W_A, K, seed=42)
-    assert row.effective_rank and row.subspace_alignment and row.alignment_right
-    return Found((row.effective_rank,), (row.subspace_alignment, row.alignment_right))
+    return Found((row["effective_rank"],), (row["subspace_alignment"], row["alignment_right"]))
 
 
 def full(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,9 +73,8 @@ def step_10(W_A: Tensor, W_B: Tensor) -> Found:
     matrix = Matrix("W", "W", 0, "mlp", "mlp_in", (W_A.shape[0], W_A.shape[1]))
     base = subspaces.decompose(W_A)
     row = mlp_nullspace.alignment_row(matrix, base, W_B, W_B - W_A, THRESHOLD)
-    assert row.colspace_energy is not None and row.rowspace_energy is not None
-    ranks = (row.original_eff_rank, row.updated_eff_rank)
-    return Found(ranks, (row.colspace_energy, row.rowspace_energy))
+    ranks = (row["original_eff_rank"], row["updated_eff_rank"])
+    return Found(ranks, (row["colspace_energy"], row["rowspace_energy"]))
 
 
 def step_10_reference(svd: Decompose, W_A: Tensor, W_B: Tensor) -> Found:

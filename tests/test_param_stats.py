@@ -69,7 +69,7 @@ def test_a_model_against_itself_has_no_change(base):
         assert row["dW_stable_rank"] is None
         assert row["cosine"] == pytest.approx(1)
     assert all(row["mean_dW_stable_rank"] is None for row in param_stats.per_layer(rows))
-    assert all(row["count_changed"] == 0 for row in param_stats.per_component(rows))
+    assert all(row["count_changed"] == 0 for row in param_stats.gather(rows, "component"))
 
 
 def test_planted_rank_one_edit_has_rank_one(base, tmp_path):

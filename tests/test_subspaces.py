@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,6 @@ from safetensors.torch import load_file, save_file
 from model_diffs.core import script, step
 from model_diffs.core.errors import BadInput
 from model_diffs.diagnostics import mlp_nullspace, subspaces
-from model_diffs.diagnostics.mlp_nullspace import AlignmentRow
-from model_diffs.diagnostics.subspaces import SubspaceRow
 from model_diffs.models.architectures import Matrix
 from model_diffs.models.checkpoints import Checkpoint
 
@@ -40,14 +39,16 @@ def planted(shape: tuple[int, int], sigma: list[float], seed: int = 0) -> torch.
     return (U * torch.tensor(sigma, dtype=torch.float64)) @ V.T
 
 
-def subspace_row(W_A: torch.Tensor, W_B: torch.Tensor, k: int) -> SubspaceRow:
+def subspace_row(W_A: torch.Tensor, W_B: torch.Tensor, k: int) -> SimpleNamespace:
     base, matrix = subspaces.decompose(W_A), matrix_of(tuple(W_A.shape))
-    return subspaces.subspace_row(matrix, base, W_B, W_B - W_A, k, seed=42)
+    row = subspaces.subspace_row(matrix, base, W_B, W_B - W_A, k, seed=42)
+    return SimpleNamespace(**row)
 
 
-def alignment_row(W_A: torch.Tensor, dW: torch.Tensor, threshold: float = 0.99) -> AlignmentRow:
+def alignment_row(W_A: torch.Tensor, dW: torch.Tensor, threshold: float = 0.99) -> SimpleNamespace:
     base, matrix = subspaces.decompose(W_A), matrix_of(tuple(W_A.shape))
-    return mlp_nullspace.alignment_row(matrix, base, W_A + dW, dW, threshold)
+    row = mlp_nullspace.alignment_row(matrix, base, W_A + dW, dW, threshold)
+    return SimpleNamespace(**row)
 
 
 # ── which matrices ────────────────────────────────────────────────────────────────────────────────
@@ -234,10 +235,10 @@ def test_unchanged_matrix_has_no_shares_and_layers_weight_by_energy() -> None:
     assert still.nullspace_energy is still.colspace_projection_ratio is None
     assert still.rank_increase == 0 and still.relative_update_size == 0
     moved = alignment_row(W, torch.randn(16, 12))
-    (layer,) = mlp_nullspace.layer_rows([still, moved])
+    (layer,) = mlp_nullspace.layer_rows([vars(still), vars(moved)])
     assert (layer["count_mats"], layer["count_changed"]) == (2, 1)
     assert layer["nullspace_energy"] == pytest.approx(moved.nullspace_energy)
-    (unchanged,) = mlp_nullspace.layer_rows([still])
+    (unchanged,) = mlp_nullspace.layer_rows([vars(still)])
     assert unchanged["nullspace_energy"] is None and unchanged["update_norm"] == 0
 
 

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from itertools import groupby
+from operator import itemgetter
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from model_diffs.diagnostics.subspaces import Decomposition, numerical_rank
+from model_diffs.diagnostics.subspaces import Decomposition, Row, numerical_rank
 from model_diffs.models.architectures import Matrix
 from model_diffs.stats.spectra import rank_for_share, row_parts, singular_values, tall
 
@@ -16,33 +18,6 @@ SUMMARISED = (
     *("input_nullspace_energy", "random_input_nullspace_energy"),
     *("rank_increase", "relative_update_size"),
 )
-
-
-class AlignmentRow(NamedTuple):
-    """One matrix of mlp_nullspace_metrics.csv; shares are None where dW is zero."""
-
-    name: str
-    layer: int
-    type: str
-    shape: str
-    original_eff_rank: int
-    updated_eff_rank: int
-    rank_increase: int
-    colspace_projection_ratio: float | None
-    nullspace_projection_ratio: float | None
-    nullspace_dimension: int
-    update_norm: float
-    original_norm: float
-    relative_update_size: float | None
-    colspace_energy: float | None
-    nullspace_energy: float | None
-    random_nullspace_energy: float
-    rowspace_projection_ratio: float | None
-    input_nullspace_projection_ratio: float | None
-    input_nullspace_dimension: int
-    rowspace_energy: float | None
-    input_nullspace_energy: float | None
-    random_input_nullspace_energy: float
 
 
 def inside_energies(base: Decomposition, r: int, dW: Tensor) -> tuple[float, float, float]:
@@ -70,8 +45,10 @@ def inside_energies(base: Decomposition, r: int, dW: Tensor) -> tuple[float, flo
 
 def alignment_row(
     matrix: Matrix, base: Decomposition, W_B: Tensor, dW: Tensor, threshold: float
-) -> AlignmentRow:
-    """How much of dW lies in, and outside, the subspaces with `threshold` of W_A's energy."""
+) -> Row:
+    """One line of mlp_nullspace_metrics.csv: how much of dW lies in, and outside, the subspaces
+    with `threshold` of W_A's energy. Shares are None where dW is zero.
+    """
     (m, n), r = matrix.shape, min(rank_for_share(base.sigma, threshold), base.rank)
     norm, left, right, updated = 0.0, None, None, r
     if bool(dW.any()):
@@ -80,60 +57,61 @@ def alignment_row(
         updated = min(rank_for_share(sigma, threshold), numerical_rank(sigma, W_B.shape))
     outputs, inputs = (None if share is None else 1.0 - share for share in (left, right))
     original = float(base.sigma.norm())
-    return AlignmentRow(
-        name=matrix.name,
-        layer=matrix.layer,
-        type=matrix.component,
-        shape=f"{m}x{n}",
-        original_eff_rank=r,
-        updated_eff_rank=updated,
-        rank_increase=updated - r,
-        colspace_projection_ratio=_root(left),
-        nullspace_projection_ratio=_root(outputs),
-        nullspace_dimension=m - r,
-        update_norm=norm,
-        original_norm=original,
-        relative_update_size=norm / original if original else None,
-        colspace_energy=left,
-        nullspace_energy=outputs,
-        random_nullspace_energy=(m - r) / m,
-        rowspace_projection_ratio=_root(right),
-        input_nullspace_projection_ratio=_root(inputs),
-        input_nullspace_dimension=n - r,
-        rowspace_energy=right,
-        input_nullspace_energy=inputs,
-        random_input_nullspace_energy=(n - r) / n,
-    )
+    return {
+        "name": matrix.name,
+        "layer": matrix.layer,
+        "type": matrix.component,
+        "shape": f"{m}x{n}",
+        "original_eff_rank": r,
+        "updated_eff_rank": updated,
+        "rank_increase": updated - r,
+        "colspace_projection_ratio": _root(left),
+        "nullspace_projection_ratio": _root(outputs),
+        "nullspace_dimension": m - r,
+        "update_norm": norm,
+        "original_norm": original,
+        "relative_update_size": norm / original if original else None,
+        "colspace_energy": left,
+        "nullspace_energy": outputs,
+        "random_nullspace_energy": (m - r) / m,
+        "rowspace_projection_ratio": _root(right),
+        "input_nullspace_projection_ratio": _root(inputs),
+        "input_nullspace_dimension": n - r,
+        "rowspace_energy": right,
+        "input_nullspace_energy": inputs,
+        "random_input_nullspace_energy": (n - r) / n,
+    }
 
 
 def _root(share: float | None) -> float | None:
     return None if share is None else math.sqrt(share)
 
 
-def layer_rows(rows: Sequence[AlignmentRow]) -> list[dict[str, Any]]:
+def layer_rows(rows: Sequence[Row]) -> list[Row]:
     """Lines of layer_nullspace_summary.csv: the MLP matrices of each block together.
 
     Norms are roots of sums of squares; energies are shares of the block's whole update, Σ‖dW‖²,
     None where nothing changed.
     """
-    layers = sorted({row.layer for row in rows})
-    return [_layer_row(layer, [row for row in rows if row.layer == layer]) for layer in layers]
+    layer = itemgetter("layer")
+    return [_layer_row(i, [*of]) for i, of in groupby(sorted(rows, key=layer), layer)]
 
 
-def _layer_row(layer: int, rows: Sequence[AlignmentRow]) -> dict[str, Any]:
-    changed = [row for row in rows if row.nullspace_energy is not None]
-    update = math.hypot(*(row.update_norm for row in rows))
-    original = math.hypot(*(row.original_norm for row in rows))
+def _layer_row(layer: int, rows: Sequence[Row]) -> Row:
+    changed = [row for row in rows if row["nullspace_energy"] is not None]
+    update, original = (
+        math.hypot(*(row[norm] for row in rows)) for norm in ("update_norm", "original_norm")
+    )
 
     def share(column: str) -> float | None:
-        weighted = (row.update_norm**2 * getattr(row, column) for row in changed)
+        weighted = (row["update_norm"] ** 2 * row[column] for row in changed)
         return math.fsum(weighted) / update**2 if changed else None
 
     return {
         "layer": layer,
         **{column: share(column) for column in SUMMARISED[:4]},
-        "mean_original_eff_rank": math.fsum(row.original_eff_rank for row in rows) / len(rows),
-        "mean_rank_increase": math.fsum(row.rank_increase for row in rows) / len(rows),
+        "mean_original_eff_rank": fmean(row["original_eff_rank"] for row in rows),
+        "mean_rank_increase": fmean(row["rank_increase"] for row in rows),
         "update_norm": update,
         "original_norm": original,
         "relative_update_size": update / original if original else None,

@@ -6,6 +6,8 @@ fp32. The base's own statistics are computed once for all changed models.
 
 import math
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -29,14 +31,6 @@ class Settings(NamedTuple):
     seed: int
     empirical_threshold: float | None
     """Share of energy of the empirical rank; None leaves its columns out."""
-
-
-class Spectrum(NamedTuple):
-    """Norms and ranks of one matrix."""
-
-    frobenius: float
-    top: spectra.TopSingularValue
-    empirical_rank: int | None
 
 
 # ── one matrix ────────────────────────────────────────────────────────────────────────────────────
@@ -81,46 +75,34 @@ def difference(stored_a: Tensor, stored_b: Tensor) -> tuple[Tensor, Row]:
     }
 
 
-def spectrum(W: Tensor, name: str, settings: Settings) -> Spectrum:
-    """Frobenius norm, largest singular value and, where asked, empirical rank of W [out, in]."""
+def spectrum(W: Tensor, label: str, settings: Settings) -> Row:
+    """Norms of W [out, in], the bound on the spectral one's relative error, and its ranks."""
     # In fp64 on the CPU, a few rows at a time.
     norm = math.sqrt(math.fsum(float(part.double().square().sum()) for part in chunks(W)))
     on_device = W.to(settings.device, settings.dtype)
     top = spectra.top_singular_value(
-        on_device, settings.tol, settings.max_iterations, settings.seed, name
+        on_device, settings.tol, settings.max_iterations, settings.seed, label
     )
     del on_device
-    if settings.empirical_threshold is None:
-        return Spectrum(norm, top, None)
-    sigma = spectra.singular_values(W.to(settings.device))
-    return Spectrum(norm, top, spectra.rank_for_share(sigma, settings.empirical_threshold))
+    rank = spectra.stable_rank(norm, top.value)
+    found = {"fro": norm, "spectral": top.value, "error": top.error, "stable_rank": rank}
+    if settings.empirical_threshold is not None:
+        sigma = spectra.singular_values(W.to(settings.device))
+        found["empirical_rank"] = spectra.rank_for_share(sigma, settings.empirical_threshold)
+    return found
 
 
-def matrix_row(matrix: Matrix, W: Spectrum, dW: Spectrum, entries: Row) -> Row:
-    """One line of per_matrix.csv. Ratios to a zero matrix are None."""
-    row: Row = {
-        "name": matrix.name,
-        "layer": matrix.layer,
-        "group": matrix.group,
-        "shape0": matrix.shape[0],
-        "shape1": matrix.shape[1],
-        "dW_fro": dW.frobenius,
-        "W_fro": W.frobenius,
-        "dW_fro_rel": _ratio(dW.frobenius, W.frobenius),
-        "dW_spectral": dW.top.value,
-        "W_spectral": W.top.value,
-        "dW_spectral_rel": _ratio(dW.top.value, W.top.value),
-        "dW_stable_rank": spectra.stable_rank(dW.frobenius, dW.top.value),
-        "W_stable_rank": spectra.stable_rank(W.frobenius, W.top.value),
-    }
-    if W.empirical_rank is not None:
-        row |= {"dW_empirical_rank": dW.empirical_rank, "W_empirical_rank": W.empirical_rank}
-    return row | {
-        "component": matrix.component,
-        **entries,
-        "dW_spectral_error": dW.top.error,
-        "W_spectral_error": W.top.error,
-    }
+def matrix_row(matrix: Matrix, W: Row, dW: Row, entries: Row) -> Row:
+    """One line of per_matrix.csv from both spectra. Ratios to a zero matrix are None."""
+    row: Row = {"name": matrix.name, "layer": matrix.layer, "group": matrix.group}
+    row |= {"shape0": matrix.shape[0], "shape1": matrix.shape[1]}
+    for name in ("fro", "spectral", "stable_rank", "empirical_rank"):
+        if name in dW:
+            row |= {f"dW_{name}": dW[name], f"W_{name}": W[name]}
+        if name in ("fro", "spectral"):
+            row[f"dW_{name}_rel"] = _ratio(dW[name], W[name])
+    row |= {"component": matrix.component, **entries}
+    return row | {"dW_spectral_error": dW["error"], "W_spectral_error": W["error"]}
 
 
 def _ratio(part: float, whole: float) -> float | None:
@@ -156,21 +138,17 @@ def compare(base: Checkpoint, changed: Sequence[Checkpoint], settings: Settings)
 # ── aggregation ───────────────────────────────────────────────────────────────────────────────────
 
 
-def per_layer(rows: Iterable[Row]) -> list[Row]:
-    """Lines of per_layer.csv: rows of per_matrix.csv gathered by layer and group."""
-    return sorted(_gather(rows, "layer", "group"), key=lambda row: (row["layer"], row["group"]))
-
-
-def per_component(rows: Iterable[Row]) -> list[Row]:
-    """Lines of per_component.csv: rows of per_matrix.csv gathered by component."""
-    return _gather(rows, "component")
-
-
-def _gather(rows: Iterable[Row], *keys: str) -> list[Row]:
+def gather(rows: Iterable[Row], *keys: str) -> list[Row]:
+    """Rows of per_matrix.csv aggregated by the columns `keys`, in order of first appearance."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     return [dict(zip(keys, of, strict=True)) | aggregate(found) for of, found in groups.items()]
+
+
+def per_layer(rows: Iterable[Row]) -> list[Row]:
+    """Lines of per_layer.csv: rows of per_matrix.csv aggregated by layer and group, sorted."""
+    return gather(sorted(rows, key=itemgetter("layer", "group")), "layer", "group")
 
 
 def aggregate(rows: Sequence[Row]) -> Row:
@@ -179,21 +157,17 @@ def aggregate(rows: Sequence[Row]) -> Row:
     Means are None where nothing changed.
     """
     changed = [row for row in rows if row["dW_fro"] > 0]
-
-    def mean(column: str) -> float | None:
-        return math.fsum(row[column] for row in changed) / len(changed) if changed else None
-
+    ranks = [c for c in ("dW_stable_rank", "dW_empirical_rank") if c in rows[0]]
     dW_fro, W_fro = (math.sqrt(math.fsum(r[c] * r[c] for r in rows)) for c in ("dW_fro", "W_fro"))
     dW_top, W_top = (max(row[c] for row in rows) for c in ("dW_spectral", "W_spectral"))
-    found: Row = {
+    return {
         "dW_fro_layer": dW_fro,
         "W_fro_layer": W_fro,
         "dW_fro_layer_rel": _ratio(dW_fro, W_fro),
         "max_dW_spectral": dW_top,
         "max_W_spectral": W_top,
         "max_dW_spectral_rel": _ratio(dW_top, W_top),
-        "mean_dW_stable_rank": mean("dW_stable_rank"),
+        **{f"mean_{c}": fmean(row[c] for row in changed) if changed else None for c in ranks},
+        "count_mats": len(rows),
+        "count_changed": len(changed),
     }
-    if "dW_empirical_rank" in rows[0]:
-        found["mean_dW_empirical_rank"] = mean("dW_empirical_rank")
-    return found | {"count_mats": len(rows), "count_changed": len(changed)}

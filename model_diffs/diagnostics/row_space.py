@@ -56,7 +56,7 @@ def reads_of(dW: Tensor, top_k: int, dtype: torch.dtype) -> Reads | None:
     found = subspaces.decompose(dW)
     rank = max(1, int((found.sigma > _NOISE * found.sigma[0]).sum()))
     small = found.small[:, :rank]
-    V_k = subspaces.leading_bases(found, min(top_k, found.rank)).right.T
+    V_k = subspaces.leading_bases(found, min(top_k, found.rank))[1].T
     if dW.shape[0] >= dW.shape[1]:
         R = (small * found.sigma[:rank]).T
     else:

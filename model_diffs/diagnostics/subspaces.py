@@ -7,7 +7,7 @@ the larger side by one product.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from model_diffs.models.architectures import MLP_COMPONENTS, Matrix
 from model_diffs.models.checkpoints import Checkpoint, lockstep
 from model_diffs.stats.spectra import gram, rank_for_share, row_parts, singular_values, tall
 
-Row = TypeVar("Row")
+Row = dict[str, Any]
 RANDOM_PAIRS = 16
 SHARE = 0.99
 SUMMARISED = (
@@ -96,15 +96,6 @@ class Decomposition(NamedTuple):
         return numerical_rank(self.sigma, self.W.shape)
 
 
-class Bases(NamedTuple):
-    """Leading singular subspaces, orthonormal columns, fp64."""
-
-    left: Tensor
-    """[m, k]"""
-    right: Tensor
-    """[n, k]"""
-
-
 def decompose(W: Tensor) -> Decomposition:
     """All singular values of W [m, n] and one side's vectors, by one decomposition of its Gram."""
     values, vectors = torch.linalg.eigh(gram(W))
@@ -117,15 +108,16 @@ def numerical_rank(sigma: Tensor, shape: Sequence[int]) -> int:
     return int((sigma > threshold).sum())
 
 
-def leading_bases(found: Decomposition, k: int) -> Bases:
-    """Both leading subspaces of dimension k (at most the numerical rank).
+def leading_bases(found: Decomposition, k: int) -> tuple[Tensor, Tensor]:
+    """Left [m, k] and right [n, k] leading singular subspaces, orthonormal columns in fp64.
 
-    The larger side is W times the smaller side's vectors, orthonormalised.
+    k is at most the numerical rank. The larger side is W times the smaller side's vectors,
+    orthonormalised.
     """
     small = found.small[:, :k]
     parts = row_parts(tall(found.W), small.device)
     large = torch.linalg.qr(torch.cat([part @ small for part in parts]))[0]
-    return Bases(large, small) if found.W.shape[0] >= found.W.shape[1] else Bases(small, large)
+    return (large, small) if found.W.shape[0] >= found.W.shape[1] else (small, large)
 
 
 def principal_angles(Q_1: Tensor, Q_2: Tensor) -> Tensor:
@@ -158,35 +150,14 @@ def random_alignment(side: int, k: int, seed: int) -> float:
 # ── step 7 ────────────────────────────────────────────────────────────────────────────────────────
 
 
-class SubspaceRow(NamedTuple):
-    """One matrix of null_space_results.csv; None where a quantity is undefined."""
-
-    name: str
-    component: str
-    layer: int
-    effective_rank: int | None
-    """Singular values of dW for 99 % of its energy; None where dW is zero."""
-    top10_variance_ratio: float | None
-    max_singular_value: float
-    singular_value_decay: float | None
-    """σ₁₁/σ₁ of dW; None where dW is zero or has fewer than 11 singular values."""
-    subspace_alignment: float | None
-    grassmann_distance: float | None
-    singular_value_ratio: float | None
-    alignment_right: float | None
-    grassmann_right: float | None
-    random_alignment: float | None
-    random_alignment_right: float | None
-    k: int
-    """Dimension of the subspaces: --k, or the numerical rank where that is smaller."""
-    shape0: int
-    shape1: int
-
-
 def subspace_row(
     matrix: Matrix, base: Decomposition, W_B: Tensor, dW: Tensor, k: int, seed: int
-) -> SubspaceRow:
-    """Spectrum of dW, and how far the k leading singular vectors turned from W_A to W_B."""
+) -> Row:
+    """One line of null_space_results.csv: spectrum of dW, and how far the leading subspaces turned.
+
+    `k` is at most both numerical ranks. None where a quantity is undefined: of the spectrum where
+    dW is zero (σ₁₁/σ₁ also where it has fewer than 11 singular values), of subspaces where k is 0.
+    """
     k, first = min(k, base.rank), float(base.sigma[0])
     if bool(dW.any()):
         other, sigma = decompose(W_B), singular_values(dW)
@@ -197,22 +168,22 @@ def subspace_row(
         sigma, last = torch.zeros(min(dW.shape), dtype=torch.float64), first
         left = right = torch.zeros(k)
     top, energy = float(sigma[0]), sigma.square()
-    return SubspaceRow(
-        name=matrix.name,
-        component=matrix.component,
-        layer=matrix.layer,
-        effective_rank=rank_for_share(sigma, SHARE) if top else None,
-        top10_variance_ratio=float(energy[:10].sum() / energy.sum()) if top else None,
-        max_singular_value=top,
-        singular_value_decay=float(sigma[10]) / top if top and len(sigma) > 10 else None,
-        subspace_alignment=float(left.cos().mean()) if k else None,
-        grassmann_distance=float(left.norm()) if k else None,
-        singular_value_ratio=last / first if first else None,
-        alignment_right=float(right.cos().mean()) if k else None,
-        grassmann_right=float(right.norm()) if k else None,
-        random_alignment=random_alignment(matrix.shape[0], k, seed) if k else None,
-        random_alignment_right=random_alignment(matrix.shape[1], k, seed) if k else None,
-        k=k,
-        shape0=matrix.shape[0],
-        shape1=matrix.shape[1],
-    )
+    return {
+        "name": matrix.name,
+        "component": matrix.component,
+        "layer": matrix.layer,
+        "effective_rank": rank_for_share(sigma, SHARE) if top else None,
+        "top10_variance_ratio": float(energy[:10].sum() / energy.sum()) if top else None,
+        "max_singular_value": top,
+        "singular_value_decay": float(sigma[10]) / top if top and len(sigma) > 10 else None,
+        "subspace_alignment": float(left.cos().mean()) if k else None,
+        "grassmann_distance": float(left.norm()) if k else None,
+        "singular_value_ratio": last / first if first else None,
+        "alignment_right": float(right.cos().mean()) if k else None,
+        "grassmann_right": float(right.norm()) if k else None,
+        "random_alignment": random_alignment(matrix.shape[0], k, seed) if k else None,
+        "random_alignment_right": random_alignment(matrix.shape[1], k, seed) if k else None,
+        "k": k,
+        "shape0": matrix.shape[0],
+        "shape1": matrix.shape[1],
+    }
