@@ -4,6 +4,7 @@
 - `options`: dataclasses that are configuration and command line at once
 - `script`: start and end of a script
 - `results`: result folders: complete or stale, written whole, what they record
+- `measure`: the numbers of the signature that a step declares
 - `tables`: tables under an outroot, checked as they are read
 - `naming`: folder names of models and comparisons
 - `folders`, `provenance`: hidden siblings that are renamed into place; versions, memory, commit

@@ -15,19 +15,18 @@ Standard library only: all scripts are read in one process before anything runs.
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from model_diffs.core import naming, options
 from model_diffs.core.errors import BadInput
+from model_diffs.core.measure import Claims as Claims
+from model_diffs.core.measure import Layers as Layers
+from model_diffs.core.measure import Measure as Measure
 from model_diffs.core.results import PlannedRun
-
-if TYPE_CHECKING:
-    from model_diffs.core.tables import Place
-    from model_diffs.stats.estimates import Estimate
 
 Scope = Literal["comparison", "model", "study", "other"]
 
@@ -51,107 +50,6 @@ class Figure:
     caption: str
     axis: str = ""
     """Section of the report; empty: not shown there."""
-
-
-@dataclass(frozen=True)
-class Claims:
-    """What the report says after a model's name, by where its number lies beside a reference."""
-
-    above: str
-    """The interval of the difference lies above zero (that of a quotient above one)."""
-    below: str
-    same: str
-    """The interval does not exclude zero (one)."""
-    reference: float | None = None
-    """The number of an unchanged model; None where the base has a number of its own."""
-    shown: str = "{}"
-    """How the number is written."""
-
-
-Layers = Literal["", "states", "inside", "last", "early", "middle", "late", "blocks"]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number of the signature: where the step left it and how the report words it."""
-
-    key: str
-    """Column of signature.csv; the interval's ends are `<key>_low` and `<key>_high`."""
-    axis: str
-    """Section of the report that it belongs to (`report/axes.py`)."""
-    table: str
-    """Table of the step that holds it."""
-    column: str
-    where: Mapping[str, str] = field(default_factory=dict)
-    """Rows of the table: column → cell; `{base}` and `{changed}` stand for the models' labels."""
-    unit: str = "ratio"
-    """How it is written: `ratio`, `share`, `accuracy`, `change`, `rank`, `steps` or `nats`."""
-    label: str = ""
-    """Heading in table and figure, whole words; the key where empty."""
-    meaning: str = ""
-    """One sentence: what the number is."""
-
-    # ── how rows become one number: their mean, unless something here says otherwise ──
-    layers: Layers = ""
-    """`states`: hidden states 1 to N, the outputs of all blocks; `inside`: all of these but the
-    last; `last`: state N; `early`, `middle`, `late`: a third of them; `blocks`: rows with a layer
-    of at least 0, matrices of blocks."""
-    weights: tuple[str, ...] | None = None
-    """Columns whose product weights a row; rows of weight 0 are left out. None: `tokens` where
-    the rows are texts and have that column, else all rows alike."""
-    weights_from: str = ""
-    """Table of the comparison, `folder/table`, that has the weights by `name`."""
-    relative_to: str = ""
-    """Column to divide by, reduced over the same rows with the same weights."""
-    norm: bool = False
-    """Root of the sum of squares, √Σc², in place of the mean."""
-    over: Mapping[str, str] = field(default_factory=dict)
-    """The number of the rows of `where` divided by that of the rows with these cells instead."""
-    less_base: bool = False
-    """Minus the base's number (steps that measure models one by one)."""
-    undefined: str = ""
-    """Why there may be no number: no such row, nothing to divide by, an empty cell. Without it
-    a table without such a row is damaged."""
-    may_be_empty: bool = False
-    """Cells may be empty: of rows of weight 0, or where the number is undefined."""
-    compute: "Callable[[Place, Measure], Estimate] | None" = None
-    """A computation of its own in place of all this. Raises Absent."""
-    computed: str = ""
-    """How it is computed, for the table in docs/signature.md where the fields do not say it."""
-
-    # ── intervals ──
-    paired_by: Literal["", "text", "question", "resample"] = ""
-    """What is resampled: rows of a text or question (`text`, `id`), or, for `resample`, texts that
-    the step has resampled itself."""
-    kept: str = ""
-    """Table with the values per text, question or resample; empty: `table` itself."""
-    kept_column: str = ""
-    """Its column of values; empty: `column`."""
-    options: tuple[str, ...] = ()
-    """Options of the step that must be equal for two numbers to be compared."""
-
-    # ── words ──
-    unchanged: float | None = None
-    """The number of a model identical to the base; None where it is undefined or the base has a
-    number of its own."""
-    of_base: bool = False
-    """The base has a number of its own."""
-    logarithmic: bool = False
-    """Distances between numbers are ratios."""
-    above: str = ""
-    """Said of a model whose number is above the filtered model's; empty: nothing is concluded."""
-    below: str = ""
-    same: str = ""
-    against_base: Claims | None = None
-    """What is said against the base; None where the number cannot lie on both sides of it."""
-
-    @property
-    def heading(self) -> str:
-        return self.label or self.key.replace("_", " ")
-
-    @property
-    def against_filtered(self) -> Claims | None:
-        return Claims(self.above, self.below, self.same) if self.above else None
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,8 @@ def read(measure: Measure, place: Place) -> Estimate:
     """The number of a measure with its interval and resamples. Raises Absent."""
     place.tables.record(place.folder)
     if measure.compute:
-        return measure.compute(place, measure)
+        found: Estimate = measure.compute(place, measure)
+        return found
     asked = place.tables.arguments(place.folder).get("questions", True)
     if measure.paired_by == "question" and not asked:
         raise Absent("its step was run without --questions")
