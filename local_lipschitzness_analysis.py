@@ -241,9 +241,8 @@ def write(
     """Tables, figure and summary of one comparison; `rows` of base and changed model."""
     import pandas as pd
 
+    from model_diffs.activations import passes
     from model_diffs.diagnostics import sensitivity
-    from model_diffs.models import devices
-    from model_diffs.models.checkpoints import Checkpoint
 
     seed, epsilon = (run.planned.arguments[name] for name in ("seed", "epsilon"))
     base, changed = map(pd.DataFrame, rows)
@@ -252,19 +251,10 @@ def write(
     change = sensitivity.changes(base, changed, seed)
     draw(run, run.table("lipschitzness_summary", summary, sensitivity.COLUMNS), change)
     run.document("summary", {"changes": change, "epsilon": epsilon})
-    checkpoints = [Checkpoint.open(m) for m in (run.planned.model_a, run.planned.model_b)]
-    for checkpoint in checkpoints:
-        run.reads(*checkpoint.files)
-    run.reads(*(one.split.path for one in sample))
+    passes.describe(run, [run.planned.model_a, run.planned.model_b], sample, dtype)
     run.record(
-        models={one.model: one.identity() for one in checkpoints},
-        texts={one.split.name: one.split.identity() for one in sample},
         texts_measured={one.split.name: len(one.tokens.ids) for one in sample},
-        tokens={one.split.name: int(one.tokens.counts.sum()) for one in sample},
-        left_out={one.split.name: one.tokens.left_out for one in sample},
         jacobian_not_converged=int((~texts["jacobian_converged"]).sum()),
-        device=str(sample[0].device),
-        dtype=devices.dtype_name(dtype),
     )
 
 

@@ -27,6 +27,7 @@ from model_diffs.diagnostics.selectivity import forget_over_retain
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
     from model_diffs.activations.passes import SplitPass
     from model_diffs.diagnostics.row_space import Changes, Totals
@@ -99,7 +100,7 @@ class Measured(NamedTuple):
     passes: "list[SplitPass]"
     totals: "Mapping[str, Totals]"
     """By split."""
-    dtype: str
+    dtype: "torch.dtype"
 
 
 def measure(options: Options, base: "Checkpoint", changed: "list[Checkpoint]") -> Measured:
@@ -124,7 +125,7 @@ def measure(options: Options, base: "Checkpoint", changed: "list[Checkpoint]") -
         )
         for one in passes
     }
-    return Measured(changes, passes, totals, devices.dtype_name(dtype))
+    return Measured(changes, passes, totals, dtype)
 
 
 def draw(run: Run, table: "pd.DataFrame") -> None:
@@ -160,11 +161,12 @@ def draw(run: Run, table: "pd.DataFrame") -> None:
     run.figure("row_space_projection", figure)
 
 
-def write(run: Run, base: "Checkpoint", changed: "Checkpoint", found: Measured, seed: int) -> None:
+def write(run: Run, found: Measured, seed: int) -> None:
     """Tables, figure and summary of one comparison."""
+    from model_diffs.activations import passes
     from model_diffs.diagnostics import projections
 
-    model_b, targets = changed.model, found.changes.targets
+    model_b, targets = run.planned.model_b, found.changes.targets
     rows = projections.metric_rows(targets, model_b, found.totals, seed)
     table = run.table("projection_metrics", rows, projections.COLUMNS)
     documents = {one.split.name: one.tokens.documents for one in found.passes}
@@ -175,15 +177,7 @@ def write(run: Run, base: "Checkpoint", changed: "Checkpoint", found: Measured, 
     else:
         print(f"{run.planned.label}: no MLP matrix differs; there is nothing to draw")
     run.document("summary", projections.summary(table, found.changes, model_b))
-    run.reads(*base.files, *changed.files, *(one.split.path for one in found.passes))
-    run.record(
-        models={"a": base.identity(), "b": changed.identity()},
-        texts={one.split.name: one.split.identity() for one in found.passes},
-        tokens={one.split.name: int(one.tokens.counts.sum()) for one in found.passes},
-        left_out={one.split.name: one.tokens.left_out for one in found.passes},
-        device=str(found.passes[0].device),
-        dtype=found.dtype,
-    )
+    passes.describe(run, [run.planned.model_a, model_b], found.passes, found.dtype)
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
@@ -196,8 +190,8 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
         # Opened before the work: an unwritable folder is reported before an hour of computation.
         open_runs = [stack.enter_context(open_run(planned)) for planned in todo]
         found = measure(options, base, changed)
-        for run, other in zip(open_runs, changed, strict=True):
-            write(run, base, other, found, options.seed)
+        for run in open_runs:
+            write(run, found, options.seed)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from model_diffs.activations import passes
 from model_diffs.activations.passes import Reader, SplitPass
-from model_diffs.activations.store import ModelStatistics
+from model_diffs.activations.saved import ModelStatistics
 from model_diffs.activations.sums import DifferenceSums, ModelSums
 from model_diffs.activations.tokens import Tokens
 from model_diffs.data.texts import Split

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_diffs.activations import store
+from model_diffs.activations.saved import entry
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Pass
 from model_diffs.core.results import PlannedRun
@@ -206,7 +207,7 @@ def test_options_that_change_numbers_give_another_entry(
     a, _ = folders["gpt_neox"]
     plain, other = options(tmp_path), options(tmp_path, **changed)
     split = read_split(plain.forget_text, "forget")
-    assert store.entry(plain, split, a).path != store.entry(other, split, a).path
+    assert entry(plain, split, a).path != entry(other, split, a).path
 
 
 def test_a_damaged_entry_is_made_again(

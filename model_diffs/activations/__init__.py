@@ -3,6 +3,7 @@
 tokens      texts as token ids, which positions count, padded batches
 sums        streaming sums over hidden states
 passes      models over the batches: side by side, or one by one against a disk cache
+saved       statistics on disk, found by the content they were computed from
 collecting  makes missing statistics in one pass
-store       statistics on disk, found by the content they were computed from
+store       what steps ask for: saved statistics, made where missing
 """

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from model_diffs.activations import passes
 from model_diffs.activations.passes import Reader, SplitPass
-from model_diffs.activations.store import FOLDER, TENSORS, ModelStatistics, Saved
+from model_diffs.activations.saved import FOLDER, TENSORS, ModelStatistics, Saved
 from model_diffs.activations.sums import DifferenceSums, ModelSums
 from model_diffs.core import results
 from model_diffs.core.options import Pass

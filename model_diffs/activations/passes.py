@@ -28,9 +28,11 @@ from model_diffs.core import folders, naming
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Texts
 from model_diffs.core.progress import progress
+from model_diffs.core.results import Run
 from model_diffs.data.texts import Split, length_batches
-from model_diffs.models import loading
+from model_diffs.models import devices, loading
 from model_diffs.models.anatomy import Anatomy, locate
+from model_diffs.models.checkpoints import Checkpoint
 
 
 @dataclass
@@ -149,6 +151,23 @@ class SplitPass:
             sums.check()
         if is_base:
             store.write(key(name), kept)
+
+
+def describe(
+    run: Run, models: Sequence[str], sample: Sequence[SplitPass], dtype: torch.dtype
+) -> None:
+    """Record in a step's run.json which models and texts it read; it depends on their files."""
+    checkpoints = [Checkpoint.open(model) for model in models]
+    run.reads(*(file for one in checkpoints for file in one.files))
+    run.reads(*(one.split.path for one in sample))
+    run.record(
+        models={one.model: one.identity() for one in checkpoints},
+        texts={one.split.name: one.split.identity() for one in sample},
+        tokens={one.split.name: int(one.tokens.counts.sum()) for one in sample},
+        left_out={one.split.name: one.tokens.left_out for one in sample},
+        device=str(sample[0].device),
+        dtype=devices.dtype_name(dtype),
+    )
 
 
 Finished = Callable[[SplitPass, Sequence[str]], None]

@@ -1,125 +1,15 @@
-"""Saved activation statistics: where they are, and what they hold.
+"""What a step asks for: statistics of models and of changes, made in one pass where missing."""
 
-An entry is found by the content it was computed from: `<outroot>/activation_cache/<key>/`, where
-the key is a hash of the models' fingerprints, the texts and the options that change the numbers. So
-a model folder that was moved or renamed finds its statistics again, and two models of the same name
-have two entries. NumPy only: a step that finds everything saved loads neither torch nor
-transformers. Missing entries are made by `activations.collecting`, in one pass.
-"""
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
-
-from model_diffs.core import naming, results
+from model_diffs.activations.saved import Saved, entry
+from model_diffs.core import results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Pass
 from model_diffs.core.results import PlannedRun
 from model_diffs.data.texts import Split, read_splits
 from model_diffs.models import files
-
-FOLDER = "activation_cache"
-TENSORS = "statistics.safetensors"
-OPTIONS = ("max_length", "batch_size", "keep_bos", "skip_first", "device", "dtype")
-"""Options that change the numbers and are therefore part of the key."""
-
-Array = NDArray[Any]
-
-
-@dataclass
-class ModelStatistics:
-    """One model on one split. States: 0 the embedding output, then one per block; S = N + 1.
-
-    Tokens are those that count: no padding, no BOS (unless kept), not the first N skipped.
-    """
-
-    documents: Array
-    """`[documents]` position of each document in the split; those without a token are left out."""
-    tokens: Array
-    """`[documents]` tokens that count."""
-    norm_l1: Array
-    """`[documents, S]` Σ over tokens of ‖h‖₁."""
-    norm_l2: Array
-    """`[documents, S]` Σ over tokens of ‖h‖₂."""
-    pooled: Array
-    """`[documents, S, hidden]` fp32, mean over the document's tokens."""
-    last: Array
-    """`[documents, S, hidden]` fp32, state of the last token that is not padding."""
-    mean: Array
-    """`[S, hidden]` fp64, mean over all tokens."""
-    scatter: Array
-    """`[S, hidden, hidden]` fp64, Σ over tokens of (h − mean)(h − mean)ᵀ."""
-    first_position_ratio: Array
-    """`[S]` mean ‖h‖₂ at the first counted position over that at the others."""
-
-
-@dataclass
-class DifferenceStatistics:
-    """Model B against model A on the same tokens of a split: per-document sums `[documents, S]`."""
-
-    documents: Array
-    tokens: Array
-    dh_l1: Array
-    """Σ over tokens of ‖Δh‖₁."""
-    dh_l2: Array
-    """Σ over tokens of ‖Δh‖₂."""
-    dh_rel: Array
-    """Σ over tokens of ‖Δh‖₂ / ‖h_A‖₂."""
-    cosine: Array
-    """Σ over tokens of the cosine of h_A and h_B."""
-
-
-class Saved(NamedTuple):
-    """Statistics of a model on a split (model_b empty), or of the change from A to B.
-
-    Tensors are read from disk when asked for.
-    """
-
-    planned: PlannedRun
-    split: Split
-    model_a: str
-    model_b: str
-
-    @property
-    def path(self) -> Path:
-        """File of the tensors."""
-        return self.planned.folder / TENSORS
-
-    def complete(self) -> bool:
-        """Whether the entry is there and can be read."""
-        return self.path.is_file() and results.read_record(self.planned.folder) is not None
-
-    def read(self, *names: str) -> Any:
-        """The statistics, or only the named fields of them (the others are empty arrays)."""
-        from safetensors import safe_open
-
-        kind = DifferenceStatistics if self.model_b else ModelStatistics
-        every = [f.name for f in fields(kind)]
-        with safe_open(self.path, framework="numpy") as handle:
-            loaded = {name: handle.get_tensor(name) for name in names or every}
-        return kind(**{**dict.fromkeys(every, np.empty(0)), **loaded})
-
-    def states(self, name: str) -> Iterator[Array]:
-        """One state of a `[S, …]` tensor after another: all at once can be gigabytes."""
-        from safetensors import safe_open
-
-        with safe_open(self.path, framework="numpy") as handle:
-            tensor = handle.get_slice(name)
-            for state in range(tensor.get_shape()[0]):
-                yield tensor[state]
-
-    def record(self) -> dict[str, Any]:
-        """The run.json beside them."""
-        found = results.read_record(self.planned.folder)
-        if found is None:
-            raise FileNotFoundError(self.planned.folder / results.RECORD)
-        return found
 
 
 class Statistics(NamedTuple):
@@ -128,20 +18,6 @@ class Statistics(NamedTuple):
     splits: Sequence[Split]
     models: Mapping[tuple[str, str], Saved]
     differences: Mapping[tuple[str, str], Saved]
-
-
-def entry(options: Pass, split: Split, model_a: str, model_b: str = "") -> Saved:
-    """The entry of a model, or of the change from A to B, whether it is there or not."""
-    models = [model for model in (model_a, model_b) if model]
-    decisive = {name: getattr(options, name) for name in OPTIONS}
-    decisive |= {"texts": split.sha256, "models": [files.fingerprint(one) for one in models]}
-    if model_b:
-        decisive["cache_fp16"] = options.cache_fp16
-    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
-    label = "__to__".join(naming.model_label(one) for one in models)
-    folder = Path(options.outroot) / FOLDER / key
-    planned = PlannedRun(folder, f"{label} {split.name}", decisive, model_a, model_b)
-    return Saved(planned, split, model_a, model_b)
 
 
 def statistics(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_diffs.activations.store import DifferenceStatistics, ModelStatistics
+from model_diffs.activations.saved import DifferenceStatistics, ModelStatistics
 from model_diffs.activations.tokens import TokenBatch
 from model_diffs.core.errors import BadInput
 from model_diffs.models.devices import sum_over_processes

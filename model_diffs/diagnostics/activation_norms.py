@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from model_diffs.activations.store import DifferenceStatistics, ModelStatistics
+from model_diffs.activations.saved import DifferenceStatistics, ModelStatistics
 from model_diffs.stats.intervals import Interval, ratio_interval
 
 

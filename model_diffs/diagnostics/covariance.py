@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_diffs.activations.store import Saved
+from model_diffs.activations.saved import Saved
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 

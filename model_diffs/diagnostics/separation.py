@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from model_diffs.activations.store import Array
+from model_diffs.activations.saved import Array
 from model_diffs.core.progress import progress
 from model_diffs.stats.cross_validation import Design, Estimate, auc, quadratic
 from model_diffs.stats.discriminant import out_of_fold
