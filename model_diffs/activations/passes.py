@@ -26,10 +26,10 @@ from model_diffs.activations.tokens import (
 )
 from model_diffs.core import folders, naming
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import Texts
+from model_diffs.core.options import Compute, Texts
 from model_diffs.core.progress import progress
 from model_diffs.core.results import Run
-from model_diffs.data.texts import Split, length_batches
+from model_diffs.data.texts import Split, length_batches, read_splits
 from model_diffs.models import devices, loading
 from model_diffs.models.anatomy import Anatomy, locate
 from model_diffs.models.checkpoints import Checkpoint
@@ -151,6 +151,16 @@ class SplitPass:
             sums.check()
         if is_base:
             store.write(key(name), kept)
+
+
+def of_splits(
+    options: Texts, compute: Compute, models: Sequence[str]
+) -> tuple[list[SplitPass], Any]:
+    """Both splits, tokenised for `models`, and their tokenizer. BadInput where theirs differ."""
+    splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
+    tokenizer = loading.common_tokenizer(models, compute.trust_remote_code)
+    device = devices.pick_device(compute.device)
+    return [SplitPass.of(split, tokenizer, options, device) for split in splits], tokenizer
 
 
 def describe(

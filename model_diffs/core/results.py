@@ -295,6 +295,12 @@ class Run:
         figure.savefig(self.path / f"{name}.{extension}", metadata=undated)
         plt.close(figure)
 
+    def page(self, name: str, table: "pd.DataFrame") -> None:
+        """Write a table as `name`.html, its cells escaped."""
+        html = table.to_html(index=False, border=0, escape=True)
+        head = f'<!doctype html><meta charset="utf-8"><title>{name}</title>'
+        (self.path / f"{name}.html").write_text(f"{head}\n{html}\n", encoding="utf-8")
+
     def document(self, name: str, content: Any) -> None:
         """Write `content` as `name`.json. NaN and Inf are errors."""
         text = json.dumps(content, indent=2, allow_nan=False, default=str)
