@@ -42,7 +42,7 @@ class Options(Compute):
 
 def findings(options: Options) -> "Iterator[Finding]":
     """Every check, cheap ones first."""
-    from model_diffs.pipeline import preflight, preflight_machine, studies
+    from model_diffs.pipeline import preflight, studies
 
     if options.model:
         models, texts, unlearned = options.model, studies.Texts(), len(METHODS)
@@ -56,25 +56,28 @@ def findings(options: Options) -> "Iterator[Finding]":
         retain=options.retain_text or texts.retain,
         questions=options.questions or texts.questions,
     )
-    yield from preflight_machine.check_packages()
-    yield from preflight_machine.check_device(options)
-    found = preflight_machine.Models()
+    yield from preflight.check_packages()
+    device = list(preflight.guarded("device", preflight.check_device(options)))
+    yield from device
+    found = preflight.Models()
     yield from found.check(models)
-    count = found.token_counter(models[0])
-    yield from preflight.check_texts(texts.forget, texts.retain, count, options.max_length)
+    tokenizer = found.tokenizers.get(models[0])
+    yield from preflight.check_texts(texts.forget, texts.retain, tokenizer, options.max_length)
     if texts.questions:
-        yield preflight.check_questions(texts.questions, texts.forget, texts.retain)
+        asked = preflight.check_questions(texts.questions, texts.forget, texts.retain)
+        yield from preflight.guarded("questions", asked)
     if found.sizes:
-        yield from preflight_machine.check_memory(found.sizes[0], options, options.lora)
-        yield preflight_machine.check_disk(Path(options.outdir), found.sizes, unlearned)
+        if len(device) > 1:  # else it is no device
+            yield from preflight.check_memory(found.sizes[0], options, options.lora)
+        yield preflight.check_disk(Path(options.outdir), found.sizes, unlearned)
 
 
 def main() -> None:
     """Print the report; exit status 1 where something is an error."""
     counts = Counter({"ok": 0, "warning": 0, "error": 0})
-    for finding in findings(options.parse(Options, None, __doc__)):
-        counts[finding.level] += 1
-        print(f"{finding.level:<8} {finding.subject:<13} {finding.says}", flush=True)
+    for level, subject, says in findings(options.parse(Options, None, __doc__)):
+        counts[level] += 1
+        print(f"{level:<8} {subject:<13} {says}", flush=True)
     print(f"\n{counts['ok']} ok, {counts['warning']} warnings, {counts['error']} errors")
     sys.exit(1 if counts["error"] else 0)
 

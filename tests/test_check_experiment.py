@@ -14,9 +14,8 @@ from model_diffs.core.options import Compute
 from model_diffs.core.script import run_script
 from model_diffs.core.step import load_script
 from model_diffs.models import devices
-from model_diffs.pipeline import preflight_machine
-from model_diffs.pipeline.preflight import Finding
-from model_diffs.pipeline.preflight_machine import Sizes
+from model_diffs.pipeline import preflight
+from model_diffs.pipeline.preflight import Finding, Sizes
 
 ROOT = Path(__file__).parent.parent
 
@@ -127,7 +126,7 @@ def test_reports_planted_faults(
 
 
 def levels(found: Iterable[Finding]) -> list[str]:
-    return [one.level for one in found]
+    return [level for level, _, _ in found]
 
 
 def test_compares_memory_and_disk_with_what_is_free(
@@ -141,12 +140,12 @@ def test_compares_memory_and_disk_with_what_is_free(
         (10, ["error", "warning"]),
     ):
         monkeypatch.setattr(devices, "free_memory", lambda _, free=free: free)
-        assert levels(preflight_machine.check_memory(sizes, options, lora=False)) == expected
+        assert levels(preflight.check_memory(sizes, options, lora=False)) == expected
     monkeypatch.setattr(devices, "free_memory", lambda _: 100)
-    assert levels(preflight_machine.check_memory(sizes, options, lora=True)) == ["ok", "ok"]
-    assert preflight_machine.check_disk(place / "not" / "yet", [sizes], 4).level == "ok"
+    assert levels(preflight.check_memory(sizes, options, lora=True)) == ["ok", "ok"]
+    assert preflight.check_disk(place / "not" / "yet", [sizes], 4)[0] == "ok"
     huge = Sizes(10, 2**62, 0)
-    assert preflight_machine.check_disk(place, [huge], 1).level == "error"
+    assert preflight.check_disk(place, [huge], 1)[0] == "error"
 
 
 def test_reports_long_samples_and_missing_packages(
@@ -157,22 +156,23 @@ def test_reports_long_samples_and_missing_packages(
     monkeypatch.setattr(
         "importlib.metadata.requires", lambda _: ["torch>=1", "no-such-package", "numpy<1"]
     )
-    assert sorted(levels(preflight_machine.check_packages())) == ["error", "ok", "warning"]
+    assert sorted(levels(preflight.check_packages())) == ["error", "ok", "warning"]
 
 
 def test_asks_the_hub_for_sizes_and_downloads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight_machine, "cached_snapshot", lambda _: None)
-    monkeypatch.setattr(preflight_machine, "hub_sizes", lambda _: Sizes(7, 14, 14))
-    found = preflight_machine.Models()
+    monkeypatch.setattr(preflight, "cached_snapshot", lambda _: None)
+    monkeypatch.setattr(preflight, "hub_sizes", lambda _: Sizes(7, 14, 14))
+    found = preflight.Models()
     assert levels(found.check(["org/name"])) == ["ok"]
     assert found.sizes == [Sizes(7, 14, 14)] and not found.checkpoints
 
 
 def test_warns_of_a_device_that_is_not_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert preflight_machine.is_deterministic(torch.device("cpu"))
-    monkeypatch.setattr(preflight_machine, "is_deterministic", lambda _: False)
-    assert levels(preflight_machine.check_device(Compute(device="cpu"))) == ["ok", "warning"]
-    assert levels(preflight_machine.check_device(Compute(device="nonsense"))) == ["error"]
+    assert preflight.is_deterministic(torch.device("cpu"))
+    monkeypatch.setattr(preflight, "is_deterministic", lambda _: False)
+    assert levels(preflight.check_device(Compute(device="cpu"))) == ["ok", "warning"]
+    nonsense = preflight.check_device(Compute(device="nonsense"))
+    assert levels(preflight.guarded("device", nonsense)) == ["error"]
 
 
 def test_takes_models_and_texts_from_the_study(

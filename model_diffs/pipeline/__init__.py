@@ -5,6 +5,5 @@
 - `plan`: which scripts run, on which models, with which options
 - `units`: one process each: what it would fill, what of that is complete, its command
 - `__main__`: what `pipeline.sh` asks: the plan, a failure, the closing table
-- `preflight`, `preflight_machine`: the checks of `check_experiment.py`: texts and questions;
-  packages, device, models, memory and disk
+- `preflight`: the checks of `check_experiment.py`
 """
