@@ -17,29 +17,21 @@ from model_diffs.data.questions import Question
 from model_diffs.evaluation import scoring
 from model_diffs.evaluation.scoring import Answer
 from model_diffs.models import loading
-from model_diffs.models.anatomy import locate
+from model_diffs.models.anatomy import Anatomy, locate
 
 
-class Lens:
-    """Reads hidden states of a model as logits."""
-
-    def __init__(self, model: Any) -> None:
-        self.anatomy = locate(model)
-        self.last = len(self.anatomy.blocks)
-        # OPT may project to a smaller width after its blocks, Gemma 2 caps its logits.
-        self.project = getattr(self.anatomy.trunk, "project_out", None)
-        config = model.config.get_text_config()
-        self.cap: float | None = getattr(config, "final_logit_softcapping", None)
-
-    def logits(self, state: int, hidden: Tensor) -> Tensor:
-        """`hidden` `[…, d]` through final norm and head; the last state is normed already."""
-        if state < self.last:
-            if self.anatomy.final_norm is not None:
-                hidden = self.anatomy.final_norm(hidden)
-            if self.project is not None:
-                hidden = self.project(hidden)
-        logits = self.anatomy.head(hidden)
-        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
+def _logits(model: Any, anatomy: Anatomy, state: int, hidden: Tensor) -> Tensor:
+    """`hidden` `[…, d]` through final norm and head; the last state is normed already."""
+    if state < len(anatomy.blocks):
+        if anatomy.final_norm is not None:
+            hidden = anatomy.final_norm(hidden)
+        # OPT may project to a smaller width after its blocks.
+        project = getattr(anatomy.trunk, "project_out", None)
+        hidden = hidden if project is None else project(hidden)
+    logits = anatomy.head(hidden)
+    # Gemma 2 caps its logits.
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
 
 
 def scores_by_layer(
@@ -49,16 +41,19 @@ def scores_by_layer(
 
     `batch_size` counts sentences. The model is in evaluation mode.
     """
-    lens = Lens(model)
+    anatomy = locate(model)
 
-    def read(batch: loading.Batch, receive: scoring.Receive) -> None:
-        loading.stream_states(
-            lens.anatomy, batch, lambda state, hidden: receive(state, lens.logits(state, hidden))
-        )
+    def score_batch(batch: loading.Batch) -> list[Tensor]:
+        scores: list[Tensor] = []
 
-    return scoring.sentence_scores(
-        model, tokenizer, questions, read, readings=lens.last + 1, batch_size=batch_size
-    )
+        def receive(state: int, hidden: Tensor) -> None:
+            logits = _logits(model, anatomy, state, hidden)
+            scores.append(scoring.sentence_log_probabilities(logits, batch))
+
+        loading.stream_states(anatomy, batch, receive)
+        return scores
+
+    return scoring.sentence_scores(model, tokenizer, questions, batch_size, score_batch)
 
 
 def answers_by_layer(

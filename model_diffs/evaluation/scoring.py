@@ -19,9 +19,6 @@ from model_diffs.data.questions import Question
 from model_diffs.models import loading
 from model_diffs.stats import intervals
 
-Receive = Callable[[int, Tensor], None]
-"""Takes the number of a reading and its logits `[sentences, positions, vocabulary]`."""
-
 
 class Answer(NamedTuple):
     """A model's answer to one question."""
@@ -93,32 +90,26 @@ def sentence_scores(
     model: nn.Module,
     tokenizer: Any,
     questions: Sequence[Question],
-    read: Callable[[loading.Batch, Receive], None],
-    readings: int,
     batch_size: int,
+    score_batch: Callable[[loading.Batch], Sequence[Tensor]],
 ) -> NDArray[np.float64]:
     """Log-probabilities of all completed sentences: `[readings, questions, choices]`.
 
-    `read` takes a batch padded on the right and passes on the logits of each reading of it: one
-    for a model's own output, one per hidden state for a logit lens. `batch_size` counts sentences
-    and affects speed and memory only.
+    `score_batch` gives `sentence_log_probabilities` of a batch for each reading of it: one for a
+    model's own output, one per hidden state for a logit lens. `batch_size` counts sentences and
+    affects speed and memory only.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     sequences, index = encode_sentences(tokenizer, questions, positions)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     device = next(model.parameters()).device
-    scores = np.empty((readings, len(sequences)))
     batches = texts.length_batches([len(ids) for ids in sequences], batch_size)
-    for rows in progress(batches, "questions", unit="batch"):
-        batch = loading.pad_batch([sequences[i] for i in rows], pad_id, device)
-
-        def receive(
-            reading: int, logits: Tensor, rows: list[int] = rows, batch: loading.Batch = batch
-        ) -> None:
-            scores[reading, rows] = sentence_log_probabilities(logits, batch).numpy()
-
-        read(batch, receive)
-    return scores[:, index]
+    scores = [
+        torch.stack([*score_batch(loading.pad_batch([sequences[i] for i in rows], pad_id, device))])
+        for rows in progress(batches, "questions", unit="batch")
+    ]
+    place = np.concatenate(batches).argsort()
+    return torch.cat(scores, 1).numpy()[:, place[index]]
 
 
 def answers(questions: Sequence[Question], scores: NDArray[np.float64]) -> list[Answer]:
@@ -148,39 +139,26 @@ def score(
     meanwhile.
     """
 
-    def read(batch: loading.Batch, receive: Receive) -> None:
-        receive(0, model(**batch._asdict(), use_cache=False).logits)
+    def score_batch(batch: loading.Batch) -> list[Tensor]:
+        logits = model(**batch._asdict(), use_cache=False).logits
+        return [sentence_log_probabilities(logits, batch)]
 
     training = model.training
     model.eval()
     try:
-        (scores,) = sentence_scores(model, tokenizer, questions, read, 1, batch_size)
+        (scores,) = sentence_scores(model, tokenizer, questions, batch_size, score_batch)
     finally:
         model.train(training)
     return answers(questions, scores)
 
 
-# ── accuracy ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def accuracy(
-    given: Sequence[Answer], domain: str, fold: str | None = None, seed: int = 42
-) -> Accuracy:
-    """Share of correct answers of a domain, all folds unless one is named.
-
-    Raises ValueError where there is no such question.
-    """
-    chosen = [a.correct for a in given if a.domain == domain and fold in (None, a.fold)]
-    if not chosen:
-        raise ValueError(f"no question of domain {domain!r} and fold {fold!r}")
-    interval = intervals.mean_interval(np.array(chosen, dtype=np.float64), seed)
-    return Accuracy(domain, fold, len(chosen), *(float(value) for value in interval))
-
-
 def accuracies(given: Sequence[Answer], seed: int = 42) -> list[Accuracy]:
     """Accuracy of each domain, and of each fold of domains that have folds."""
     result = []
-    for domain in dict.fromkeys(a.domain for a in given):
-        folds = dict.fromkeys(a.fold for a in given if a.domain == domain and a.fold is not None)
-        result += [accuracy(given, domain, fold, seed) for fold in (None, *folds)]
+    for domain in dict.fromkeys(answer.domain for answer in given):
+        own = [answer for answer in given if answer.domain == domain]
+        for fold in dict.fromkeys([None, *(answer.fold for answer in own)]):
+            correct = [answer.correct for answer in own if fold in (None, answer.fold)]
+            interval = map(float, intervals.mean_interval(correct, seed))
+            result.append(Accuracy(domain, fold, len(correct), *interval))
     return result
