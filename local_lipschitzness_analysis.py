@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model_diffs.core.options import Comparison, Compute, Figures, Texts, natural, option, positive
+from model_diffs.core.options import Comparison, Figures, Reading, natural, option, positive
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
 from model_diffs.core.step import Claims, Figure, Measure, Step, Table, names_of, title_of
@@ -103,7 +103,7 @@ def at_least_two(value: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Comparison, Texts, Compute, Figures):
+class Options(Comparison, Reading, Figures):
     """Perturbations."""
 
     epsilon: float = option(

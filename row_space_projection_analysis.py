@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_diffs.core.options import Comparison, Compute, Figures, Texts, option, positive
+from model_diffs.core.options import Comparison, Figures, Reading, option, positive
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
 from model_diffs.core.step import Claims, Figure, Measure, Step, Table, title_of
@@ -85,7 +85,7 @@ STEP = Step(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Comparison, Texts, Compute, Figures):
+class Options(Comparison, Reading, Figures):
     """Projection."""
 
     top_k: int = option(

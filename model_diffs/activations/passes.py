@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model_diffs.activations.sums import DifferenceSums, ModelSums
@@ -26,7 +25,7 @@ from model_diffs.activations.tokens import (
 )
 from model_diffs.core import folders, naming
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import Compute, Texts
+from model_diffs.core.options import Reading, Texts
 from model_diffs.core.progress import progress
 from model_diffs.core.results import Run
 from model_diffs.data.texts import Split, length_batches, read_splits
@@ -46,50 +45,18 @@ class Reader:
         self.anatomy: Anatomy = locate(self.model)
 
 
-class MemoryStore:
-    """States of bases, `[n, hidden]` each, by batch."""
+@dataclass
+class DiskStates:
+    """States of bases by key, `[n, hidden]` each, in files of a folder, as fp32 or fp16."""
 
-    def __init__(self) -> None:
-        self.held: dict[str, list[Tensor]] = {}
+    folder: Path
+    dtype: torch.dtype
 
-    def prepare(self, h: Tensor) -> Tensor:
-        """A state as it will be stored."""
-        return h
+    def __setitem__(self, key: str, h: Tensor) -> None:
+        save_file({"h": h.to("cpu", self.dtype).contiguous()}, self.folder / f"{key}.safetensors")
 
-    def write(self, key: str, states: list[Tensor]) -> None:
-        """Keep all states of one batch."""
-        self.held[key] = states
-
-    def read(self, key: str) -> Callable[[int], Tensor]:
-        """A function that gives a state of one batch by its number."""
-        return self.held[key].__getitem__
-
-
-class DiskStore(MemoryStore):
-    """The same in files of a folder, as fp32 or fp16."""
-
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self.folder, self.dtype = folder, dtype
-
-    def check_space(self, values: int) -> None:
-        """Raise BadInput where the disk has no room for so many values."""
-        needed, free = values * self.dtype.itemsize, shutil.disk_usage(self.folder).free
-        if needed > 0.95 * free:
-            raise BadInput(
-                f"the base's states need {needed / 1e9:.1f} GB in {self.folder.parent} and "
-                f"{free / 1e9:.1f} GB are free: lower --max-samples or use --cache-fp16"
-            )
-
-    def prepare(self, h: Tensor) -> Tensor:
-        return h.to("cpu", self.dtype).contiguous()
-
-    def write(self, key: str, states: list[Tensor]) -> None:
-        named = {str(i): h for i, h in enumerate(states)}
-        save_file(named, self.folder / f"{key}.safetensors")
-
-    def read(self, key: str) -> Callable[[int], Tensor]:
-        handle = safe_open(self.folder / f"{key}.safetensors", framework="pt")
-        return lambda state: handle.get_tensor(str(state)).float()
+    def __getitem__(self, key: str) -> Tensor:
+        return load_file(self.folder / f"{key}.safetensors")["h"].float()
 
 
 @dataclass
@@ -126,40 +93,34 @@ class SplitPass:
         bar = progress(own, f"{description} {self.split.name}", unit="batch")
         return padded_batches(self.tokens, bar, self.pad_id, self.device)
 
-    def read(self, reader: Reader, at: TokenBatch, store: MemoryStore) -> None:
-        """Run one model over one batch: its own sums, its changes from its bases, its states."""
-        name, kept = reader.name, list[Tensor]()
-        sums, is_base = self.own.get(name), self.is_base(name)
+    def read(self, reader: Reader, at: TokenBatch, states: dict[str, Tensor] | DiskStates) -> None:
+        """Run one model over one batch: its own sums, its changes from its bases, its `states`
+        where it is a base."""
+        name, sums, is_base = reader.name, self.own.get(reader.name), self.is_base(reader.name)
         changes = {a: self.changes[a, b] for a, b in self.changes if b == name}
 
-        def key(model: str) -> str:
-            return f"{self.split.name}-{at.rows[0]}-{naming.model_label(model)}"
-
-        bases = {base: store.read(key(base)) for base in changes if base != name}
+        def key(model: str, state: int) -> str:
+            return f"{self.split.name}-{at.rows[0]}-{naming.model_label(model)}-{state}"
 
         def receive(state: int, hidden: Tensor) -> None:
             h = hidden[at.counted.to(hidden.device)].float()
             if sums is not None:
                 sums.add(state, hidden, h, at)
             for base, change in changes.items():
-                change.add(state, bases[base](state) if base in bases else h, h, at)
+                change.add(state, h if base == name else states[key(base, state)], h, at)
             if is_base:
-                kept.append(store.prepare(h))
+                states[key(name, state)] = h
 
         loading.stream_states(reader.anatomy, at.batch, receive)
         if sums is not None:
             sums.check()
-        if is_base:
-            store.write(key(name), kept)
 
 
-def of_splits(
-    options: Texts, compute: Compute, models: Sequence[str]
-) -> tuple[list[SplitPass], Any]:
+def of_splits(options: Reading, models: Sequence[str]) -> tuple[list[SplitPass], Any]:
     """Both splits, tokenised for `models`, and their tokenizer. BadInput where theirs differ."""
     splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
-    tokenizer = loading.common_tokenizer(models, compute.trust_remote_code)
-    device = devices.pick_device(compute.device)
+    tokenizer = loading.common_tokenizer(models, options.trust_remote_code)
+    device = devices.pick_device(options.device)
     return [SplitPass.of(split, tokenizer, options, device) for split in splits], tokenizer
 
 
@@ -185,16 +146,22 @@ Finished = Callable[[SplitPass, Sequence[str]], None]
 
 
 def run_side_by_side(
-    readers: Sequence[Reader], passes: Sequence[SplitPass], finished: Finished
+    readers: Sequence[Reader],
+    passes: Sequence[SplitPass],
+    finished: Finished,
+    disk: DiskStates | None = None,
 ) -> None:
-    """All models over each batch, bases first; a base's states live as long as the batch."""
+    """All models over each batch, bases first; a base's states live as long as the batch, unless
+    they go to `disk`."""
+    names = [reader.name for reader in readers]
+    description = "activations" if len(names) > 1 else naming.model_label(names[0])
     for one in passes:
-        for at in one.batches("activations"):
-            store = MemoryStore()
-            for reader in readers:
-                if one.concerns(reader.name):
-                    one.read(reader, at, store)
-        finished(one, [reader.name for reader in readers])
+        concerned = [reader for reader in readers if one.concerns(reader.name)]
+        for at in one.batches(description) if concerned else ():
+            states: dict[str, Tensor] | DiskStates = {} if disk is None else disk
+            for reader in concerned:
+                one.read(reader, at, states)
+        finished(one, names)
 
 
 def run_one_by_one(
@@ -210,16 +177,18 @@ def run_one_by_one(
     Raises BadInput where the disk is too small.
     """
     with folders.scratch_folder(cache / "states") as folder:
-        store = DiskStore(folder, torch.float16 if half else torch.float32)
+        disk = DiskStates(folder, torch.float16 if half else torch.float32)
 
         def read(reader: Reader) -> None:
             tokens = sum(int(p.tokens.counts.sum()) for p in passes if p.is_base(reader.name))
             width = reader.anatomy.embedding.weight.shape[1]
-            store.check_space(tokens * (len(reader.anatomy.blocks) + 1) * width)
-            for one in passes:
-                if one.concerns(reader.name):
-                    for at in one.batches(naming.model_label(reader.name)):
-                        one.read(reader, at, store)
-                    finished(one, [reader.name])
+            needed = tokens * (len(reader.anatomy.blocks) + 1) * width * disk.dtype.itemsize
+            free = shutil.disk_usage(folder).free
+            if needed > 0.95 * free:
+                raise BadInput(
+                    f"the base's states need {needed / 1e9:.1f} GB in {folder.parent} and "
+                    f"{free / 1e9:.1f} GB are free: lower --max-samples or use --cache-fp16"
+                )
+            run_side_by_side([reader], passes, finished, disk)
 
         loading.one_by_one(load, names, read)

@@ -11,6 +11,7 @@ words, `bool` is a switch (`bool | None`: --x, --no-x, or undecided). Standard l
 
 import argparse
 import inspect
+import math
 import sys
 import types
 import typing
@@ -35,29 +36,18 @@ ALIASES = {
 # ── checks: raise ValueError with the reason ──────────────────────────────────────────────────────
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
+def _within(holds: Callable[[float], bool], what: str) -> Callable[[float], None]:
+    def check(value: float) -> None:
+        if not holds(value):
+            raise ValueError(f"{value} is not {what}")
+
+    return check
 
 
-def positive(value: float) -> None:
-    """A finite number above 0."""
-    _require(0 < value < float("inf"), f"{value} is not a number above 0")
-
-
-def natural(value: float) -> None:
-    """A finite number of at least 0."""
-    _require(0 <= value < float("inf"), f"{value} is not a number of at least 0")
-
-
-def fraction(value: float) -> None:
-    """A number above 0 and at most 1."""
-    _require(0 < value <= 1, f"{value} is not above 0 and at most 1")
-
-
-def share(value: float) -> None:
-    """A number of at least 0 and below 1."""
-    _require(0 <= value < 1, f"{value} is not at least 0 and below 1")
+positive = _within(lambda value: 0 < value < math.inf, "a number above 0")
+natural = _within(lambda value: 0 <= value < math.inf, "a number of at least 0")
+fraction = _within(lambda value: 0 < value <= 1, "above 0 and at most 1")
+share = _within(lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 
 def option(
@@ -75,9 +65,8 @@ def option(
     the field's type. `recorded=False`: not part of what decides a result, as where it is written.
     `repeat`: the values of a tuple's flag given several times add up; otherwise the last one holds.
     """
-    about = {"help": help, "check": check, "convert": convert, "recorded": recorded}
-    about["repeat"] = repeat
-    return field(default=default, metadata=about)
+    about = {"help": help, "check": check, "convert": convert}
+    return field(default=default, metadata={**about, "recorded": recorded, "repeat": repeat})
 
 
 def recorded(options: Any) -> dict[str, Any]:
@@ -112,41 +101,30 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _without_none(kind: Any) -> tuple[Any, bool]:
-    parts = typing.get_args(kind)
-    if isinstance(kind, types.UnionType) and type(None) in parts:
-        (kind,) = (part for part in parts if part is not type(None))
-        return kind, True
-    return kind, False
-
-
 def _converter(one: Field[Any], kind: Any) -> Callable[[str], Any]:
-    convert, check = one.metadata.get("convert") or kind, one.metadata.get("check")
+    convert, check = one.metadata["convert"] or kind, one.metadata["check"]
 
     def read(text: str) -> Any:
+        known = {int: "an integer", float: "a number"}.get(convert)
+        reason = known and f"{text!r} is not {known}"
         try:
-            value = convert(text)
-        except ValueError as error:
-            known = {int: "an integer", float: "a number"}.get(convert)
-            reason = f"{text!r} is not {known}" if known else str(error)
-            raise argparse.ArgumentTypeError(reason) from None
-        try:
+            value, reason = convert(text), None
             if check:
                 check(value)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(reason or str(error)) from None
         return value
 
     return read
 
 
 def _add(group: Any, one: Field[Any], kind: Any) -> None:
-    kind, optional = _without_none(kind)
-    given: dict[str, Any] = {"help": one.metadata.get("help", "")}
-    if one.default is MISSING:
-        given["required"] = True
-    else:
-        given["default"] = one.default
+    optional = isinstance(kind, types.UnionType)
+    if optional:
+        (kind,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
+    # argparse formats help texts with %.
+    given: dict[str, Any] = {"help": one.metadata["help"].replace("%", "%%")}
+    given |= {"required": True} if one.default is MISSING else {"default": one.default}
     if kind is bool:
         given["action"] = argparse.BooleanOptionalAction if optional else "store_true"
     elif typing.get_origin(kind) is Literal:
@@ -154,15 +132,10 @@ def _add(group: Any, one: Field[Any], kind: Any) -> None:
     else:
         if typing.get_origin(kind) is tuple:
             given["nargs"] = "+"
-            given["action"] = "extend" if one.metadata.get("repeat") else "store"
+            given["action"] = "extend" if one.metadata["repeat"] else "store"
             kind = typing.get_args(kind)[0]
         given["type"] = _converter(one, kind)
     group.add_argument(flag(one.name), **given)
-
-
-def _owner(kind: type, name: str) -> type:
-    """The class of the hierarchy that declares a field."""
-    return next(base for base in kind.__mro__ if name in inspect.get_annotations(base))
 
 
 def _canonical(word: str, names: set[str]) -> str:
@@ -183,11 +156,11 @@ def parse(kind: type[T], argv: Sequence[str] | None, description: str | None) ->
     parser = _Parser(description=description, formatter_class=_Help, allow_abbrev=False)
     hints, groups = typing.get_type_hints(kind), {}
     for one in fields(kind):  # type: ignore[arg-type]
-        owner = _owner(kind, one.name)
-        if owner not in groups:
-            title = (owner.__doc__ or "Options").strip().partition("\n")[0].rstrip(".")
-            groups[owner] = parser.add_argument_group(title)
-        _add(groups[owner], one, hints[one.name])
+        owner = next(base for base in kind.__mro__ if one.name in inspect.get_annotations(base))
+        title = (owner.__doc__ or "Options").strip().partition("\n")[0].rstrip(".")
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add(groups[title], one, hints[one.name])
     words = sys.argv[1:] if argv is None else argv
     found = vars(parser.parse_args([_canonical(word, set(hints)) for word in words]))
     # argparse collects lists; options are immutable.
@@ -250,10 +223,16 @@ class Texts(Splits):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compute:
+class Device:
     """Compute."""
 
     device: str = option("auto", "auto (cuda, mps, cpu), or a torch device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute(Device):
+    """Compute."""
+
     dtype: DTypeName = option(
         "auto", "of the computation; auto: bf16 on cuda, fp16 on mps, fp32 on cpu"
     )
@@ -261,7 +240,12 @@ class Compute:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pass(Texts, Compute, Run):
+class Reading(Texts, Compute):
+    """What a step is told that runs models over both splits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass(Reading, Run):
     """Activation pass."""
 
     side_by_side: Literal["auto", "yes", "no"] = option(
