@@ -4,7 +4,6 @@ import hashlib
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -32,19 +31,22 @@ def collect(missing: Sequence[Saved], options: Pass) -> None:
     """
     # Bases first: the changed models are read against them.
     names = [one.model_a for one in missing if one.model_b]
-    names += [one.model_b or one.model_a for one in missing]
-    names = list(dict.fromkeys(names))
+    names = list(dict.fromkeys(names + [one.model_b or one.model_a for one in missing]))
     checkpoints = {name: Checkpoint.open(name) for name in names}
-    for one in missing:
-        if one.model_b:
-            check_configs(checkpoints[one.model_a], checkpoints[one.model_b])
     device = devices.pick_device(options.device)
     dtype = devices.pick_dtype(options.dtype, device)
     tokenizer = loading.common_tokenizer(names, options.trust_remote_code)
-    splits = {one.split.name: one.split for one in missing}.values()
-    todo = [SplitPass.of(split, tokenizer, options, device) for split in splits]
-    for split_pass in todo:
-        _add_sums(split_pass, missing)
+    splits = {one.split.name: one.split for one in missing}
+    todo = {name: SplitPass.of(s, tokenizer, options, device) for name, s in splits.items()}
+    for one in missing:
+        split_pass = todo[one.split.name]
+        documents = len(split_pass.tokens.ids)
+        if one.model_b:
+            check_configs(checkpoints[one.model_a], checkpoints[one.model_b])
+            sums = DifferenceSums(one.planned.label, documents)
+            split_pass.changes[one.model_a, one.model_b] = sums
+        else:
+            split_pass.own[one.model_a] = ModelSums(one.model_a, documents)
 
     def load(name: str) -> Reader:
         return Reader(name, loading.load_for(options, name, options.device_map))
@@ -58,22 +60,11 @@ def collect(missing: Sequence[Saved], options: Pass) -> None:
     together = "no" if options.device_map and len(names) > 1 else options.side_by_side
     moments = sum(_moment_bytes(one) for one in checkpoints.values())
     if loading.fit_together([*checkpoints.values()], together, device, dtype, moments):
-        passes.run_side_by_side([load(name) for name in names], todo, finished)
+        passes.run_side_by_side([load(name) for name in names], [*todo.values()], finished)
     else:
         cache = Path(options.outroot) / FOLDER
-        passes.run_one_by_one(load, names, todo, finished, cache, options.cache_fp16)
+        passes.run_one_by_one(load, names, [*todo.values()], finished, cache, options.cache_fp16)
     devices.wait_for_processes()
-
-
-def _add_sums(split_pass: SplitPass, missing: Sequence[Saved]) -> None:
-    documents = len(split_pass.tokens.ids)
-    for one in missing:
-        if one.split.name == split_pass.split.name:
-            if one.model_b:
-                sums = DifferenceSums(one.planned.label, documents)
-                split_pass.changes[one.model_a, one.model_b] = sums
-            else:
-                split_pass.own[one.model_a] = ModelSums(one.model_a, documents)
 
 
 def _moment_bytes(checkpoint: Checkpoint) -> int:
@@ -97,7 +88,7 @@ def _save(
     if results.is_main_process() and not one.complete():
         shutil.rmtree(one.planned.folder, ignore_errors=True)  # damaged, if there
     with results.open_run(one.planned) as run:
-        arrays = {f.name: np.ascontiguousarray(getattr(found, f.name)) for f in fields(found)}
+        arrays = {name: np.ascontiguousarray(value) for name, value in vars(found).items()}
         save_file(arrays, run.path / TENSORS)
         names = [name for name in (one.model_a, one.model_b) if name]
         run.record(

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 from model_diffs.core import naming, results
 from model_diffs.core.options import Pass
@@ -96,8 +97,6 @@ class Saved(NamedTuple):
 
     def read(self, *names: str) -> Any:
         """The statistics, or only the named fields of them (the others are empty arrays)."""
-        from safetensors import safe_open
-
         kind = DifferenceStatistics if self.model_b else ModelStatistics
         every = [f.name for f in fields(kind)]
         with safe_open(self.path, framework="numpy") as handle:
@@ -106,8 +105,6 @@ class Saved(NamedTuple):
 
     def states(self, name: str) -> Iterator[Array]:
         """One state of a `[S, …]` tensor after another: all at once can be gigabytes."""
-        from safetensors import safe_open
-
         with safe_open(self.path, framework="numpy") as handle:
             tensor = handle.get_slice(name)
             for state in range(tensor.get_shape()[0]):
@@ -115,10 +112,7 @@ class Saved(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """The run.json beside them."""
-        found = results.read_record(self.planned.folder)
-        if found is None:
-            raise FileNotFoundError(self.planned.folder / results.RECORD)
-        return found
+        return json.loads((self.planned.folder / results.RECORD).read_text(encoding="utf-8"))
 
 
 def entry(options: Pass, split: Split, model_a: str, model_b: str = "") -> Saved:
@@ -129,7 +123,6 @@ def entry(options: Pass, split: Split, model_a: str, model_b: str = "") -> Saved
     if model_b:
         decisive["cache_fp16"] = options.cache_fp16
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
-    label = "__to__".join(naming.model_label(one) for one in models)
-    folder = Path(options.outroot) / FOLDER / key
-    planned = PlannedRun(folder, f"{label} {split.name}", decisive, model_a, model_b)
-    return Saved(planned, split, model_a, model_b)
+    label = f"{'__to__'.join(map(naming.model_label, models))} {split.name}"
+    folder = Path(options.outroot, FOLDER, key)
+    return Saved(PlannedRun(folder, label, decisive, *models), split, model_a, model_b)

@@ -53,10 +53,10 @@ def of_comparisons(options: Pass, planned_runs: Sequence[PlannedRun]) -> Statist
     Statistics saved by separate runs were not checked against each other when they were made.
     """
     found = statistics(options, [m for p in planned_runs for m in (p.model_a, p.model_b)])
-    tokens = {key: saved.record()["tokens_sha256"] for key, saved in found.models.items()}
     for split in found.splits:
         for p in planned_runs:
-            if tokens[split.name, p.model_a] != tokens[split.name, p.model_b]:
+            records = [found.models[split.name, m].record() for m in (p.model_a, p.model_b)]
+            if records[0]["tokens_sha256"] != records[1]["tokens_sha256"]:
                 raise BadInput(
                     f"{p.model_a} and {p.model_b} split the {split.name} texts into different "
                     "tokens: states of other tokens cannot be compared"
@@ -71,16 +71,19 @@ def describe(run: results.Run, found: Statistics) -> None:
     space makes nothing stale. Models are named as they are given now, not as when they were read.
     """
     models = [model for model in (run.planned.model_a, run.planned.model_b) if model]
-    records = {s.name: [found.models[s.name, m].record() for m in models] for s in found.splits}
-    first = {split: of_models[0] for split, of_models in records.items()}
-    identities = [*(i for r in records[found.splits[0].name] for i in r["models"].values())]
+    first = {split.name: found.models[split.name, models[0]].record() for split in found.splits}
+    for model in models:
+        run.reads(*files.content_files(model))
+    run.reads(*(split.path for split in found.splits))
     run.record(
-        models={m: {**i, "model": m} for m, i in zip(models, identities, strict=True)},
+        models={
+            model: {**identity, "model": model}
+            for model in models
+            for identity in found.models["forget", model].record()["models"].values()
+        },
         texts={split.name: split.identity() for split in found.splits},
         tokens={split: record["tokens"] for split, record in first.items()},
         left_out={split: record["left_out"] for split, record in first.items()},
-        **{name: next(iter(first.values()))[name] for name in ("device", "dtype")},
+        device=first["forget"]["device"],
+        dtype=first["forget"]["dtype"],
     )
-    run.reads(*(split.path for split in found.splits))
-    for model in models:
-        run.reads(*files.content_files(model))

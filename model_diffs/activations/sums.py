@@ -88,32 +88,29 @@ class ModelSums(_Sums):
                     "try --dtype fp32, or check the weights"
                 )
 
-    def _moments(self, sums: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
-        """Mean `[d]` and scatter `[d, d]` of one state over all processes, by Chan's update.
-
-        The state's own second moment is released: all of them twice would be gigabytes.
-        """
-        first = sums["first_moment"].cpu()
-        own_mean = sums["shift"].cpu().double() + first / self.count
-        scatter = sums.pop("second_moment").cpu() - torch.outer(first, first) / self.count
-        count = sum_over_processes(torch.tensor(float(self.count), dtype=torch.float64))
-        mean = sum_over_processes(own_mean * self.count) / count
-        offset = own_mean - mean
-        scatter = sum_over_processes(scatter + self.count * torch.outer(offset, offset))
-        return mean.numpy(), scatter.numpy()
-
     def statistics(self, documents: np.ndarray, tokens: np.ndarray) -> ModelStatistics:
-        """The finished statistics, equal on every process. Nothing can be added afterwards."""
+        """The finished statistics, equal on every process. Nothing can be added afterwards.
+
+        Mean and scatter over all processes by Chan's update; each second moment is released as
+        soon as it is used: all of them twice would be gigabytes.
+        """
         states, width = len(self.states), len(self.states[0]["shift"])
-        mean, scatter = np.empty((states, width)), np.empty((states, width, width))
+        means, scatters = np.empty((states, width)), np.empty((states, width, width))
+        count = sum_over_processes(torch.tensor(float(self.count), dtype=torch.float64))
         for state, sums in enumerate(self.states):
-            mean[state], scatter[state] = self._moments(sums)
+            first = sums["first_moment"].cpu()
+            own_mean = sums["shift"].cpu().double() + first / self.count
+            scatter = sums.pop("second_moment").cpu() - torch.outer(first, first) / self.count
+            mean = sum_over_processes(own_mean * self.count) / count
+            offset = own_mean - mean
+            scatter = sum_over_processes(scatter + self.count * torch.outer(offset, offset))
+            means[state], scatters[state] = mean.numpy(), scatter.numpy()
         named = {name: self._total(name) for name in ("norm_l1", "norm_l2", "pooled", "last")}
-        first, others = self._total("first_position", 0), tokens.sum() - len(tokens)
-        rest = named["norm_l2"].sum(0) - first
+        first_norm, others = self._total("first_position", 0), tokens.sum() - len(tokens)
+        rest = named["norm_l2"].sum(0) - first_norm
         # Undefined where every document has a single counted token.
-        ratio = (first / len(tokens)) / (rest / others) if others else np.full(states, np.nan)
-        named |= {"mean": mean, "scatter": scatter, "first_position_ratio": ratio}
+        ratio = (first_norm / len(tokens)) / (rest / others) if others else np.full(states, np.nan)
+        named |= {"mean": means, "scatter": scatters, "first_position_ratio": ratio}
         return ModelStatistics(documents, tokens, **named)
 
 
