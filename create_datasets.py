@@ -16,6 +16,7 @@ import hashlib
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,20 +90,20 @@ def check_not_foreign(outdir: Path) -> None:
 def read_samples(options: Options) -> "dict[str, Samples]":
     """Both splits, chosen so that no line is in both."""
     from model_diffs.data import sample_sources as sources
+    from model_diffs.data import text_datasets
 
-    wmdp = sources.WMDP._replace(revision=options.forget_revision)
-    wikitext = sources.WIKITEXT._replace(revision=options.retain_revision)
     if options.forget_source:
         forget = sources.from_file(Path(options.forget_source), options.text_field)
     else:
-        forget = sources.from_hub(
-            wmdp, lambda row: sources.question_text(row, options.with_answers)
-        )
+        text_of = partial(sources.question_text, with_answer=options.with_answers)
+        revision = options.forget_revision
+        forget = sources.from_hub("cais/wmdp", "wmdp-bio", "test", revision, text_of)
     if options.retain_source:
         retain, shortest = sources.from_file(Path(options.retain_source), options.text_field), 0
     else:
-        retain = sources.from_hub(wikitext, sources.article_text)
-        shortest = sources.LEAST_CHARACTERS
+        name, config = text_datasets.WIKITEXT.split(":")
+        revision, shortest = options.retain_revision, sources.LEAST_CHARACTERS
+        retain = sources.from_hub(name, config, "train", revision, sources.article_text)
     # Retain texts are none of the source's forget texts, chosen or not.
     forbidden = [sources.one_line(text) for text in forget.texts]
     return {

@@ -51,7 +51,7 @@ def make_pass(name: str, texts: int, device: torch.device) -> SplitPass:
     lengths = [drawn.randint(64, 192) for _ in range(texts)]
     ids = [[drawn.randrange(50000) for _ in range(length)] for length in lengths]
     tokens = Tokens(ids, [0] * texts, np.arange(texts), {})
-    return SplitPass(Split(name, Path(name), [], ""), tokens, 16, 0, device)
+    return SplitPass(Split(name, Path(name), []), tokens, 16, 0, device)
 
 
 def bare(readers: list[Reader], todo: list[SplitPass]) -> None:
@@ -111,9 +111,10 @@ def spectra(found: Found) -> None:
 
 def probe(found: Found, names: Sequence[str], plan: Design) -> None:
     """Step 13 of both models."""
+    settings = probes.Settings(C=1.0, max_iter=1000, standardize=True, seed=42)
     for name in names:
         forget, retain = (found[name, split].last for split in ("forget", "retain"))
-        probes.probe_rows(forget, retain, plan, probes.Settings(), name)
+        probes.probe_tables(forget, retain, plan, settings, name)
 
 
 def seconds(action: Callable[[], None]) -> float:

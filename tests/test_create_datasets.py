@@ -215,4 +215,4 @@ def test_changed_layout_on_hub_is_bad_input(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(BadInput, match="layout"):
-        sample_sources.from_hub(sample_sources.WMDP, sample_sources.question_text)
+        sample_sources.from_hub("cais/wmdp", "wmdp-bio", "test", None, sample_sources.question_text)

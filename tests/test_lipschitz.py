@@ -30,7 +30,7 @@ IDS = [[1, 20, 30, 40, 50, 60], [1, 99, 98]]
 
 
 def split_of(tokens: Tokens) -> SplitPass:
-    return SplitPass(Split("forget", Path("forget.txt"), [], ""), tokens, 16, 0, CPU)
+    return SplitPass(Split("forget", Path("forget.txt"), []), tokens, 16, 0, CPU)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def split(*lines: str) -> Split:
-    return Split("forget", Path("forget.txt"), list(lines), "")
+    return Split("forget", Path("forget.txt"), list(lines))
 
 
 def question(number: int, domain: str, fold: str | None = None) -> Question:

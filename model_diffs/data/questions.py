@@ -1,10 +1,10 @@
 """Four-choice questions: JSONL files, read and checked. Standard library only."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from model_diffs.core.errors import BadInput
+from model_diffs.data.texts import json_lines, read_text
 
 CHOICES = 4
 _STRINGS = ("id", "domain", "entity", "relation", "prompt")
@@ -58,21 +58,8 @@ def load_questions(path: str | Path) -> list[Question]:
     repeated id.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise BadInput(f"{path}: no such file of questions; check --questions") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
     questions: dict[str, Question] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{place}: not JSON ({error.msg}); one object per line") from error
+    for place, fields in json_lines(path, read_text(path, "file of questions; check --questions")):
         if not isinstance(fields, dict):
             raise BadInput(f"{place}: not a JSON object; one object per line is expected")
         problem = _problem(fields)

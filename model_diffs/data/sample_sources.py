@@ -9,21 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model_diffs.core.errors import BadInput
+from model_diffs.data.texts import json_lines, read_text
 from model_diffs.models.files import hub_errors
 
 # Shorter lines of WikiText are headings and fragments.
 LEAST_CHARACTERS = 50
 TEXT_FIELDS = ("text", "question", "prompt")
-
-
-class HubSource(NamedTuple):
-    """One configuration of a data set on the hub, in parquet files `<config>/<split>-*.parquet`."""
-
-    repository: str
-    config: str
-    split: str
-    revision: str | None
-    """A commit, tag or branch; None: the newest."""
 
 
 class Samples(NamedTuple):
@@ -33,35 +24,38 @@ class Samples(NamedTuple):
     facts: dict[str, Any]
 
 
-WMDP = HubSource("cais/wmdp", "wmdp-bio", "test", None)
-WIKITEXT = HubSource("Salesforce/wikitext", "wikitext-2-raw-v1", "train", None)
-
-
 # ── hub ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def from_hub(source: HubSource, text_of: Callable[[Mapping[str, Any]], str]) -> Samples:
-    """All texts of a hub source, in order; files that are not on this disk are downloaded.
+def from_hub(
+    repository: str,
+    config: str,
+    split: str,
+    revision: str | None,
+    text_of: Callable[[Mapping[str, Any]], str],
+) -> Samples:
+    """All texts of a data set on the hub with parquet files `<config>/<split>-*.parquet`, in order.
 
-    Raises BadInput where the hub does not give them or a row lacks what `text_of` needs.
+    `revision`: a commit, tag or branch; None: the newest. What is not on this disk is downloaded.
+    Raises BadInput where the hub does not give it or a row lacks what `text_of` needs.
     """
     import datasets
     from huggingface_hub import snapshot_download
 
-    pattern = f"{source.config}/{source.split}-*.parquet"
+    pattern = f"{config}/{split}-*.parquet"
     instead = "give your own texts with --forget-source and --retain-source"
-    with hub_errors(f"{source.repository} ({source.config})", instead):
+    with hub_errors(f"{repository} ({config})", instead):
         folder = snapshot_download(
-            source.repository,
+            repository,
             repo_type="dataset",
-            revision=source.revision,
+            revision=revision,
             token=os.environ.get("HF_TOKEN") or False,
             allow_patterns=[pattern],
         )
     files = sorted(str(file) for file in Path(folder).glob(pattern))
     if not files:
         raise BadInput(
-            f"{source.repository}: no {pattern} in {folder}; its layout has changed, give an older "
+            f"{repository}: no {pattern} in {folder}; its layout has changed, give an older "
             "revision or your own texts"
         )
     # Streaming makes no copy in the cache of `datasets`.
@@ -70,9 +64,10 @@ def from_hub(source: HubSource, text_of: Callable[[Mapping[str, Any]], str]) -> 
         texts = [text_of(row) for row in rows]
     except KeyError as error:
         raise BadInput(
-            f"{source.repository}: its rows have no field {error}; give an older revision"
+            f"{repository}: its rows have no field {error}; give an older revision"
         ) from error
-    return Samples(texts, {**source._asdict(), "revision": Path(folder).name})
+    names = {"repository": repository, "config": config, "split": split}
+    return Samples(texts, {**names, "revision": Path(folder).name})
 
 
 def question_text(row: Mapping[str, Any], with_answer: bool = False) -> str:
@@ -86,35 +81,35 @@ def article_text(row: Mapping[str, Any]) -> str:
     return "" if text.startswith("=") and text.endswith("=") else text
 
 
+def text_in(row: Any, fields: Sequence[str] = TEXT_FIELDS) -> str | None:
+    """The first of the fields that is a text; None where none is."""
+    values = [row.get(name) for name in fields] if isinstance(row, Mapping) else []
+    return next((value for value in values if isinstance(value, str)), None)
+
+
 # ── local files ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _parse(content: str, place: str) -> Any:
-    try:
-        return json.loads(content)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{place}: not JSON ({error.msg}, line {error.lineno})") from error
 
 
 def _json_texts(path: Path, content: str, fields: Sequence[str]) -> Iterator[str]:
     """Texts of a .json list, or of the lines of .jsonl: strings, or the first field that is one."""
-    if path.suffix.lower() == ".json":
-        items = _parse(content, str(path))
+    if path.suffix.lower() == ".jsonl":
+        values = json_lines(path, content)
+    else:
+        try:
+            items = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
         if not isinstance(items, list):
             raise BadInput(f"{path}: a JSON list is expected, of texts or objects")
-        values = [(f"{path}, item {n}", item) for n, item in enumerate(items, start=1)]
-    else:
-        lines = [(f"{path}, line {n}", line) for n, line in enumerate(content.split("\n"), start=1)]
-        values = [(place, _parse(line, place)) for place, line in lines if line.strip()]
+        values = ((f"{path}, item {number}", item) for number, item in enumerate(items, start=1))
     for place, value in values:
-        found = [value.get(name) for name in fields] if isinstance(value, dict) else [value]
-        texts = [text for text in found if isinstance(text, str)]
-        if not texts:
+        text = value if isinstance(value, str) else text_in(value, fields)
+        if text is None:
             raise BadInput(
                 f"{place}: neither a text nor an object with a text in "
                 f"{' or '.join(map(repr, fields))}; name the field with --text-field"
             )
-        yield texts[0]
+        yield text
 
 
 def from_file(path: Path, field: str | None) -> Samples:
@@ -122,21 +117,14 @@ def from_file(path: Path, field: str | None) -> Samples:
 
     Raises BadInput for a file that is missing, not UTF-8, or not as described.
     """
-    try:
-        raw = path.read_bytes()
-        content = raw.decode()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise BadInput(
-            f"{path}: no such file; check --forget-source and --retain-source"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
+    content = read_text(path, "file; check --forget-source and --retain-source")
     if path.suffix.lower() in (".json", ".jsonl"):
         texts = list(_json_texts(path, content, [field] if field else TEXT_FIELDS))
     else:
         texts = content.split("\n")
     # Not the path: it belongs to a machine. The hash says which file it was.
-    return Samples(texts, {"file": path.name, "sha256_of_file": hashlib.sha256(raw).hexdigest()})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Samples(texts, {"file": path.name, "sha256_of_file": digest})
 
 
 # ── choosing ──────────────────────────────────────────────────────────────────────────────────────
@@ -147,12 +135,15 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def drawn(texts: list[str], count: int, seed: int) -> list[str]:
+    """`count` of the texts drawn with a seed, in their order; all of them for 0 or too few."""
+    if not 0 < count < len(texts):
+        return texts
+    return [texts[row] for row in sorted(random.Random(seed).sample(range(len(texts)), count))]
+
+
 def choose(
-    samples: Samples,
-    count: int,
-    seed: int,
-    taken: Iterable[str] = (),
-    least_characters: int = 0,
+    samples: Samples, count: int, seed: int, taken: Iterable[str] = (), least_characters: int = 0
 ) -> Samples:
     """A seeded choice of `count` different lines (0 = all), in the order of the source.
 
@@ -167,10 +158,7 @@ def choose(
     if not left:
         name = samples.facts.get("repository") or samples.facts.get("file")
         raise BadInput(f"{name}: no text is left to choose from")
-    chosen = left
-    if 0 < count < len(left):
-        rows = sorted(random.Random(seed).sample(range(len(left)), count))
-        chosen = [left[row] for row in rows]
+    chosen = drawn(left, count, seed)
     facts = {
         **samples.facts,
         "texts_in_source": len(lines),

@@ -7,11 +7,9 @@ Of a data set, its `train` split is read, and of a row the first of the fields `
 and `prompt` that it has. Headings and fragments of WikiText are left out.
 """
 
-import hashlib
 import os
-import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,6 @@ from model_diffs.models.files import hub_errors
 
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
 """The default data set."""
-FIELDS = ("text", "question", "prompt")
-SPLIT = "train"
 _HUB_NAME = re.compile(r"^(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?::(?P<config>[\w][\w.+-]*))?$")
 
 
@@ -39,7 +35,11 @@ def read_dataset(name: str, max_samples: int = 0, seed: int | None = None) -> Sp
     path = Path(name).expanduser()
     suffix, folder, hub = path.suffix.lower(), _folder(name), _HUB_NAME.match(name)
     if suffix in (".json", ".jsonl") and not path.is_dir():
-        found = _different(_from_json(path))
+        try:
+            found = sample_sources.choose(sample_sources.from_file(path, None), 0, 0).texts
+        except BadInput as error:
+            # What follows the semicolon names an option of create_datasets.py.
+            raise BadInput(str(error).partition(";")[0]) from error
     elif folder:
         found = _from_rows(*folder)
     elif hub and not path.is_file() and suffix not in (".txt", ".text"):
@@ -47,12 +47,8 @@ def read_dataset(name: str, max_samples: int = 0, seed: int | None = None) -> Sp
     else:
         found = texts.read_split(path, "dataset", flag="--dataset").texts
     if seed is None:
-        found = found[: max_samples or None]
-    elif 0 < max_samples < len(found):
-        drawn = sorted(random.Random(seed).sample(range(len(found)), max_samples))
-        found = [found[row] for row in drawn]
-    digest = hashlib.sha256("\n".join(found).encode()).hexdigest()
-    return Split("dataset", path, found, digest)
+        return Split("dataset", path, found[: max_samples or None])
+    return Split("dataset", path, sample_sources.drawn(found, max_samples, seed))
 
 
 def files_of(split: Split) -> list[Path]:
@@ -71,24 +67,19 @@ def _folder(name: str) -> tuple[str, str | None] | None:
     return None
 
 
-def _from_json(path: Path) -> Samples:
-    try:
-        return sample_sources.from_file(path, None)
-    except BadInput as error:
-        # What follows the semicolon names an option of create_datasets.py.
-        raise BadInput(str(error).partition(";")[0]) from error
-
-
-def _different(samples: Samples, least_characters: int = 0) -> list[str]:
-    return sample_sources.choose(samples, 0, 0, least_characters=least_characters).texts
-
-
 def _from_rows(source: str, config: str | None) -> list[str]:
     """Texts of a data set in a folder or on the hub."""
-    rows = _texts_of(_rows(source, config), source)
+    found = []
+    for number, row in enumerate(_rows(source, config)):
+        text = sample_sources.text_in(row)
+        if text is None:
+            fields, names = " or ".join(sample_sources.TEXT_FIELDS), ", ".join(sorted(row))
+            raise BadInput(f"{source}, row {number}: no text in {fields}; its fields are {names}")
+        found.append(sample_sources.article_text({"text": text}))
     wikitext = "wikitext" in f"{Path(source).name} {config}".lower()
-    samples = Samples(list(rows), {"repository": source})
-    return _different(samples, sample_sources.LEAST_CHARACTERS if wikitext else 0)
+    least = sample_sources.LEAST_CHARACTERS if wikitext else 0
+    samples = Samples(found, {"repository": source})
+    return sample_sources.choose(samples, 0, 0, least_characters=least).texts
 
 
 def _rows(source: str, config: str | None) -> Iterator[Mapping[str, Any]]:
@@ -100,7 +91,7 @@ def _rows(source: str, config: str | None) -> Iterator[Mapping[str, Any]]:
             yield from datasets.load_dataset(
                 source,
                 config,
-                split=SPLIT,
+                split="train",
                 streaming=Path(source).is_dir(),
                 token=os.environ.get("HF_TOKEN") or False,
             )
@@ -109,14 +100,3 @@ def _rows(source: str, config: str | None) -> Iterator[Mapping[str, Any]]:
             # does not have.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BadInput(f"{source}: {reason}") from error
-
-
-def _texts_of(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[str]:
-    for number, row in enumerate(rows):
-        field = next((field for field in FIELDS if isinstance(row.get(field), str)), None)
-        if field is None:
-            fields = ", ".join(sorted(row))
-            raise BadInput(
-                f"{name}, row {number}: no text in {' or '.join(FIELDS)}; its fields are {fields}"
-            )
-        yield sample_sources.article_text({"text": row[field]})

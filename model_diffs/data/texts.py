@@ -1,7 +1,8 @@
 """Splits of texts: read, checked, tokenised, batched by length."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,37 @@ class Split(NamedTuple):
     """`forget` or `retain`."""
     path: Path
     texts: list[str]
-    sha256: str
-    """Of the texts that are used, joined by newlines."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the texts, joined by newlines."""
+        return hashlib.sha256("\n".join(self.texts).encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
         """What run.json records of a split."""
         return {"path": str(self.path), "texts": len(self.texts), "sha256": self.sha256}
+
+
+def read_text(path: Path, missing: str) -> str:
+    """Content of a file. BadInput where it is not UTF-8, or not there: `no such <missing>`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise BadInput(f"{path}: no such {missing}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
+
+
+def json_lines(path: Path, content: str) -> Iterator[tuple[str, Any]]:
+    """Place (for messages) and value of each line. BadInput where one is not JSON."""
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            place = f"{path}, line {number}"
+            try:
+                yield place, json.loads(line)
+            except json.JSONDecodeError as error:
+                problem = f"not JSON ({error.msg}); one value per line is expected"
+                raise BadInput(f"{place}: {problem}") from error
 
 
 def read_split(path: str | Path, name: str, max_samples: int = 0, flag: str = "") -> Split:
@@ -30,20 +56,13 @@ def read_split(path: str | Path, name: str, max_samples: int = 0, flag: str = ""
     by default `--<name>-text`.
     """
     path = Path(path)
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise BadInput(
-            f"{path}: no such text file; make it or name another with {flag or f'--{name}-text'}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
+    hint = f"text file; make it or name another with {flag or f'--{name}-text'}"
     # Not splitlines(): form feeds and other separators may be part of a sample.
-    texts = [stripped for line in content.split("\n") if (stripped := line.strip())]
+    lines = read_text(path, hint).split("\n")
+    texts = [stripped for line in lines if (stripped := line.strip())]
     if not texts:
         raise BadInput(f"{path}: no text in it; one sample per line is expected")
-    texts = texts[: max_samples or None]
-    return Split(name, path, texts, hashlib.sha256("\n".join(texts).encode()).hexdigest())
+    return Split(name, path, texts[: max_samples or None])
 
 
 def check_disjoint(forget: Split, retain: Split) -> None:
