@@ -15,38 +15,23 @@ mlp_vs_attn_detailed.png. Ratio 0: only attention changed; inf: only the MLP; em
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from model_diffs.core.errors import BadInput
 from model_diffs.core.options import ComparisonOrTable, Figures, option
 from model_diffs.core.results import PlannedRun, Run, open_run, read_table
 from model_diffs.core.script import run_step
-from model_diffs.core.step import Figure, Step, Table, table_runs, title_of
+from model_diffs.core.step import Figure, Step, Table, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class Summary(NamedTuple):
-    """One block."""
-
-    layer: int
-    mlp_fro: float
-    attn_fro: float
-    ratio_mlp_attn: float | None
-    mlp_fro_rel: float | None
-    attn_fro_rel: float | None
-    ratio_rel: float | None
-    mlp_stable_rank: float | None
-    """Mean over changed matrices; None where none changed."""
-    attn_stable_rank: float | None
-
 
 STEP = Step(
     number=6,
     folder="mlp_attn_analysis",
     question="Did the intervention change what is stored (MLP) or how it is routed (attention)?",
     reads=("param_stats",),
-    tables=(Table("mlp_attn_summary", Summary),),
+    tables=(Table("mlp_attn_summary"),),
     figures=(
         Figure("mlp_vs_attn_magnitude", "MLP beside attention", "location"),
         Figure("mlp_vs_attn_detailed", "The same in detail", "location"),
@@ -61,11 +46,6 @@ class Options(ComparisonOrTable, Figures):
     per_matrix_csv: str | None = option(None, "use this per_matrix.csv by itself")
 
 
-def planned_runs(options: Options) -> list[PlannedRun]:
-    """One folder per comparison, or the one of --per-matrix-csv."""
-    return table_runs(options, STEP.folder, options.per_matrix_csv)
-
-
 def ratio(mlp: float | None, attn: float | None) -> float | None:
     """MLP over attention: 0 where only attention changed, inf where only the MLP did, else None."""
     if mlp is None or attn is None or (mlp == 0 and attn == 0):
@@ -73,21 +53,33 @@ def ratio(mlp: float | None, attn: float | None) -> float | None:
     return mlp / attn if attn else math.inf
 
 
-def summarise(table: "pd.DataFrame") -> list[Summary]:
+def sizes(matrices: "pd.DataFrame") -> tuple[float, float | None, float | None]:
+    """‖ΔW‖ of these matrices together, the same over ‖W‖, and the mean stable rank of ΔW.
+
+    None where W is zero; the rank where no matrix changed.
+    """
+    size, whole = math.hypot(*matrices["dW_fro"]), math.hypot(*matrices["W_fro"])
+    ranks = matrices["dW_stable_rank"].dropna()
+    return size, size / whole if whole else None, float(ranks.mean()) if len(ranks) else None
+
+
+def summarise(table: "pd.DataFrame") -> list[dict[str, Any]]:
     """One row per block, in order; matrices outside blocks are left out."""
     found = []
     for layer, rows in table[table["layer"] >= 0].groupby("layer"):
-        values: dict[str, Any] = {}
-        for group in ("mlp", "attn"):
-            part = rows[rows["group"] == group]
-            size, whole = math.hypot(*part["dW_fro"]), math.hypot(*part["W_fro"])
-            ranks = part["dW_stable_rank"].dropna()
-            values[f"{group}_fro"] = size
-            values[f"{group}_fro_rel"] = size / whole if whole else None
-            values[f"{group}_stable_rank"] = float(ranks.mean()) if len(ranks) else None
-        size_ratio = ratio(values["mlp_fro"], values["attn_fro"])
-        relative = ratio(values["mlp_fro_rel"], values["attn_fro_rel"])
-        row = Summary(int(str(layer)), ratio_mlp_attn=size_ratio, ratio_rel=relative, **values)
+        mlp, mlp_rel, mlp_rank = sizes(rows[rows["group"] == "mlp"])
+        attn, attn_rel, attn_rank = sizes(rows[rows["group"] == "attn"])
+        row = {
+            "layer": layer,
+            "mlp_fro": mlp,
+            "attn_fro": attn,
+            "ratio_mlp_attn": ratio(mlp, attn),
+            "mlp_fro_rel": mlp_rel,
+            "attn_fro_rel": attn_rel,
+            "ratio_rel": ratio(mlp_rel, attn_rel),
+            "mlp_stable_rank": mlp_rank,
+            "attn_stable_rank": attn_rank,
+        }
         found.append(row)
     return found
 
@@ -104,13 +96,13 @@ def draw(run: Run, table: "pd.DataFrame", title: str) -> None:
             column_line(table, f"mlp_{column}", "MLP", MLP),
             column_line(table, f"attn_{column}", "attention", ATTENTION),
         ]
-        return Panel(heading, ylabel, [line for line in lines if line.x], from_zero=True)
+        return Panel(heading, ylabel, lines, from_zero=True)
 
     def quotient(heading: str, column: str) -> Panel:
         # A log axis cannot show zero and inf; the table has them.
         finite = table[(table[column] > 0) & (table[column] < math.inf)]
-        lines = [column_line(finite, column, "MLP / attention", "#444444")] if len(finite) else []
-        return Panel(heading, "ratio, log axis", lines, 1.0, "equal", log=True)
+        line = column_line(finite, column, "MLP / attention", "#444444")
+        return Panel(heading, "ratio, log axis", [line], 1.0, "equal", log=True)
 
     size = r"$\|\Delta W\|_F$"
     magnitude = [
@@ -135,9 +127,12 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
         )
         needed = ("layer", "group", "dW_fro", "W_fro", "dW_stable_rank")
         matrices = read_table(source, "collect_param_stats.py makes it", needed)
+        blocks = summarise(matrices)
+        if not blocks:
+            raise BadInput(f"{source}: no matrix of a block in it")
         with open_run(planned) as run:
             run.reads(source)
-            table = run.table("mlp_attn_summary", summarise(matrices), Summary._fields)
+            table = run.table("mlp_attn_summary", blocks)
             draw(run, table.astype(float), title_of(planned))
 
 

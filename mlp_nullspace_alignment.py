@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from model_diffs.core.options import Comparison, Figures, fraction, option
+from model_diffs.core.options import Comparison, Device, Figures, fraction, option
 from model_diffs.core.results import PlannedRun, Run
 from model_diffs.core.script import run_step
 from model_diffs.core.step import Figure, Measure, Step, Table, title_of
@@ -52,36 +52,33 @@ STEP = Step(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Comparison, Figures):
+class Options(Comparison, Device, Figures):
     """Subspaces."""
 
     rank_threshold: float = option(
         0.99, "share of W's energy that its top subspaces hold", check=fraction
     )
-    device: str = option("auto", "auto (cuda, mps, cpu), or a torch device")
 
 
 def draw(run: Run, table: "pd.DataFrame") -> None:
     """Energy outside W's subspaces on both sides, size of the update, rank before and after."""
-    from model_diffs.core.figures import Panel, layer_figure
-    from model_diffs.diagnostics.weight_results import component_lines
+    from model_diffs.core.figures import layer_figure
+    from model_diffs.diagnostics.weight_results import component_panel
 
-    table = table.rename(columns={"type": "component"})
-
-    def panel(title: str, ylabel: str, column: str, random: str = "") -> Panel:
-        return Panel(title, ylabel, component_lines(table, column, random), from_zero=True)
-
-    dotted = "share of ‖ΔW‖² (dotted: random)"
-    output, input_ = "nullspace_energy", "input_nullspace_energy"
-    size, gained = r"$\|\Delta W\|_F \;/\; \|W\|_F$", component_lines(table, "rank_increase")
-    panels = [
-        panel("Output side: outside W's column space", dotted, output, f"random_{output}"),
-        panel("Input side: outside its row space", dotted, input_, f"random_{input_}"),
-        panel("Size of the update", size, "relative_update_size"),
-        Panel("Rank gained", "rank of W_B − rank of W_A", gained, 0.0),
-    ]
+    panel = partial(component_panel, table.rename(columns={"type": "component"}))
+    dotted, size = "share of ‖ΔW‖² (dotted: random)", r"$\|\Delta W\|_F \;/\; \|W\|_F$"
+    output, input_ = (
+        panel(title, dotted, column, f"random_{column}", from_zero=True)
+        for title, column in (
+            ("Output side: outside W's column space", "nullspace_energy"),
+            ("Input side: outside its row space", "input_nullspace_energy"),
+        )
+    )
+    updates = panel("Size of the update", size, "relative_update_size", from_zero=True)
+    gained = panel("Rank gained", "rank of W_B − rank of W_A", "rank_increase", reference=0.0)
     title = f"MLP updates against the base's subspaces: {title_of(run.planned)}"
-    run.figure("mlp_nullspace_alignment", layer_figure(title, panels, legend="below"))
+    figure = layer_figure(title, [output, input_, updates, gained], legend="below")
+    run.figure("mlp_nullspace_alignment", figure)
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:

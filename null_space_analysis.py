@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from model_diffs.core.options import Comparison, Figures, natural, option, positive
+from model_diffs.core.options import Comparison, Device, Figures, natural, option, positive
 from model_diffs.core.results import PlannedRun, Run
 from model_diffs.core.script import run_step
 from model_diffs.core.step import Figure, Measure, Step, Table, title_of
@@ -81,34 +81,30 @@ STEP = Step(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Comparison, Figures):
+class Options(Comparison, Device, Figures):
     """Matrices and subspaces."""
 
     num_samples: int = option(50, "matrices to sample; 0 = all", check=natural)
     k: int = option(20, "dimension of the compared subspaces", check=positive)
-    device: str = option("auto", "auto (cuda, mps, cpu), or a torch device")
 
 
 def draw(run: Run, table: "pd.DataFrame") -> None:
     """Four panels over layers, one line per component."""
-    from model_diffs.core.figures import Panel, layer_figure
-    from model_diffs.diagnostics.weight_results import component_lines
+    from model_diffs.core.figures import layer_figure
+    from model_diffs.diagnostics.weight_results import component_panel
 
-    def panel(title: str, ylabel: str, column: str, random: str = "") -> Panel:
-        xlabel = "block (−1: outside blocks)" if (table["layer"] < 0).any() else "block"
-        lines = component_lines(table, column, random)
-        return Panel(title, ylabel, lines, from_zero=True, xlabel=xlabel)
-
+    panel = partial(component_panel, table, from_zero=True)
     rank, dotted = "singular values for 99 % of ‖ΔW‖²", "mean cosine (dotted: random)"
     left, right = (
         "Output directions kept (left subspaces)",
         "Input directions kept (right subspaces)",
     )
+    left, right = "Output directions kept (left", "Input directions kept (right"
     panels = [
         panel("Rank of the change", rank, "effective_rank"),
         panel("Weight of its top 10 directions", "share of ‖ΔW‖²", "top10_variance_ratio"),
-        panel(left, dotted, "subspace_alignment", "random_alignment"),
-        panel(right, dotted, "alignment_right", "random_alignment_right"),
+        panel(f"{left} subspaces)", dotted, "subspace_alignment", "random_alignment"),
+        panel(f"{right} subspaces)", dotted, "alignment_right", "random_alignment_right"),
     ]
     title = f"Spectrum and subspaces of sampled matrices: {title_of(run.planned)}"
     run.figure("null_space_visualization", layer_figure(title, panels, legend="below"))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from model_diffs.core.options import ComparisonOrTable, Figures, option
 from model_diffs.core.results import PlannedRun, Run, open_run, read_table
 from model_diffs.core.script import run_step
-from model_diffs.core.step import Figure, Step, names_of, table_runs, title_of
+from model_diffs.core.step import Figure, Step, names_of, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,11 +42,6 @@ class Options(ComparisonOrTable, Figures):
     """Table."""
 
     activation_csv: str | None = option(None, "draw this table of step 4 by itself")
-
-
-def planned_runs(options: Options) -> list[PlannedRun]:
-    """One folder per comparison, or the one of --activation-csv."""
-    return table_runs(options, STEP.folder, options.activation_csv)
 
 
 def draw(run: Run, table: "pd.DataFrame") -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from model_diffs.core.options import ComparisonOrTable, Figures, option
 from model_diffs.core.results import PlannedRun, Run, open_run, read_table
 from model_diffs.core.script import run_step
-from model_diffs.core.step import Figure, Step, table_runs, title_of
+from model_diffs.core.step import Figure, Step, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,11 +52,6 @@ class Options(ComparisonOrTable, Figures):
     per_layer_csv: str | None = option(None, "draw this per_layer.csv by itself")
 
 
-def planned_runs(options: Options) -> list[PlannedRun]:
-    """One folder per comparison, or the one of --per-layer-csv."""
-    return table_runs(options, STEP.folder, options.per_layer_csv)
-
-
 def draw(run: Run, table: "pd.DataFrame", title: str) -> None:
     """All figures of one comparison; a group without changed matrices has no rank to draw."""
     from model_diffs.core.figures import ATTENTION, MLP, Panel, column_line, layer_figure
@@ -73,14 +68,15 @@ def draw(run: Run, table: "pd.DataFrame", title: str) -> None:
     for group, name, colour in (("attn", "attention", ATTENTION), ("mlp", "MLP", MLP)):
         rows = table[table["group"] == group]
         for file, heading, ylabel, columns in figures:
+            if rows[[*columns]].isna().all(axis=None):
+                continue
             lines = [
                 column_line(rows, column, label or name, colour, style)
                 for (column, label), style in zip(columns.items(), ("-", "--"), strict=False)
             ]
-            panel = Panel("", ylabel, [line for line in lines if line.x], from_zero=True)
-            if panel.lines:
-                heading = f"{heading} of the weight change, {name}: {title}"
-                run.figure(f"{file}_{group}", layer_figure(heading, [panel]))
+            heading = f"{heading} of the weight change, {name}: {title}"
+            panel = Panel("", ylabel, lines, from_zero=True)
+            run.figure(f"{file}_{group}", layer_figure(heading, [panel]))
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:

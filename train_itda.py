@@ -53,7 +53,7 @@ STEP = Step(
     scope="other",
     needs=("forget", "retain", "dictionary"),
     optional=True,
-    tables=(Table("atoms", AtomRow), Table("training")),
+    tables=(Table("atoms"), Table("training")),
     figures=(Figure("training", "Size and fit of the dictionary as it is trained"),),
 )
 

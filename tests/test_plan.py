@@ -125,6 +125,9 @@ def test_scripts_start_light_and_explain_themselves(one: Any) -> None:
     assert (one.module.__doc__ or "").count(f"uv run {one.name}") >= 2
     wrong = subprocess.run([sys.executable, path, "--nonsense"], capture_output=True, text=True)
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1
+    with pytest.raises(SystemExit) as ended:
+        parse(one.module.Options, ["--help"], one.module.__doc__)
+    assert ended.value.code == 0
 
 
 # ── options ───────────────────────────────────────────────────────────────────────────────────────

@@ -109,38 +109,23 @@ def column_line(
     Empty cells are gaps; where all are empty the line has no point.
     """
     rows = table if table[column].notna().any() else table.iloc[:0]
-    low, high = (
-        rows[f"{column}_{end}"].tolist() if f"{column}_{end}" in rows else None
-        for end in ("low", "high")
-    )
-    return Line(label, rows[x].tolist(), rows[column].tolist(), colour, style, low, high)
-
-
-def draw_line(axes: Axes, line: Line) -> None:
-    """Draw one line and its band."""
-    marker = "o" if len(line.x) <= 40 else None
-    axes.plot(
-        line.x, line.y, line.style, color=line.colour, label=line.label, marker=marker, ms=4, lw=1.8
-    )
-    if line.low is not None and line.high is not None:
-        axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.18, lw=0)
+    ends = (f"{column}_low", f"{column}_high")
+    band = [rows[end].tolist() if end in rows else None for end in ends]
+    return Line(label, rows[x].tolist(), rows[column].tolist(), colour, style, *band)
 
 
 def _draw_panel(axes: Axes, panel: Panel, legend: bool) -> None:
     if panel.reference is not None:
         axes.axhline(panel.reference, color="#999999", lw=0.9, zorder=0)
         if panel.reference_label:
-            axes.annotate(
-                panel.reference_label,
-                (0.995, panel.reference),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=9,
-                color="#777777",
-            )
+            place, units = (0.995, panel.reference), ("axes fraction", "data")
+            text = axes.annotate(panel.reference_label, place, xycoords=units)
+            text.set(ha="right", va="bottom", fontsize=9, color="#777777")
     for line in panel.lines:
-        draw_line(axes, line)
+        (drawn,) = axes.plot(line.x, line.y, line.style, color=line.colour, label=line.label)
+        drawn.set(marker="o" if len(line.x) <= 40 else "", markersize=4, linewidth=1.8)
+        if line.low is not None and line.high is not None:
+            axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.18, lw=0)
     axes.set_title(panel.title)
     axes.set_xlabel(panel.xlabel)
     axes.set_ylabel(panel.ylabel)
@@ -153,37 +138,33 @@ def _draw_panel(axes: Axes, panel: Panel, legend: bool) -> None:
             axes.yaxis.set_minor_formatter("{x:g}")
     elif panel.from_zero:
         axes.set_ylim(bottom=0)
-    if legend and panel.lines:
+    if legend:
         axes.legend(loc="best")
 
 
 def layer_figure(
     title: str, panels: Sequence[Panel], columns: int = 2, legend: str = "each"
 ) -> Figure:
-    """Panels of lines over layers under one title; those without a line are left out.
+    """Panels of lines over layers under one title; lines without a point are left out, and panels
+    without a line.
 
     `legend`: `each` panel its own, or one `below` all where they show the same lines. Raises
     ValueError where no panel has a line.
     """
+    panels = [one._replace(lines=[line for line in one.lines if len(line.x)]) for one in panels]
     panels = [panel for panel in panels if panel.lines]
     if not panels:
         raise ValueError(f"nothing to draw in {title!r}")
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(WIDTH_INCHES if columns > 1 else 9.0, 4.2 * rows + 0.6),
-        squeeze=False,
-        layout="constrained",
-    )
-    axes = [cell for row in grid for cell in row]
-    for cell, panel in zip(axes, panels, strict=False):
+    size = (WIDTH_INCHES if columns > 1 else 9.0, 4.2 * rows + 0.6)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for cell, panel in zip(grid.flat, panels, strict=False):
         _draw_panel(cell, panel, legend == "each")
     if legend != "each":
-        handles, labels = axes[0].get_legend_handles_labels()
+        handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
-    for cell in axes[len(panels) :]:
+    for cell in grid.flat[len(panels) :]:
         cell.remove()
     figure.suptitle(title, fontsize=13)
     return figure

@@ -44,7 +44,7 @@ class PlannedRun:
     """The base model, or the only one."""
     model_b: str = ""
     """The changed model of a comparison."""
-    committed: list[bool] = field(default_factory=list, compare=False, repr=False)
+    committed: list[bool] = field(default_factory=list, kw_only=True, compare=False, repr=False)
     """Not empty once this process wrote the folder."""
 
 

@@ -15,7 +15,6 @@ Standard library only: all scripts are read in one process before anything runs.
 
 import importlib.util
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -37,8 +36,6 @@ class Table:
 
     name: str
     """Without `.csv`."""
-    rows: type | None = None
-    """NamedTuple of a row, whose fields document the columns."""
 
 
 @dataclass(frozen=True)
@@ -131,50 +128,44 @@ def load_steps(folder: Path = SCRIPTS) -> list[Script]:
 # ── planned runs ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _one_folder_each(planned: Iterable[PlannedRun]) -> list[PlannedRun]:
-    by_folder: dict[Path, PlannedRun] = {}
-    for one in planned:
-        other = by_folder.setdefault(one.folder, one)
-        if (other.model_a, other.model_b) != (one.model_a, one.model_b):
-            raise BadInput(
-                f"{other.model_b or other.model_a} and {one.model_b or one.model_a} would share "
-                f"the folder {one.folder}: rename one of them"
-            )
-    return list(by_folder.values())
-
-
 def comparison_runs(chosen: Any, folder: str) -> list[PlannedRun]:
     """One planned run per changed model: `<outroot>/<A>__to__<B>/<folder>`, or --outdir."""
-    if chosen.outdir and len(chosen.model_b) > 1:
-        raise BadInput("--outdir places one comparison: give one --model-b, or use --outroot")
-    planned = []
-    for model_b in chosen.model_b:
-        label = naming.comparison_label(chosen.model_a, model_b)
-        place = Path(chosen.outdir) if chosen.outdir else Path(chosen.outroot) / label / folder
-        models = {"model_a": chosen.model_a, "model_b": model_b}
-        planned.append(PlannedRun(place, label, {**options.recorded(chosen), **models}, **models))
-    return _one_folder_each(planned)
+    models = [{"model_a": chosen.model_a, "model_b": model} for model in chosen.model_b]
+    return _runs(chosen, folder, models)
 
 
 def model_runs(chosen: Any, folder: str) -> list[PlannedRun]:
     """One planned run per model: `<outroot>/<model>/<folder>`, or --outdir."""
-    if chosen.outdir and len(chosen.model) > 1:
-        raise BadInput("--outdir places one model: give one --model, or use --outroot")
-    planned = []
-    for model in chosen.model:
-        label = naming.model_label(model)
+    return _runs(chosen, folder, [{"model": model} for model in chosen.model])
+
+
+def _runs(chosen: Any, folder: str, every: list[dict[str, str]]) -> list[PlannedRun]:
+    by_folder: dict[Path, PlannedRun] = {}
+    for models in every:
+        if chosen.outdir and len(every) > 1:
+            flag = options.flag([*models][-1])
+            raise BadInput(f"--outdir places one result: give one {flag}, or use --outroot")
+        name = naming.comparison_label if len(models) == 2 else naming.model_label
+        label = name(*models.values())
         place = Path(chosen.outdir) if chosen.outdir else Path(chosen.outroot) / label / folder
-        arguments = {**options.recorded(chosen), "model": model}
-        planned.append(PlannedRun(place, label, arguments, model))
-    return _one_folder_each(planned)
+        arguments = {**options.recorded(chosen), **models}
+        one = PlannedRun(place, label, arguments, *models.values())
+        other = by_folder.setdefault(place, one)
+        if (other.model_a, other.model_b) != (one.model_a, one.model_b):
+            raise BadInput(
+                f"{other.model_b or other.model_a} and {one.model_b or one.model_a} would share "
+                f"the folder {place}: rename one of them"
+            )
+    return list(by_folder.values())
 
 
-def table_runs(chosen: Any, folder: str, *tables: str | None) -> list[PlannedRun]:
-    """Planned runs of a step that draws: of its comparisons, or of tables named instead."""
-    if any(tables):
+def table_runs(chosen: options.ComparisonOrTable, folder: str) -> list[PlannedRun]:
+    """Planned runs of a step that draws: of its comparisons, or of the table of a --...-csv."""
+    if any(value for name, value in vars(chosen).items() if name.endswith("_csv")):
         if not chosen.outdir:
             raise BadInput("a table given by itself needs --outdir for its figures")
-        return [PlannedRun(Path(chosen.outdir), chosen.title or "", options.recorded(chosen))]
+        arguments = options.recorded(chosen)
+        return [PlannedRun(Path(chosen.outdir), arguments["title"] or "", arguments)]
     if not (chosen.model_a and chosen.model_b):
         raise BadInput("name --model-a and --model-b, or a table to draw and --outdir")
     return comparison_runs(chosen, folder)
@@ -182,9 +173,10 @@ def table_runs(chosen: Any, folder: str, *tables: str | None) -> list[PlannedRun
 
 def planned_runs(module: ModuleType, chosen: Any) -> list[PlannedRun]:
     """The folders that a script would fill with these options."""
-    own = getattr(module, "planned_runs", None)
-    if own:
-        return own(chosen)
+    if hasattr(module, "planned_runs"):
+        return module.planned_runs(chosen)
+    if isinstance(chosen, options.ComparisonOrTable):
+        return table_runs(chosen, module.STEP.folder)
     plan = {"comparison": comparison_runs, "model": model_runs}[module.STEP.scope]
     return plan(chosen, module.STEP.folder)
 
@@ -194,8 +186,7 @@ def title_of(planned: PlannedRun) -> str:
     title = planned.arguments.get("title")
     if title or not planned.model_b:
         return str(title or planned.label)
-    base = naming.model_label(planned.model_a)
-    return f"{base} → {naming.short_label(planned.model_b, base)}"
+    return " → ".join(names_of(planned))
 
 
 def names_of(planned: PlannedRun) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from model_diffs.models.checkpoints import Checkpoint
 if TYPE_CHECKING:
     import pandas as pd
 
-    from model_diffs.core.figures import Line
+    from model_diffs.core.figures import Panel
 
 
 @contextmanager
@@ -47,21 +47,24 @@ def summary(table: "pd.DataFrame", columns: Sequence[str], size: str, by: str) -
     }
 
 
-def component_lines(table: "pd.DataFrame", column: str, chance: str = "") -> "list[Line]":
-    """One line per component over layers, and its value by chance dotted.
+def component_panel(
+    table: "pd.DataFrame", title: str, ylabel: str, column: str, chance: str = "", **look: Any
+) -> "Panel":
+    """A panel with one line per component over layers, and its value by chance dotted.
 
-    Several matrices of a component in one layer are averaged.
+    Several matrices of a component in one layer are averaged. `look` goes to Panel.
     """
-    from model_diffs.core.figures import COMPONENT_COLOURS, column_line
+    from model_diffs.core.figures import COMPONENT_COLOURS, Panel, column_line
 
     columns = [column, chance] if chance else [column]
     keys = [table["component"], table["layer"]]
     means = table[columns].astype(float).groupby(keys, sort=False).mean().reset_index()
     means = means.sort_values("layer", kind="stable")
-    found = []
+    lines = []
     for component, colour in COMPONENT_COLOURS.items():
         rows = means[means["component"] == component]
-        found.append(column_line(rows, column, component, colour))
+        lines.append(column_line(rows, column, component, colour))
         if chance:
-            found.append(column_line(rows, chance, "", colour, ":"))
-    return [line for line in found if line.x]
+            lines.append(column_line(rows, chance, "", colour, ":"))
+    xlabel = "block (−1: outside blocks)" if (table["layer"] < 0).any() else "block"
+    return Panel(title, ylabel, lines, xlabel=xlabel, **look)
