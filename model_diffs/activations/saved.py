@@ -125,4 +125,5 @@ def entry(options: Pass, split: Split, model_a: str, model_b: str = "") -> Saved
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
     label = f"{'__to__'.join(map(naming.model_label, models))} {split.name}"
     folder = Path(options.outroot, FOLDER, key)
-    return Saved(PlannedRun(folder, label, decisive, *models), split, model_a, model_b)
+    planned = PlannedRun(folder, label, decisive, model_a, model_b)
+    return Saved(planned, split, model_a, model_b)

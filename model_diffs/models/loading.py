@@ -1,13 +1,14 @@
 """Models and tokenizers: loaded, placed, fed, and read layer by layer."""
 
 import gc
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -43,9 +44,9 @@ def load_model(
 ) -> nn.Module:
     """A causal language model in evaluation mode on `device`.
 
-    With `device_map` `auto`, accelerate spreads its blocks over accelerators, memory and disk, for
-    models that one device cannot hold. Raises BadInput where the folder or hub model is missing,
-    corrupt, lacks weights, or needs code of its own without `trust_remote_code`.
+    With `device_map` `auto`, accelerate spreads its blocks over accelerators, memory and disk.
+    Raises BadInput where the folder or hub model is missing, corrupt, lacks weights, or needs code
+    of its own without `trust_remote_code`.
     """
     folder = Checkpoint.open(model).folder  # reports bad files in one line
     with _bad_input(f"{model} cannot be loaded"):
@@ -82,7 +83,7 @@ def fit_together(
     weights and `extra` bytes take less than half of the free memory."""
     if wanted != "auto" or len(stored) == 1:
         return wanted != "no"
-    weights = sum(math.prod(entry.shape) for one in stored for entry in one.entries.values())
+    weights = sum(one.weights for one in stored)
     return weights * dtype.itemsize + extra < free_memory(device) / 2
 
 
@@ -147,14 +148,10 @@ def pad_batch(
     sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, side: str = "right"
 ) -> Batch:
     """Pad token ids to one length: right for statistics, left for generation."""
-    longest = max(len(sequence) for sequence in sequences)
-    ids = torch.full((len(sequences), longest), pad_id)
-    mask = torch.zeros((len(sequences), longest), dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        place = slice(0, len(sequence)) if side == "right" else slice(longest - len(sequence), None)
-        ids[row, place] = torch.tensor(sequence)
-        mask[row, place] = 1
-    return Batch(ids.to(device), mask.to(device))
+    ids = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
+    mask = [torch.ones_like(one) for one in ids]
+    pad = partial(pad_sequence, batch_first=True, padding_side=side)
+    return Batch(pad(ids, padding_value=pad_id).to(device), pad(mask).to(device))
 
 
 # ── reading layer by layer ────────────────────────────────────────────────────────────────────────
