@@ -15,6 +15,7 @@ linear_probe_analysis.png and summary.json; with --questions also knowledge_by_l
 per_question.csv and knowledge_by_layer.png.
 """
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,7 +135,6 @@ STEP = Step(
         ),
     ),
 )
-STATES = "hidden state (0 = embedding output)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,16 +156,12 @@ def probe(run: Run, found: "Statistics", options: Options) -> dict[str, Any]:
     saved = [found.models[split, run.planned.model_a] for split in ("forget", "retain")]
     forget, retain = (one.read("last").last for one in saved)
     plan = design(len(forget), len(retain), options.folds, options.seed)
-    settings = probes.Settings(
-        C=options.C,
-        max_iter=options.max_iter,
-        standardize=not options.no_standardize,
-        seed=options.seed,
-    )
-    rows, resampled = probes.probe_rows(forget, retain, plan, settings, run.planned.label)
+    scaled = not options.no_standardize
+    settings = probes.Settings(options.C, options.max_iter, scaled, options.seed)
+    table, resampled = probes.probe_tables(forget, retain, plan, settings, run.planned.label)
     run.table("auc_resamples", resampled)
-    draw_probes(run, run.table("probe_results", rows, probes.COLUMNS))
-    facts = probes.summary(rows)
+    draw_probes(run, run.table("probe_results", table))
+    facts = probes.summary(table)
     failed = facts["fits"] - facts["fits_converged"]
     if failed:
         print(
@@ -178,17 +174,12 @@ def probe(run: Run, found: "Statistics", options: Options) -> dict[str, Any]:
 
 def draw_probes(run: Run, table: "pd.DataFrame") -> None:
     """Accuracy beside training, shuffled labels and the baseline; AUC beside chance."""
-    from model_diffs.core.figures import (
-        BASE,
-        OTHERS,
-        Panel,
-        column_line,
-        layer_figure,
-        model_colour,
-    )
+    from model_diffs.core import figures
+    from model_diffs.core.figures import STATES, Panel, column_line, layer_figure
 
-    colour = model_colour(run.planned.label)
-    colour = BASE if colour in OTHERS else colour  # neither filtered nor unlearned
+    colour = figures.model_colour(run.planned.label)
+    if colour in figures.OTHERS:  # neither filtered nor unlearned
+        colour = figures.BASE
     accuracy = [
         column_line(table, "test_accuracy", "documents left out", colour),
         column_line(table, "train_accuracy", "documents trained on", colour, ":"),
@@ -216,11 +207,9 @@ def answer(run: Run, questions: "Sequence[Question]", options: Options) -> dict[
     table = run.table("knowledge_by_layer", logit_lens.accuracy_rows(answers, options.seed))
     run.table("per_question", logit_lens.question_rows(answers))
     draw_knowledge(run, table)
-    best = table.groupby("domain", sort=False)["accuracy"].idxmax()
-    parts = {
-        "knowledge_final": table[table["layer"] == table["layer"].max()],
-        "knowledge_best": table.loc[best],
-    }
+    final = table[table["layer"] == table["layer"].max()]
+    best = table.loc[table.groupby("domain", sort=False)["accuracy"].idxmax()]
+    parts = {"knowledge_final": final, "knowledge_best": best}
     return {
         name: {row["domain"]: row for row in part.to_dict("records")}
         for name, part in parts.items()
@@ -229,21 +218,16 @@ def answer(run: Run, questions: "Sequence[Question]", options: Options) -> dict[
 
 def draw_knowledge(run: Run, table: "pd.DataFrame") -> None:
     """One line per domain over layers."""
-    from model_diffs.core.figures import OTHERS, Line, Panel, layer_figure
+    from model_diffs.core.figures import OTHERS, STATES, Panel, column_line, layer_figure
 
-    lines = []
-    for number, (domain, part) in enumerate(table.groupby("domain", sort=False)):
-        x, y, low, high = (part[name].tolist() for name in ("layer", "accuracy", "low", "high"))
-        lines.append(Line(str(domain), x, y, OTHERS[number % len(OTHERS)], "-", low, high))
-    panel = Panel(
-        "Read from each layer through final norm and head",
-        "four-choice accuracy",
-        lines,
-        reference=0.25,
-        reference_label="chance",
-        from_zero=True,
-        xlabel=STATES,
-    )
+    ends = table.rename(columns={"low": "accuracy_low", "high": "accuracy_high"})
+    colours = itertools.cycle(OTHERS)
+    lines = [
+        column_line(part, "accuracy", str(domain), next(colours))
+        for domain, part in ends.groupby("domain", sort=False)
+    ]
+    title, ylabel = "Read from each layer through final norm and head", "four-choice accuracy"
+    panel = Panel(title, ylabel, lines, 0.25, "chance", from_zero=True, xlabel=STATES)
     title = f"Knowledge by depth: {title_of(run.planned)}"
     run.figure("knowledge_by_layer", layer_figure(title, [panel]))
 

@@ -67,8 +67,8 @@ def main() -> None:
 
         def ours(x: Any = x, both: Any = (labels, shuffled)) -> Any:
             span, _ = probes.rotate(x, x[: len(x) // 4])
-            fits = [probes.fit(span, one, SETTINGS) for one in both]
-            return span @ fits[0].weights
+            fits = [probes.fit(span, one, SETTINGS)[0] for one in both]
+            return span @ fits[0].coef_[0]
 
         def full(solver: str, x: Any = x, both: Any = (labels, shuffled)) -> Any:
             model = LogisticRegression(solver=solver, tol=probes.TOLERANCE, max_iter=100_000)

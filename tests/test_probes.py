@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,16 +49,16 @@ def test_fits_equal_scikit_learn_on_all_dimensions(
     parts = states[train], states[test]
     shown = probes.standardise(*parts) if standardize else parts
     span, unseen = probes.rotate(*shown)
-    found = probes.fit(span, labels[train], SETTINGS._replace(C=C))
+    found, converged = probes.fit(span, labels[train], SETTINGS._replace(C=C))
     reference = LogisticRegression(C=C, tol=1e-10, max_iter=100_000)
     scaler = StandardScaler() if standardize else "passthrough"
     expected = make_pipeline(scaler, reference).fit(states[train], labels[train])
-    assert found.converged
+    assert converged
     assert span.shape[1] <= min(train.sum(), d)
     # The weights in the states' own dimensions, which lie in the span of the training states.
-    weights = np.linalg.lstsq(shown[0], span @ found.weights)[0]
+    weights = np.linalg.lstsq(shown[0], span @ found.coef_[0])[0]
     np.testing.assert_allclose(weights, reference.coef_[0], atol=1e-4)
-    probability = 1 / (1 + np.exp(-found.decide(unseen)))
+    probability = found.predict_proba(unseen)[:, 1]
     np.testing.assert_allclose(probability, expected.predict_proba(states[test])[:, 1], atol=1e-4)
 
 
@@ -69,15 +69,15 @@ def test_constant_dimensions_are_ignored() -> None:
     moved[-4:, 5] = 9.0  # constant in training only
     x, y = (probes.standardise(s[:-4], s[-4:]) for s in (states, moved))
     assert not x[0][:, 5].any() and not y[1][:, 5].any()
-    fits = [probes.fit(probes.rotate(*s)[0], labels[:-4], SETTINGS) for s in (x, y)]
-    np.testing.assert_array_equal(fits[0].weights, fits[1].weights)
+    fits = [probes.fit(probes.rotate(*s)[0], labels[:-4], SETTINGS)[0] for s in (x, y)]
+    np.testing.assert_array_equal(fits[0].coef_, fits[1].coef_)
 
 
 def test_identical_states_score_as_the_larger_class() -> None:
     """The embedding of one final full stop, whatever the text."""
     same = np.full((30, 1, 64), 0.3, dtype=np.float32)
     plan = cross_validation.design(12, 18, 5, seed=0)
-    row = SimpleNamespace(**probes.probe_rows(same[:12], same[12:], plan, SETTINGS).rows[0])
+    row = next(probes.probe_tables(same[:12], same[12:], plan, SETTINGS)[0].itertuples())
     assert row.test_accuracy == row.majority_baseline == 0.6
     assert row.auc == 0.5 and row.selectivity == 0
     assert row.fits_converged == row.fits == 10
@@ -85,18 +85,19 @@ def test_identical_states_score_as_the_larger_class() -> None:
 
 def test_fit_without_enough_iterations_has_not_converged() -> None:
     states, labels = clouds(60, 100)
-    assert not probes.fit(states, labels, SETTINGS._replace(max_iter=2)).converged
-    assert probes.fit(states, labels, SETTINGS._replace(max_iter=100)).converged
+    for iterations in (2, 100):
+        _, converged = probes.fit(states, labels, SETTINGS._replace(max_iter=iterations))
+        assert converged == (iterations == 100)
 
 
 # ── one layer ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def rows_of(states: np.ndarray, labels: np.ndarray, **settings: object) -> SimpleNamespace:
+def rows_of(states: np.ndarray, labels: np.ndarray, **settings: object) -> Any:
     forget, retain = (states[member][:, None].astype(np.float32) for member in (labels, ~labels))
     plan = cross_validation.design(len(forget), len(retain), 5, seed=0)
-    found = probes.probe_rows(forget, retain, plan, SETTINGS._replace(**settings))
-    return SimpleNamespace(**found.rows[0])
+    table, _ = probes.probe_tables(forget, retain, plan, SETTINGS._replace(**settings))
+    return next(table.itertuples())
 
 
 def test_planted_direction_is_found_and_shuffled_labels_are_not() -> None:

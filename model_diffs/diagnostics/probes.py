@@ -6,11 +6,11 @@ span, with as many features as documents; the classifier is the same.
 """
 
 import warnings
-from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from model_diffs.core.progress import progress
@@ -74,19 +74,6 @@ def rotate(train: Floats, test: Floats) -> tuple[Floats, Floats]:
     return vectors[:, kept] * roots, (test @ train.T) @ (vectors[:, kept] / roots)
 
 
-class Fit(NamedTuple):
-    """A fitted probe."""
-
-    weights: Floats
-    """`[r]`."""
-    intercept: float
-    converged: bool
-
-    def decide(self, states: Floats) -> Floats:
-        """Log-odds of forget."""
-        return states @ self.weights + self.intercept
-
-
 @cache
 def _threads() -> Any:
     """The thread pools of the numerical libraries; finding them is slow."""
@@ -95,11 +82,11 @@ def _threads() -> Any:
     return ThreadpoolController()
 
 
-def fit(train: Floats, labels: Labels, settings: Settings) -> Fit:
-    """L2-regularised logistic regression on `[n, r]` by scikit-learn's Newton solvers.
+def fit(train: Floats, labels: Labels, settings: Settings) -> tuple[Any, bool]:
+    """scikit-learn's `LogisticRegression` of forget on `[n, r]`, and whether it converged.
 
-    Conjugate gradients first, which is faster; the exact step where its line search fails. One
-    thread: for products this small, synchronisation costs more than it saves.
+    Newton steps by conjugate gradients first, which is faster; exact ones where that line search
+    fails. One thread: for products this small, synchronisation costs more than it saves.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -114,24 +101,10 @@ def fit(train: Floats, labels: Labels, settings: Settings) -> Fit:
         converged = not any(issubclass(warning.category, UserWarning) for warning in caught)
         if converged:
             break
-    return Fit(model.coef_[0], float(model.intercept_[0]), converged)
+    return model, converged
 
 
-# ── one layer, out of fold ────────────────────────────────────────────────────────────────────────
-
-
-class OutOfFold(NamedTuple):
-    """Predictions of the probes of all folds, per document `[documents]`."""
-
-    scores: Floats
-    """Log-odds from the probe that was not trained on it."""
-    correct: Floats
-    """1 where their sign is correct."""
-    train_correct: Floats
-    """Share of the probes trained on it that classify it correctly."""
-    control_correct: Floats
-    """As `correct`, with labels shuffled before training."""
-    converged: int
+# ── all layers, out of fold ───────────────────────────────────────────────────────────────────────
 
 
 def shuffled_labels(plan: Design, seed: int) -> Labels:
@@ -148,92 +121,81 @@ def shuffled_labels(plan: Design, seed: int) -> Labels:
     return result
 
 
-def out_of_fold(states: Floats, plan: Design, control: Labels, settings: Settings) -> OutOfFold:
-    """Train and test the probes of one hidden state, `[documents, d]`."""
-    size = len(states)
-    scores, trained = np.empty(size), np.zeros(size)
-    correct, control_correct = np.empty(size), np.empty(size)
-    folds, converged = np.unique(plan.folds), 0
+def probe_state(
+    states: Floats, plan: Design, settings: Settings
+) -> tuple[dict[str, Any], Estimate]:
+    """Cells of probe_results.csv for one hidden state `[documents, d]`, and its AUC.
+
+    Each document is tested by the probe that was not trained on it, and again with labels shuffled
+    before training; its training accuracy is the share of the other probes that are right.
+    """
+    labels, folds = plan.labels, np.unique(plan.folds)
+    control = shuffled_labels(plan, settings.seed)
+    scores, correct, control_correct, trained = np.zeros((4, len(states)))
+    converged = 0
     for fold in folds:
         test = plan.folds == fold
         split = states[~test], states[test]
         train, unseen = rotate(*(standardise(*split) if settings.standardize else split))
-        probe = fit(train, plan.labels[~test], settings)
-        chance = fit(train, control[~test], settings)
-        scores[test] = probe.decide(unseen)
-        correct[test] = (scores[test] > 0) == plan.labels[test]
-        trained[~test] += (probe.decide(train) > 0) == plan.labels[~test]
-        control_correct[test] = (chance.decide(unseen) > 0) == control[test]
-        converged += probe.converged + chance.converged
-    return OutOfFold(scores, correct, trained / (len(folds) - 1), control_correct, converged)
-
-
-class Probed(NamedTuple):
-    """Results of the probes of a model."""
-
-    rows: list[dict[str, Any]]
-    """Rows of probe_results.csv."""
-    resampled: list[dict[str, float]]
-    """Rows of auc_resamples.csv: the AUC of each hidden state on each resample of the documents.
-    Models that read the same documents share the draws."""
-
-
-def _row(layer: int, found: OutOfFold, auc: Estimate, plan: Design) -> dict[str, Any]:
-    majority = max(plan.labels.mean(), 1 - plan.labels.mean())
-    accuracy = cross_validation.mean(found.correct, plan)
+        probe, settled = fit(train, labels[~test], settings)
+        chance, chance_settled = fit(train, control[~test], settings)
+        scores[test] = probe.decision_function(unseen)
+        correct[test] = (scores[test] > 0) == labels[test]
+        trained[~test] += probe.predict(train) == labels[~test]
+        control_correct[test] = chance.predict(unseen) == control[test]
+        converged += settled + chance_settled
+    auc, majority = cross_validation.auc(scores, plan), max(labels.mean(), 1 - labels.mean())
+    test_correct = cross_validation.mean(correct, plan)
     estimates = {
-        "test_accuracy": accuracy,
-        "train_accuracy": cross_validation.mean(found.train_correct, plan),
-        "selectivity": Estimate(accuracy.value - majority, accuracy.resampled - majority),
+        "test_accuracy": test_correct,
+        "train_accuracy": cross_validation.mean(trained / (len(folds) - 1), plan),
+        "selectivity": Estimate(*(part - majority for part in test_correct)),
         "auc": auc,
-        "control_accuracy": cross_validation.mean(found.control_correct, plan),
+        "control_accuracy": cross_validation.mean(control_correct, plan),
     }
-    row: dict[str, Any] = {"layer": layer, "majority_baseline": float(majority)}
+    # One probe per fold with true labels, one with shuffled ones.
+    row = {"majority_baseline": majority, "fits": 2 * len(folds), "fits_converged": converged}
     for name, estimate in estimates.items():
         row |= percentile_interval(*estimate).cells(name)
-    # One probe per fold with true labels, one with shuffled ones.
-    return row | {"fits": 2 * len(np.unique(plan.folds)), "fits_converged": found.converged}
+    return row, auc
 
 
-def probe_rows(
+def probe_tables(
     forget: NDArray[np.float32],
     retain: NDArray[np.float32],
     plan: Design,
     settings: Settings,
     name: str = "",
-) -> Probed:
-    """One row per hidden state from last-token states `[documents, S, d]` of both classes.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """probe_results.csv and auc_resamples.csv from last-token states `[documents, S, d]`.
 
-    `name` is for the progress bar.
+    The second has the AUC of each hidden state on each resample of the documents; models that read
+    the same documents share the draws. `name` is for the progress bar.
     """
-    control = shuffled_labels(plan, settings.seed)
     rows, resampled = [], []
     for layer in progress(range(forget.shape[1]), f"probes, {name}", unit="state"):
         states = np.concatenate([forget[:, layer], retain[:, layer]]).astype(np.float64)
-        found = out_of_fold(states, plan, control, settings)
-        auc = cross_validation.auc(found.scores, plan)
-        rows.append(_row(layer, found, auc, plan))
-        resampled += [
-            {"layer": layer, "resample": draw, "auc": float(value)}
-            for draw, value in enumerate(auc.resampled)
-        ]
-    return Probed(rows, resampled)
+        row, auc = probe_state(states, plan, settings)
+        rows.append({"layer": layer, **row})
+        draws = {"layer": layer, "resample": range(len(auc.resampled)), "auc": auc.resampled}
+        resampled.append(pd.DataFrame(draws))
+    return pd.DataFrame(rows, columns=[*COLUMNS]), pd.concat(resampled)
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summary(table: pd.DataFrame) -> dict[str, Any]:
     """The hidden state with the best AUC, means over states, and how many fits converged."""
-    best = max(rows, key=lambda row: row["auc"])
+    best = table.iloc[int(table["auc"].argmax())]
     means = ("test_accuracy", "selectivity", "auc", "control_accuracy")
     return {
-        "states": len(rows),
+        "states": len(table),
         "best": {
-            "layer": best["layer"],
+            "layer": int(best["layer"]),
             "auc": best["auc"],
             "low": best["auc_low"],
             "high": best["auc_high"],
         },
-        **{f"mean_{name}": float(np.mean([row[name] for row in rows])) for name in means},
-        "majority_baseline": rows[0]["majority_baseline"],
-        "fits": sum(row["fits"] for row in rows),
-        "fits_converged": sum(row["fits_converged"] for row in rows),
+        **{f"mean_{name}": float(table[name].mean()) for name in means},
+        "majority_baseline": float(table["majority_baseline"].iloc[0]),
+        "fits": int(table["fits"].sum()),
+        "fits_converged": int(table["fits_converged"].sum()),
     }
