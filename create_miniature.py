@@ -24,7 +24,7 @@ from model_diffs.core import results
 from model_diffs.core.options import option, recorded
 from model_diffs.core.progress import PROGRESS_LINE
 from model_diffs.core.results import PlannedRun
-from model_diffs.core.script import register_tracking, run_step, seed_everything
+from model_diffs.core.script import run_step, seed_everything
 from model_diffs.core.step import Step
 from model_diffs.miniature.recipe import Recipe, SaeRecipe
 
@@ -128,7 +128,7 @@ def make_models(todo: list[PlannedRun], options: Options) -> None:
 
         pick_device(options.device)  # before processes are started
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(todo), context, initializer=register_tracking) as pool:
+    with ProcessPoolExecutor(len(todo), context) as pool:
         jobs = [pool.submit(make_model, one, options, line) for line, one in enumerate(todo)]
     for planned, job in zip(todo, jobs, strict=True):
         if job.exception() is None:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_diffs.core.options import ComparisonOrTable, Figures, option
-from model_diffs.core.results import PlannedRun, Run, open_run, read_table
+from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
 from model_diffs.core.step import Figure, Step, title_of
+from model_diffs.core.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd

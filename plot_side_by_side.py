@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from model_diffs.core import naming
 from model_diffs.core.options import Comparison, Figures, recorded
-from model_diffs.core.results import PlannedRun, Run, open_run, read_table
+from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
 from model_diffs.core.step import Figure, Step, Table
+from model_diffs.core.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd

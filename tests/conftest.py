@@ -11,6 +11,9 @@ import pytest
 
 # Tests start scripts as processes: without cached bytecode each would compile torch anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Nothing that a test writes is published.
+for name in ("WANDB_API_KEY", "WANDB_MODE"):
+    os.environ.pop(name, None)
 # Two workers with a thread each: more threads than cores only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

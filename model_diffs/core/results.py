@@ -11,21 +11,20 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from model_diffs.core import folders
-from model_diffs.core.errors import BadInput
+from model_diffs.core import folders, options, tracking
+from model_diffs.core.folders import RECORD as RECORD
+from model_diffs.core.folders import read_record as read_record
 from model_diffs.core.provenance import process_facts
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-RECORD = "run.json"
 
 # ── planned runs and their state ──────────────────────────────────────────────────────────────────
 
@@ -59,51 +58,48 @@ def _jsonable(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str, sort_keys=True))
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The `run.json` of a folder; None where there is none or it cannot be read."""
+def _stat(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+def _unchanged(path: Path, was: tuple[int, int]) -> bool | None:
+    """Whether a file has the `_stat` that it had; None where it is gone."""
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return _stat(path) == was
+    except OSError:
         return None
+
+
+def _inputs(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, tuple[int, int]]]:
+    """The files that a result was made from, with the `_stat` that they had."""
+    for entry in record.get("inputs", []):
+        path = Path(os.path.abspath(folder.parent / entry["path"]))
+        yield path, (entry["mtime_ns"], entry["size"])
 
 
 def _moved(folder: Path, record: Mapping[str, Any], old: str, new: str) -> bool:
     """Whether `new` is the folder `old` at another place: every file read there, unchanged."""
-    parent = os.path.abspath(folder.parent)
     inside = Path(os.path.abspath(old))
-    found = False
-    for entry in record.get("inputs", []):
-        path = Path(os.path.normpath(f"{parent}/{entry['path']}"))
-        if path.is_relative_to(inside):
-            try:
-                there = (Path(new) / path.relative_to(inside)).stat()
-            except OSError:
-                return False
-            if (there.st_mtime_ns, there.st_size) != (entry["mtime_ns"], entry["size"]):
-                return False
-            found = True
-    return found
-
-
-def _changed_model(planned: PlannedRun, record: Mapping[str, Any]) -> str:
-    for key in ("model_a", "model_b", "model"):
-        old, new = record.get("arguments", {}).get(key), planned.arguments.get(key)
-        if not (isinstance(old, str) and isinstance(new, str)):
-            continue
-        same = old == new or os.path.realpath(old) == os.path.realpath(new)
-        if not same and not _moved(planned.folder, record, old, new):
-            return f"it is of {old}, not of {new}"
-    return ""
+    found = [
+        (Path(new) / path.relative_to(inside), was)
+        for path, was in _inputs(folder, record)
+        if path.is_relative_to(inside)
+    ]
+    return bool(found) and all(_unchanged(path, was) for path, was in found)
 
 
 def _changed_argument(planned: PlannedRun, record: Mapping[str, Any]) -> str:
     old, new = record.get("arguments", {}), _jsonable(planned.arguments)
-    for key in sorted({*old, *new}):
-        if key.startswith("model") and key in old and key in new:
-            continue  # see _changed_model: one folder may be spelled in two ways, or have moved
-        if old.get(key) != new.get(key):
-            flag = "--" + key.replace("_", "-")
-            return f"{flag} was {old.get(key)}, is {new.get(key)}"
+    for key in sorted({*old, *new}, key=lambda key: (not key.startswith("model"), key)):
+        was, now = old.get(key), new.get(key)
+        if not (key.startswith("model") and key in old and key in new):
+            if was != now:
+                return f"{options.flag(key)} was {was}, is {now}"
+        elif isinstance(was, str) and isinstance(now, str):
+            same = os.path.realpath(was) == os.path.realpath(now)  # one folder in two spellings
+            if not same and not _moved(planned.folder, record, was, now):
+                return f"it is of {was}, not of {now}"
     return ""
 
 
@@ -111,13 +107,9 @@ def _changed_file(folder: Path, record: Mapping[str, Any]) -> str:
     for name in record.get("outputs", []):
         if not (folder / name).exists():
             return f"{name} is gone"
-    for entry in record.get("inputs", []):
-        path = Path(os.path.normpath(folder.parent / entry["path"]))
-        try:
-            found = path.stat()
-        except OSError:
-            continue  # what is gone cannot be newer: the result still stands
-        if found.st_mtime_ns != entry["mtime_ns"] or found.st_size != entry["size"]:
+    for path, was in _inputs(folder, record):
+        # What is gone cannot be newer: the result still stands.
+        if _unchanged(path, was) is False:
             return f"{os.path.relpath(path)} changed"
     return ""
 
@@ -134,88 +126,39 @@ def state(planned: PlannedRun) -> State:
     record = read_record(planned.folder)
     if record is None:
         return State("stale", f"{RECORD} cannot be read")
-    reason = _changed_model(planned, record) or _changed_argument(planned, record)
-    reason = reason or _changed_file(planned.folder, record)
+    reason = _changed_argument(planned, record) or _changed_file(planned.folder, record)
     return State("stale", reason) if reason else State("complete", "")
-
-
-def check_replaceable(folder: Path) -> None:
-    """Raise BadInput where a result would take the place of what no run of it wrote.
-
-    A result replaces its folder as a whole: what a hand or another run put there would be lost.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder} is a file, where a folder of results would go: move it")
-    if not folder.is_dir() or next(folder.iterdir(), None) is None:
-        return
-    if not (folder / RECORD).is_file():
-        raise BadInput(
-            f"{folder} holds files but no {RECORD}, and a result would replace them: name a new "
-            "folder, or remove that one"
-        )
-    own = (read_record(folder) or {}).get("outputs", [])
-    for record in sorted(folder.glob(f"*/**/{RECORD}")):
-        if record.relative_to(folder).as_posix() not in own:
-            raise BadInput(
-                f"{folder} holds another result, {record.parent.relative_to(folder)}, which this "
-                "one would replace: name another folder"
-            )
 
 
 def pending(planned_runs: Iterable[PlannedRun], force: bool = False) -> list[PlannedRun]:
     """Those planned runs that are not complete; one line for each that is skipped or stale."""
     todo = []
     for planned in planned_runs:
-        found = state(planned)
-        if found.status != "complete" or force:
-            check_replaceable(planned.folder)
-        if found.status == "complete" and not force:
+        status, reason = state(planned)
+        if status == "complete" and not force:
             print(f"{planned.folder}: complete, skipped (--force reruns it)")
             continue
-        if found.status == "stale":
-            print(f"{planned.folder}: stale, {found.reason}")
+        folders.check_replaceable(planned.folder)
+        if status == "stale":
+            print(f"{planned.folder}: stale, {reason}")
         todo.append(planned)
     return todo
-
-
-def read_table(path: Path, hint: str, columns: Iterable[str] = ()) -> "pd.DataFrame":
-    """A CSV as a DataFrame. Raises BadInput, with `hint`, where it is missing, or has no row or not
-    these columns.
-    """
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError as error:
-        raise BadInput(f"{path}: no such table; {hint}") from error
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not a table; {hint}") from error
-    if table.empty:
-        raise BadInput(f"{path}: no row in it; {hint}")
-    for column in columns:
-        if column not in table:
-            raise BadInput(f"{path} has no column {column}; {hint}")
-    return table
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────
 
 INVOCATION = "MODEL_DIFFS_INVOCATION"
 """Set by the pipeline: which of its invocations this process belongs to."""
-FAILED = ".failed.json"
 
 
 def failure_record(folder: Path) -> Path:
     """Where a failure to make `folder` is noted: beside it, since it may hold an older result."""
-    return folder.with_name(folder.name + FAILED)
+    return folder.with_name(f"{folder.name}.failed.json")
 
 
 def read_failure(folder: Path) -> dict[str, Any]:
     """What is noted of the last failure to make `folder`; empty where nothing readable is."""
-    try:
-        found = json.loads(failure_record(folder).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return {}
+    found = folders.read_json(failure_record(folder))
     return found if isinstance(found, dict) else {}
 
 
@@ -228,18 +171,9 @@ def note_failure(planned_runs: Iterable[PlannedRun], reason: str) -> None:
         failure_record(planned.folder).write_text(json.dumps(content, indent=2) + "\n")
 
 
-# Called with the folder and its record after each commit (tracking registers itself here).
-after_commit: list[Callable[[Path, dict[str, Any]], None]] = []
-
-
 def is_main_process() -> bool:
     """Whether this process writes: the first of those that `accelerate launch` started."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_mtime_ns, found.st_size
 
 
 @dataclass
@@ -271,17 +205,12 @@ class Run:
         """
         import pandas as pd
 
-        if isinstance(rows, pd.DataFrame):
-            frame = rows
-        else:
-            for row in rows:
-                values = row._asdict() if hasattr(row, "_asdict") else row
-                for column, value in values.items():
-                    if isinstance(value, float) and math.isnan(value):
-                        raise ValueError(f"NaN in {name}.csv, column {column}: {values}")
-            frame = (
-                pd.DataFrame(rows) if columns is None else pd.DataFrame(rows, columns=[*columns])
-            )
+        for row in () if isinstance(rows, pd.DataFrame) else rows:
+            values = row._asdict() if hasattr(row, "_asdict") else row
+            for column, value in values.items():
+                if isinstance(value, float) and math.isnan(value):
+                    raise ValueError(f"NaN in {name}.csv, column {column}: {values}")
+        frame = pd.DataFrame(rows, columns=None if columns is None else [*columns])
         frame.to_csv(self.path / f"{name}.csv", index=False, lineterminator="\n")
         return frame
 
@@ -307,9 +236,7 @@ class Run:
         (self.path / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
     def _commit(self) -> dict[str, Any]:
-        outputs = sorted(
-            p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()
-        )
+        written = (path for path in self.path.rglob("*") if path.is_file())
         parent = os.path.abspath(self.planned.folder.parent)
         inputs = [
             {"path": os.path.relpath(path, parent), "mtime_ns": mtime, "size": size}
@@ -322,7 +249,7 @@ class Run:
             **_jsonable(self.facts),
             **process_facts(),
             "seconds": round(time.perf_counter() - self.started, 3),
-            "outputs": outputs,
+            "outputs": sorted(path.relative_to(self.path).as_posix() for path in written),
             "inputs": inputs,
         }
         with (self.path / RECORD).open("w", encoding="utf-8") as handle:
@@ -343,7 +270,7 @@ def open_run(planned: PlannedRun) -> Iterator[Run]:
     other than the first one write to a temporary folder that is thrown away.
     """
     if is_main_process():
-        check_replaceable(planned.folder)
+        folders.check_replaceable(planned.folder)
         path = folders.working_folder(planned.folder)
     else:
         path = Path(tempfile.mkdtemp(prefix="model_diffs_"))
@@ -351,8 +278,6 @@ def open_run(planned: PlannedRun) -> Iterator[Run]:
     try:
         yield run
         if is_main_process():
-            record = run._commit()
-            for publish in after_commit:
-                publish(planned.folder, record)
+            tracking.publish(planned.folder, run._commit())
     finally:
         shutil.rmtree(run.path, ignore_errors=True)

@@ -36,15 +36,6 @@ def load_environment() -> None:
     load_dotenv(Path.cwd() / ".env")
 
 
-def register_tracking() -> None:
-    """Publish results to wandb after each commit, where the environment asks for it."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
-        from model_diffs.core import tracking
-
-        if tracking.publish not in results.after_commit:
-            results.after_commit.append(tracking.publish)
-
-
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -61,9 +52,7 @@ def execute(module: ModuleType, words: Sequence[str] | None = None) -> None:
         return
     try:
         module.main(chosen, todo)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         results.note_failure([one for one in todo if not one.committed], _one_line(error))
         raise
 
@@ -83,7 +72,6 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     script = Path(sys.argv[0]).name
     try:
         load_environment()
-        register_tracking()
         main()
     except BadInput as error:
         print(f"{script}: {_one_line(error)}", file=sys.stderr)

@@ -11,11 +11,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_diffs.core import results
+from model_diffs.core.errors import BadInput
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NOT_RUN = "not run"
+
+
+def read_table(path: Path, hint: str, columns: Iterable[str] = ()) -> "pd.DataFrame":
+    """A CSV as a DataFrame. Raises BadInput, with `hint`, where it is missing, or has no row or not
+    these columns.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError as error:
+        raise BadInput(f"{path}: no such table; {hint}") from error
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a table; {hint}") from error
+    if table.empty:
+        raise BadInput(f"{path}: no row in it; {hint}")
+    for column in columns:
+        if column not in table:
+            raise BadInput(f"{path} has no column {column}; {hint}")
+    return table
 
 
 class Absent(Exception):
