@@ -32,8 +32,7 @@ def main() -> None:
 
     checkpoint = Checkpoint.open(options.model)
     layers = running.layers_of(options, checkpoint)
-    dimensions = running.Dimensions("layer_activations", layers, lambda _: Neurons())
-    running.run(options, checkpoint, dimensions)
+    running.run(options, checkpoint, "layer_activations", layers, lambda _: Neurons())
 
 
 if __name__ == "__main__":

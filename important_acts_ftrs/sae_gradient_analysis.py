@@ -54,7 +54,9 @@ def main() -> None:
         )
     found = {layer: sae_sources.fetch(one) for layer, one in chosen.items()}
     saes = {layer: sae_files.read_sae(one.folder, one.format) for layer, one in found.items()}
-    dimensions = running.Dimensions(
+    running.run(
+        options,
+        checkpoint,
         "sae_features",
         tuple(found),
         lambda device: SaeFeatures({layer: sae.to(device) for layer, sae in saes.items()}),
@@ -64,7 +66,6 @@ def main() -> None:
             "formats": sorted({one.format for one in found.values()}),
         },
     )
-    running.run(options, checkpoint, dimensions)
 
 
 if __name__ == "__main__":

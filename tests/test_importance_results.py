@@ -28,7 +28,8 @@ def test_power_of_worked_examples() -> None:
 
 
 def test_power_comes_before_normalisation() -> None:
-    found, refused = variants(np.array([[3.0, -1.0], [3.0, 1.0]]), 7, "both", 2.0, "both")
+    both = options.Measurement(aggregation_mode="both", normalize_gradients="both")
+    found, refused = variants({7: np.array([[3.0, -1.0], [3.0, 1.0]])}, both, 2.0)
     assert not refused
     expected = {
         "layer_7_mean_norm_sum": [9 / 4, -1 / 4],

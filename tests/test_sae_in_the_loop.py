@@ -100,7 +100,7 @@ def test_feature_means_are_those_of_an_sae_in_the_loop(activation: str, batch_si
     found = measuring.measure(reader, TOKENS, 0, lens, (layer,), options)
     expected = torch.stack([g.sum(0), g.abs().sum(0)]) / PREDICTIONS
     np.testing.assert_allclose(found.means[layer], expected, rtol=1e-4, atol=1e-6)
-    assert found.totals.loss == pytest.approx(plain, rel=1e-5)
+    assert found.mean_loss == pytest.approx(plain / PREDICTIONS, rel=1e-5)
 
 
 def test_a_feature_turned_down_changes_the_loss_as_its_gradient_says() -> None:

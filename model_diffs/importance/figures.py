@@ -37,6 +37,12 @@ def _largest(values: np.ndarray, count: int = _NAMED) -> np.ndarray:
     return order[values[order] != 0]
 
 
+def _edges(low: float, high: float) -> np.ndarray:
+    """Of the bins: from zero or below, of some width."""
+    low = min(float(low), 0.0)
+    return np.linspace(low, float(high) if high > low else low + 1.0, _BINS + 1)
+
+
 def _dots(axes: Axes, x: np.ndarray, values: np.ndarray, size: float) -> None:
     """Dots; where there are many, small and pale ones except for the largest thousandth."""
     style: dict[str, Any] = {"color": MLP, "lw": 0, "rasterized": True}
@@ -52,11 +58,7 @@ def _dots(axes: Axes, x: np.ndarray, values: np.ndarray, size: float) -> None:
 
 
 def _layer_histogram(axes: Axes, values: np.ndarray, label: str) -> None:
-    low, high = float(values.min()), float(values.max())
-    edges = np.array([low - 0.5, low + 0.5])
-    if high > low:
-        edges = np.linspace(min(low, 0.0), high, _BINS + 1)
-    counts, edges = np.histogram(values, edges)
+    counts, edges = np.histogram(values, _edges(values.min(), values.max()))
     axes.stairs(np.maximum(counts, 0.1), edges, baseline=0.1, fill=True, color=MLP, alpha=0.85)
     axes.set_yscale("log")
     axes.set_ylim(0.7, 2.0 * max(counts.max(), 1))
@@ -104,10 +106,8 @@ def _layers_histogram(axes: Axes, shown: Shown) -> None:
     """A row per layer: how many dimensions have which value, as a colour."""
     layers = list(shown.layers)
     low, high = np.quantile(np.concatenate(list(shown.layers.values())), [0.0005, 0.9995])
-    low = min(float(low), 0.0)
-    high = float(high) if high > low else low + 1.0
-    edges = np.linspace(low, high, _BINS + 1)
-    counts = [np.histogram(v.clip(low, high), edges)[0] for v in shown.layers.values()]
+    edges = _edges(low, high)
+    counts = [np.histogram(v.clip(edges[0], edges[-1]), edges)[0] for v in shown.layers.values()]
     table = np.ma.masked_equal(np.array(counts), 0)
     rows = np.arange(len(layers) + 1) - 0.5
     mesh = axes.pcolormesh(edges, rows, table, norm=LogNorm(1, max(table.max(), 2)), cmap="viridis")

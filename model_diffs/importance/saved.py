@@ -17,7 +17,7 @@ import numpy as np
 
 from model_diffs.core import folders, naming
 from model_diffs.core.errors import BadInput
-from model_diffs.importance.options import Options
+from model_diffs.importance.options import Measurement, Options
 
 FOLDER, CONSOLIDATED = "importance", "consolidated_results.npz"
 # Sums of fp32 activations are accurate to about 1e-6 of Σ|v|: below this share of it, a signed sum
@@ -59,11 +59,12 @@ def normalise(values: np.ndarray, how: str, what: str = "the values") -> np.ndar
     return values * (len(values) / total)
 
 
-def asked(mode: str, normalisation: str) -> list[tuple[str, str, str]]:
+def asked(options: Measurement) -> list[tuple[str, str, str]]:
     """Mode, normalisation and ending `_norm_…` of each array that is saved of a layer.
 
     The ending is empty where one normalisation is asked for. Keys are `layer_{i}_{mode}{ending}`.
     """
+    mode, normalisation = options.aggregation_mode, options.normalize_gradients
     both = normalisation == "both"
     return [
         (one, how, f"_norm_{how}" if both else "")
@@ -73,22 +74,23 @@ def asked(mode: str, normalisation: str) -> list[tuple[str, str, str]]:
 
 
 def variants(
-    means: np.ndarray, layer: int, mode: str, power: float | None, normalisation: str
+    means: Mapping[int, np.ndarray], options: Measurement, power: float | None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Every array of a layer that is saved, in fp32, by its key, and what could not be normalised.
+    """Every array that is saved, in fp32, by its key, and what could not be normalised.
 
-    means `[2, size]`: mean and mean_abs. The second part says, one line each, which arrays are left
-    out and why; the others are kept, since all took the same pass.
+    means `[2, size]` of each layer: mean and mean_abs. The second part says, one line each, which
+    arrays are left out and why; the others are kept, since all took the same pass.
     """
     found, refused = {}, []
-    for one, how, ending in asked(mode, normalisation):
-        raised = raise_to(means[0 if one == "mean" else 1], power)
-        try:
-            values = normalise(raised, how, f"layer {layer}, {one}: the values")
-        except BadInput as error:
-            refused.append(str(error))
-        else:
-            found[f"layer_{layer}_{one}{ending}"] = values.astype("float32")
+    for layer, both in means.items():
+        for mode, how, ending in asked(options):
+            raised = raise_to(both[0 if mode == "mean" else 1], power)
+            try:
+                values = normalise(raised, how, f"layer {layer}, {mode}: the values")
+            except BadInput as error:
+                refused.append(str(error))
+            else:
+                found[f"layer_{layer}_{mode}{ending}"] = values.astype("float32")
     return found, refused
 
 
@@ -107,11 +109,10 @@ def result_folder(
     options: Options, prefix: str, layers: Sequence[int], power: float | None
 ) -> Path:
     """A new folder, named after what was asked for and the time."""
-    name = (
-        f"{prefix}_model_{naming.model_label(options.model)}_num_samples_{options.max_samples}"
-        f"_batch_size_{options.batch_size}_layers_{layers_label(layers)}"
-        f"{'' if power is None else f'_power_{power}'}_{time.strftime('%Y%m%d_%H%M%S')}"
-    )
+    label = naming.model_label(options.model)
+    name = f"{prefix}_model_{label}_num_samples_{options.max_samples}"
+    name += f"_batch_size_{options.batch_size}_layers_{layers_label(layers)}"
+    name += f"{'' if power is None else f'_power_{power}'}_{time.strftime('%Y%m%d_%H%M%S')}"
     folder, copy = Path(options.outroot) / FOLDER / name, 2
     while folder.exists():  # another run of this second
         folder, copy = folder.with_name(f"{name}_{copy}"), copy + 1
@@ -125,19 +126,23 @@ def consolidated_path(given: str, power: float | None = None) -> Path:
     return path.with_name(f"{name}.npz")
 
 
+def _is_writable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def check_places(options: Options) -> None:
     """Raise BadInput, before anything is computed, where results could not be written."""
     if options.save_outputs:
         place = Path(options.outroot).absolute() / FOLDER
         there = next(folder for folder in (place, *place.parents) if folder.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        if not _is_writable(there):
             raise BadInput(f"--outroot: {there} is no folder that can be written: choose another")
     if options.save_consolidated:
-        if Path(options.save_consolidated).expanduser().is_dir():
+        path = Path(options.save_consolidated).expanduser()
+        if path.is_dir():
             raise BadInput(f"--save-consolidated {options.save_consolidated} is a folder")
-        folder = consolidated_path(options.save_consolidated).parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise BadInput(f"--save-consolidated: {folder} is no folder that can be written")
+        if not _is_writable(path.parent):
+            raise BadInput(f"--save-consolidated: {path.parent} is no folder that can be written")
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────

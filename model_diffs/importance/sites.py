@@ -24,13 +24,12 @@ def _module(anatomy: Anatomy, site: str, layer: int) -> Any:
     if site != "mlp_hidden":
         modules = {"residual": anatomy.blocks[layer], "mlp_in": mlp.input_module}
         return modules.get(site, mlp.output_module)
-    last = [matrix.module for matrix in mlp.matrices if matrix.component == "mlp_out"]
-    if len(last) != 1:
+    if "mlp_out" not in mlp.matrices:
         raise BadInput(
             f"layer {layer} has no single hidden MLP activation (a mixture of experts has one per "
             "expert): use --site mlp_out or residual"
         )
-    return last[0]
+    return mlp.matrices["mlp_out"]
 
 
 def _entering(receive: Callable[[Tensor], Tensor], _: Any, args: Any, kwargs: Any) -> Any:

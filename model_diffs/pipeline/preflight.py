@@ -214,7 +214,7 @@ def check_texts(
     says = ", ".join(f"{n} {median(v):.0f} (longest {max(v)})" for n, v in lengths.items())
     says = f"median {'tokens' if tokenizer else 'words'}: {says}"
     otherwise = f"{says}; a probe may separate the splits by length alone: match them"
-    yield judged("lengths", says, _uneven(*map(median, lengths.values())), otherwise)
+    yield judged("lengths", says, _uneven(*(median(v) for v in lengths.values())), otherwise)
     cut = sum(length > max_length for values in lengths.values() for length in values)
     if tokenizer and cut:
         yield "warning", "lengths", f"{cut} samples are cut at {max_length} tokens: --max-length"
