@@ -142,12 +142,10 @@ def attack_model(run: Run, material: Material, base: "Measured | None", options:
     known = float(base.accuracy["heldout"].mean) if base else None
     facts = relearning_tables.summary(label, rows, known, options.general_floor)
     run.document("summary", facts)
-    involved = {"model": model, **({"base": options.base} if options.base else {})}
-    checkpoints = {name: Checkpoint.open(one) for name, one in involved.items()}
-    for checkpoint in checkpoints.values():
-        run.reads(*checkpoint.files)
+    involved = {"model": model, "base": options.base}
+    checkpoints = {name: Checkpoint.open(one) for name, one in involved.items() if one}
     texts = (options.forget_text, options.retain_text, options.attack_data, options.questions)
-    run.reads(*filter(None, texts))
+    run.reads(*(file for one in checkpoints.values() for file in one.files), *filter(None, texts))
     run.record(
         models={name: checkpoint.identity() for name, checkpoint in checkpoints.items()},
         attacked=len(material.attack),
@@ -160,12 +158,18 @@ def attack_model(run: Run, material: Material, base: "Measured | None", options:
 
 def draw_overview(run: Run, options: Options) -> None:
     """One table and the figures over all models; relearning.png also goes to the outroot."""
+    import pandas as pd
+
     from model_diffs.attacks import relearning_tables
 
     outroot, labels = Path(options.outroot), run.planned.arguments["attacked"]
-    found = relearning_tables.read_results({one: outroot / one / STEP.folder for one in labels})
-    for one in found:
-        run.reads(one.folder / "relearning.csv", one.folder / "summary.json")
+    found = []
+    for label in labels:
+        folder = outroot / label / STEP.folder
+        run.reads(folder / "relearning.csv", folder / "summary.json")
+        table = pd.read_csv(folder / "relearning.csv")
+        facts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        found.append(relearning_tables.Found(label, table, facts))
     run.table("relearning_summary", relearning_tables.overview_rows(found))
     base = naming.model_label(options.base) if options.base else ""
     for name, rates, title in (
@@ -202,10 +206,10 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
             with open_run(planned) as run:
                 attack_model(run, given, base, options)
     # Attacked models make the overview stale, also where it was complete.
-    overview = [planned for planned in planned_runs(options) if not planned.model_a]
-    for planned in [one for one in todo if not one.model_a] or overview:
-        with open_run(planned) as run:
-            draw_overview(run, options)
+    for planned in planned_runs(options):
+        if not planned.model_a:
+            with open_run(planned) as run:
+                draw_overview(run, options)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from model_diffs.core.provenance import peak_memory_bytes
 from model_diffs.unlearning.data import Pair, Step, Tokens, plan_epoch, split_batch
 from model_diffs.unlearning.losses import get_loss
 from model_diffs.unlearning.network import Network
-from model_diffs.unlearning.reference import Reference, make_reference
+from model_diffs.unlearning.reference import Reference
 from model_diffs.unlearning.settings import Settings, Training
 from model_diffs.unlearning.trainer import Trainer
 
@@ -80,7 +80,7 @@ class Bench:
         self.reference: Reference
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            self.reference = make_reference(self.trainer, torch.float32, Path(folder))
+            self.reference = self.trainer.make_reference(torch.float32, Path(folder))
             self.reference_seconds = time.perf_counter() - started
 
     def step(self) -> None:

@@ -7,9 +7,9 @@ after s steps does not depend on how many follow, and the same batches for every
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ from model_diffs.models.devices import DTYPES, pick_device
 from model_diffs.models.loading import load_model, load_tokenizer
 from model_diffs.stats import intervals
 from model_diffs.stats.intervals import Interval
-from model_diffs.unlearning import adapters
-from model_diffs.unlearning.data import plan_epoch, split_batch
+from model_diffs.unlearning.data import SplitBatch, plan_epoch, split_batch
 from model_diffs.unlearning.losses import nll
 from model_diffs.unlearning.network import Network
+from model_diffs.unlearning.optimizers import attach_adapter
 
 GRAD_CLIP = 1.0
 
@@ -44,75 +44,62 @@ class Measured(NamedTuple):
     """Per split, nats per token."""
 
 
-class _Victim(NamedTuple):
+class _Victim:
     """A loaded model, with the texts in its own tokens."""
 
-    network: Network
-    tokenizer: Any
-    texts: dict[str, list[list[int]]]
-    """Token ids by `attack`, `forget` and `retain`."""
-    device: torch.device
-    autocast: AbstractContextManager[Any]
+    def __init__(self, model: str, material: Material, options: Attack) -> None:
+        """Texts of one token predict nothing and are left out; BadInput where no other is left."""
+        self.material, self.options = material, options
+        self.device = pick_device(options.device)
+        automatic = options.dtype == "auto"
+        dtype = DTYPES["fp32" if automatic else options.dtype]
+        # Evaluation mode throughout: with dropout, two runs of one attack would differ.
+        self.network = Network(load_model(model, self.device, dtype, options.trust_remote_code))
+        self.tokenizer = load_tokenizer(model, options.trust_remote_code)
+        longest = min(options.max_length, self.network.positions or options.max_length)
+        self.texts: dict[str, list[list[int]]] = {}
+        for name in ("attack", *SPLITS):
+            ids = texts.encode(self.tokenizer, getattr(material, name), longest)
+            self.texts[name] = [one for one in ids if len(one) > 1]
+            if not self.texts[name]:
+                raise BadInput(f"{model}: the {name} texts are single tokens: nothing to predict")
+        mixed = automatic and self.device.type == "cuda"
+        self.autocast = torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext()
 
+    def batch(self, name: str, rows: Sequence[int]) -> SplitBatch:
+        """Padded texts `rows` of `attack`, `forget` or `retain`."""
+        return split_batch(self.texts[name], rows, self.tokenizer.pad_token_id, self.device)
 
-def _load(model: str, material: Material, options: Attack) -> _Victim:
-    """Texts of one token predict nothing and are left out; BadInput where no other is left."""
-    device = pick_device(options.device)
-    automatic = options.dtype == "auto"
-    dtype = DTYPES["fp32" if automatic else options.dtype]
-    # Evaluation mode throughout: with dropout, two runs of one attack would differ.
-    network = Network(load_model(model, device, dtype, options.trust_remote_code))
-    tokenizer = load_tokenizer(model, options.trust_remote_code)
-    longest = min(options.max_length, network.positions or options.max_length)
-    found = {}
-    for name in ("attack", *SPLITS):
-        ids = texts.encode(tokenizer, getattr(material, name), longest)
-        found[name] = [one for one in ids if len(one) > 1]
-        if not found[name]:
-            raise BadInput(f"{model}: the {name} texts are single tokens: nothing to predict")
-    mixed = automatic and device.type == "cuda"
-    autocast = torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext()
-    return _Victim(network, tokenizer, found, device, autocast)
+    @torch.no_grad()
+    def nll(self, split: str) -> Interval:
+        """NLL per next-token prediction, nats, with documents resampled for its interval."""
+        lengths = [len(ids) for ids in self.texts[split]]
+        sums = np.empty(len(lengths))
+        for rows in texts.length_batches(lengths, 4 * self.options.batch_size):
+            log_probs = self.network.log_probs(self.batch(split, rows)).sums
+            sums[rows] = -log_probs.cpu().double().numpy()
+        predictions = [length - 1 for length in lengths]
+        return intervals.ratio_interval(sums, predictions, self.options.seed)
 
-
-@torch.no_grad()
-def _document_nll(victim: _Victim, split: str, batch_size: int, seed: int) -> Interval:
-    """NLL per next-token prediction, nats, with documents resampled for its interval."""
-    lengths = [len(ids) for ids in victim.texts[split]]
-    sums = np.empty(len(lengths))
-    for rows in texts.length_batches(lengths, batch_size):
-        pad_id = victim.tokenizer.pad_token_id
-        batch = split_batch(victim.texts[split], rows, pad_id, victim.device)
-        sums[rows] = -victim.network.log_probs(batch).sums.cpu().double().numpy()
-    return intervals.ratio_interval(sums, [length - 1 for length in lengths], seed)
-
-
-def _measure(victim: _Victim, material: Material, options: Attack, tokens: int) -> Measured:
-    asked = [question for group in material.questions.values() for question in group]
-    size, seed = 4 * options.batch_size, options.seed
-    with victim.autocast:
-        model = victim.network.model
-        given = scoring.score(model, victim.tokenizer, asked, size) if asked else []
-        measured = {split: _document_nll(victim, split, size, seed) for split in SPLITS}
-    right = iter(float(answer.correct) for answer in given)
-    correct = {
-        group: np.array(list(itertools.islice(right, len(questions))))
-        for group, questions in material.questions.items()
-    }
-    accuracy = {group: intervals.mean_interval(values, seed) for group, values in correct.items()}
-    return Measured(tokens, correct, accuracy, measured)
+    def measure(self, tokens: int) -> Measured:
+        """Answers and NLLs as the model is now, after training on `tokens`."""
+        groups, size = self.material.questions, 4 * self.options.batch_size
+        asked = [question for group in groups.values() for question in group]
+        with self.autocast:
+            given = scoring.score(self.network.model, self.tokenizer, asked, size) if asked else []
+            nlls = {split: self.nll(split) for split in SPLITS}
+        right = iter(float(answer.correct) for answer in given)
+        correct = {
+            group: np.fromiter(itertools.islice(right, len(questions)), np.float64)
+            for group, questions in groups.items()
+        }
+        means = {g: intervals.mean_interval(c, self.options.seed) for g, c in correct.items()}
+        return Measured(tokens, correct, means, nlls)
 
 
 def measure(model: str, material: Material, options: Attack) -> Measured:
     """A model as it is, before any attack."""
-    return _measure(_load(model, material, options), material, options, 0)
-
-
-def _batches(lengths: Sequence[int], batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Indices of texts, epoch after epoch without end; the same for every model and rate."""
-    for epoch in itertools.count():
-        for step in plan_epoch(lengths, [], batch_size, seed, epoch):
-            yield step.forget
+    return _Victim(model, material, options).measure(0)
 
 
 def attack(
@@ -124,18 +111,21 @@ def attack(
     step, where the loss is not finite.
     """
     torch.manual_seed(options.seed)
-    victim = _load(model, material, options)
-    network, trained_on = victim.network, victim.texts["attack"]
-    adapters.attach(network.model, options.lora_rank, options.seed)
-    weights = [p for p in network.parameters() if p.requires_grad]
+    victim = _Victim(model, material, options)
+    attach_adapter(victim.network.model, options.lora_rank, options.seed)
+    weights = [p for p in victim.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr, weight_decay=0.0)
-    batches = _batches([len(ids) for ids in trained_on], options.batch_size, options.seed)
+    # Epoch after epoch without end; the same batches for every model and rate.
+    lengths = [len(ids) for ids in victim.texts["attack"]]
+    batches = itertools.chain.from_iterable(
+        plan_epoch(lengths, [], options.batch_size, options.seed, epoch)
+        for epoch in itertools.count()
+    )
     found, tokens = {0: start}, 0
     for step in progress(range(1, options.steps + 1), f"attack at {lr:g}", unit="step"):
-        pad_id = victim.tokenizer.pad_token_id
-        batch = split_batch(trained_on, next(batches), pad_id, victim.device)
+        batch = victim.batch("attack", next(batches).forget)
         with victim.autocast:
-            loss = nll(network, batch)
+            loss = nll(victim.network, batch)
         if not math.isfinite(loss.item()):
             raise BadInput(f"{model}: the loss is not finite at --lr {lr:g}, step {step}: lower it")
         optimizer.zero_grad()
@@ -144,5 +134,5 @@ def attack(
         optimizer.step()
         tokens += batch.totals.tokens
         if step in options.measured_steps:
-            found[step] = _measure(victim, material, options, tokens)
+            found[step] = victim.measure(tokens)
     return found

@@ -6,7 +6,7 @@ from model_diffs.unlearning.data import Pair, SplitBatch
 from model_diffs.unlearning.losses import Terms, method, nll
 from model_diffs.unlearning.network import Network, Perturbation
 from model_diffs.unlearning.reference import Reference
-from model_diffs.unlearning.representation import keeping, rerouting
+from model_diffs.unlearning.representation import rerouted
 from model_diffs.unlearning.settings import Settings
 
 
@@ -44,10 +44,8 @@ def attack(network: Network, batch: SplitBatch, settings: Settings) -> Perturbat
 @method(adversary=True)
 def lat(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
     """−NLL(forget; δ*) + w·NLL(retain), δ* from `attack`."""
-    found = attack(network, pair.forget, settings)
-    return Terms.of(
-        -nll(network, pair.forget, found), settings.retain_weight * nll(network, pair.retain)
-    )
+    forget = -nll(network, pair.forget, attack(network, pair.forget, settings))
+    return Terms(forget, settings.retain_weight * nll(network, pair.retain))
 
 
 @method(targets=True, adversary=True, reference_states=("retain",))
@@ -55,7 +53,4 @@ def cb_lat(network: Network, pair: Pair, reference: Reference, settings: Setting
     """The cb loss with its forget states under δ*."""
     found = attack(network, pair.forget, settings)
     states = network.states(pair.forget, settings.layers, found)
-    return Terms.of(
-        rerouting(states, pair.forget, reference, settings),
-        settings.alpha * keeping(network, pair.retain, reference, settings),
-    )
+    return rerouted(states, network, pair, reference, settings)

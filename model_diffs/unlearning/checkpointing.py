@@ -1,8 +1,7 @@
-"""Interrupted runs: the state of training on disk, and gradient checkpointing of blocks."""
+"""Interrupted runs: the state of training on disk."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,43 +39,3 @@ def load_state(folder: Path, arguments: Mapping[str, Any]) -> dict[str, Any] | N
         print(f"{folder}: left by a run with other arguments, not used")
         return None
     return state
-
-
-@contextmanager
-def gradient_checkpointing(model: Any, enabled: bool) -> Iterator[None]:
-    """Recompute blocks in the backward pass while this is open, without switching dropout on.
-
-    transformers checkpoints a block only in training mode; the blocks alone are put into it, with
-    their own dropout at zero: a loss against a reference needs the same function on both sides.
-    """
-    if not enabled:
-        yield
-        return
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise BadInput(f"{type(model).__name__} has no gradient checkpointing: switch it off")
-    _switch(model, "enable", {"use_reentrant": False})
-    blocks = [m for m in model.modules() if getattr(m, "gradient_checkpointing", None) is True]
-    rates = [
-        (block, name, value)
-        for block in blocks
-        for name, value in vars(block).items()
-        if "dropout" in name and isinstance(value, float)
-    ]
-    try:
-        for block, name, _ in rates:
-            setattr(block, name, 0.0)
-        for block in blocks:
-            block.training = True  # not train(): that would reach the dropouts inside
-        yield
-    finally:
-        for block in blocks:
-            block.training = False
-        for block, name, value in rates:
-            setattr(block, name, value)
-        _switch(model, "disable")
-
-
-def _switch(model: Any, what: str, *arguments: Any) -> None:
-    """Call the model's switch under its name in this transformers (renamed during version 5)."""
-    renamed = getattr(model, f"activation_checkpointing_{what}", None)
-    (renamed or getattr(model, f"gradient_checkpointing_{what}"))(*arguments)

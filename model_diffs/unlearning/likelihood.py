@@ -1,10 +1,11 @@
 """Losses on log-probabilities of texts: ga_simple, ga, grad_diff, npo, simnpo, dpo."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model_diffs.unlearning.data import Pair, SplitBatch
-from model_diffs.unlearning.losses import Terms, method, nll, text_mean
+from model_diffs.unlearning.losses import Terms, method, nll
 from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.reference import Reference
 from model_diffs.unlearning.settings import Settings
@@ -13,19 +14,20 @@ from model_diffs.unlearning.settings import Settings
 @method(uses_retain=False)
 def ga_simple(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
     """−NLL(forget): unbounded below, so training eventually breaks the model."""
-    return Terms.of(-nll(network, pair.forget))
+    forget = -nll(network, pair.forget)
+    return Terms(forget, torch.zeros_like(forget))
 
 
 @method()
 def ga(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
     """−NLL(forget) + w·NLL(retain)."""
-    return Terms.of(-nll(network, pair.forget), settings.retain_weight * nll(network, pair.retain))
+    return Terms(-nll(network, pair.forget), settings.retain_weight * nll(network, pair.retain))
 
 
 @method()
 def grad_diff(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
     """NLL(retain) − w_f·NLL(forget) (gradient difference, Liu et al. 2022)."""
-    return Terms.of(-settings.forget_weight * nll(network, pair.forget), nll(network, pair.retain))
+    return Terms(-settings.forget_weight * nll(network, pair.forget), nll(network, pair.retain))
 
 
 def _shift(
@@ -46,9 +48,8 @@ def npo(network: Network, pair: Pair, reference: Reference, settings: Settings) 
     """
     shift = _shift(network, "forget", pair.forget, reference, settings)
     values = -(2 / settings.beta) * F.logsigmoid(-settings.beta * shift)
-    return Terms.of(
-        text_mean(values, pair.forget), settings.retain_weight * nll(network, pair.retain)
-    )
+    forget = values.sum() / pair.forget.totals.texts
+    return Terms(forget, settings.retain_weight * nll(network, pair.retain))
 
 
 @method()
@@ -56,9 +57,8 @@ def simnpo(network: Network, pair: Pair, reference: Reference, settings: Setting
     """−(2/β)·log σ(−β·(Σ log p/|y|) − γ) + w·NLL(retain), always per token (Fan et al. 2024)."""
     per_token = network.log_probs(pair.forget).reduced("mean")
     values = -(2 / settings.beta) * F.logsigmoid(-settings.beta * per_token - settings.gamma)
-    return Terms.of(
-        text_mean(values, pair.forget), settings.retain_weight * nll(network, pair.retain)
-    )
+    forget = values.sum() / pair.forget.totals.texts
+    return Terms(forget, settings.retain_weight * nll(network, pair.retain))
 
 
 @method(paired=True, reference_log_probs=("forget", "retain"))
@@ -69,4 +69,6 @@ def dpo(network: Network, pair: Pair, reference: Reference, settings: Settings) 
     """
     retain = _shift(network, "retain", pair.retain, reference, settings)
     forget = _shift(network, "forget", pair.forget, reference, settings)
-    return Terms.of(text_mean(-F.logsigmoid(settings.beta * (retain - forget)), pair.forget))
+    values = -F.logsigmoid(settings.beta * (retain - forget))
+    loss = values.sum() / pair.forget.totals.texts
+    return Terms(loss, torch.zeros_like(loss))

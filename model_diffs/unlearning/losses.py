@@ -18,20 +18,15 @@ from model_diffs.unlearning.network import Network, Perturbation, at_least_fp32
 
 
 class Terms(NamedTuple):
-    """A loss and its parts, scalars; `loss` has the gradient, the parts are for the log."""
+    """The two terms of a loss, scalars, weights included."""
 
-    loss: Tensor
     forget: Tensor
     retain: Tensor
 
-    @classmethod
-    def of(cls, forget: Tensor, retain: Tensor | None = None) -> "Terms":
-        """The sum of a forget and a retain term."""
-        retain = torch.zeros_like(forget) if retain is None else retain
-        return cls(forget + retain, forget.detach(), retain.detach())
-
-
-# ── the registry ──────────────────────────────────────────────────────────────────────────────────
+    @property
+    def loss(self) -> Tensor:
+        """What is minimised: their sum."""
+        return self.forget + self.retain
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,6 @@ class Loss:
 
 
 LOSSES: dict[str, Loss] = {}
-FAMILIES = ("likelihood", "representation", "adversarial")
 
 
 def method(**needs: Any) -> Callable[[Callable[..., Terms]], Callable[..., Terms]]:
@@ -72,7 +66,7 @@ def method(**needs: Any) -> Callable[[Callable[..., Terms]], Callable[..., Terms
 
 def get_loss(name: str) -> Loss:
     """The loss of a method."""
-    for family in FAMILIES:
+    for family in ("likelihood", "representation", "adversarial"):
         importlib.import_module(f"model_diffs.unlearning.{family}")
     return LOSSES[name]
 
@@ -88,16 +82,6 @@ def nll(network: Network, batch: Any, perturbation: Perturbation | None = None) 
 def token_mean(values: Tensor, batch: Any) -> Tensor:
     """Mean of `values` `[texts, positions]` over real tokens; a share of the step's mean."""
     return (values * batch.attention_mask).sum() / batch.totals.tokens
-
-
-def text_mean(values: Tensor, batch: Any) -> Tensor:
-    """Mean of `values` `[texts]`; a share of the step's mean."""
-    return values.sum() / batch.totals.texts
-
-
-def squared_distance(states: Tensor, target: Tensor) -> Tensor:
-    """‖h − t‖²/d per position, `[texts, positions]`."""
-    return (at_least_fp32(states) - at_least_fp32(target)).square().mean(-1)
 
 
 def cosine(states: Tensor, target: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """A causal language model as the losses see it: states after blocks, log-probabilities of texts."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model_diffs.core.errors import BadInput
 from model_diffs.models.anatomy import locate
@@ -39,6 +41,10 @@ def at_least_fp32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+class _Reached(Exception):
+    """The deepest block that is asked for has run."""
+
+
 class Network(nn.Module):
     """The passes that losses make. A module, so that DDP and FSDP see every use of the weights."""
 
@@ -49,20 +55,12 @@ class Network(nn.Module):
         super().__init__()
         self.model = model
         self.training = model.training
-        anatomy = locate(model)
-        places = (
-            (module, name)
-            for module in anatomy.trunk.modules()
-            for name, child in module.named_children()
-            if child is anatomy.blocks
-        )
-        # A tuple keeps the parts from being registered a second time under other names.
-        self._parts: Any = (anatomy, next(places, None))
+        self._anatomy = locate(model)
 
     @property
     def blocks(self) -> Any:
         """The decoder blocks in order."""
-        return self._parts[0].blocks
+        return self._anatomy.blocks
 
     @property
     def positions(self) -> int | None:
@@ -86,21 +84,38 @@ class Network(nn.Module):
         getattr(self, "unshard", tuple)()  # `unshard` exists once weights are sharded
 
     @contextmanager
-    def _cut_after(self, layer: int) -> Iterator[None]:
-        """For the block's duration the model has no blocks above `layer`.
+    def checkpointed(self, enabled: bool) -> Iterator[None]:
+        """Recompute blocks in the backward pass while this is open.
 
-        An exception thrown from a hook would end the pass as well, but not under gradient
-        checkpointing, which replays blocks.
+        transformers' own does so in training mode only, with dropout: a loss against a reference
+        needs the same function on both sides.
         """
-        (holder, name), blocks = self._parts[1], self.blocks
-        setattr(holder, name, blocks[: layer + 1])
+        blocks = self.blocks if enabled else ()
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         try:
             yield
         finally:
-            setattr(holder, name, blocks)
+            for block in blocks:
+                del block.forward
 
-    def _trunk_output(self, batch: Any) -> Tensor:
-        return self._parts[0].trunk(
+    @contextmanager
+    def _perturbed(self, perturbation: Perturbation | None) -> Iterator[list[Any]]:
+        """A list for hook handles, removed at the end; before them the perturbation acts."""
+
+        def add(module: nn.Module, args: Any, output: Any) -> Any:
+            assert perturbation is not None
+            hidden = _hidden(output)
+            changed = hidden + perturbation.delta.to(hidden.dtype)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        with hooks() as handles:
+            if perturbation is not None:
+                handles.append(self.blocks[perturbation.layer].register_forward_hook(add))
+            yield handles
+
+    def _trunk(self, batch: Any) -> Tensor:
+        return self._anatomy.trunk(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         )[0]
 
@@ -114,24 +129,21 @@ class Network(nn.Module):
         """
         found: dict[int, Tensor] = {}
 
-        def keep(layer: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                found[layer] = _hidden(output)
+        def keep(layer: int, module: nn.Module, args: Any, output: Any) -> None:
+            found[layer] = _hidden(output)
+            if layer == max(layers):
+                raise _Reached
 
-            return hook
-
-        with hooks() as handles, self._cut_after(max(layers)):
-            handles.extend(self._perturb(perturbation))
+        with self._perturbed(perturbation) as handles, suppress(_Reached):
             for layer in layers:
-                handles.append(self.blocks[layer].register_forward_hook(keep(layer)))
-            self._trunk_output(batch)
+                handles.append(self.blocks[layer].register_forward_hook(partial(keep, layer)))
+            self._trunk(batch)
         return found
 
     def log_probs(self, batch: Any, perturbation: Perturbation | None = None) -> LogProbs:
         """Log-probability of each text; only positions that predict a real token meet the head."""
-        with hooks() as handles:
-            handles.extend(self._perturb(perturbation))
-            hidden = self._trunk_output(batch)
+        with self._perturbed(perturbation):
+            hidden = self._trunk(batch)
         mask = (batch.attention_mask[:, 1:] * batch.attention_mask[:, :-1]).bool()
         logits = at_least_fp32(self.logits(hidden[:, :-1][mask]))
         per_token = -F.cross_entropy(logits, batch.input_ids[:, 1:][mask], reduction="none")
@@ -140,22 +152,9 @@ class Network(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head on final hidden states, with the soft cap of those models that have one."""
-        logits = self._parts[0].head(hidden)
+        logits = self._anatomy.head(hidden)
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
-
-    def _perturb(self, perturbation: Perturbation | None) -> list[Any]:
-        if perturbation is None:
-            return []
-
-        # Adding needs no saved tensor, so a replay of the block by gradient checkpointing, which
-        # comes after this hook is gone, finds what it expects.
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            hidden = _hidden(output)
-            changed = hidden + perturbation.delta.to(hidden.dtype)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-        return [self.blocks[perturbation.layer].register_forward_hook(hook)]
 
 
 def _hidden(output: Any) -> Tensor:
@@ -165,13 +164,12 @@ def _hidden(output: Any) -> Tensor:
 @torch.no_grad()
 def check_head(network: Network, batch: Any) -> None:
     """Raise BadInput where the model's own logits are not its head on its last hidden states."""
-    ours = network.logits(network._trunk_output(batch))
+    mask = batch.attention_mask.bool()
+    ours = network.logits(network._trunk(batch)[mask]).float()
     theirs = network.model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).logits
-    mask = batch.attention_mask.bool()
-    error = (ours[mask].float() - theirs[mask].float()).abs().max()
-    if not error <= 1e-2 * theirs[mask].float().abs().max():
+    ).logits[mask]
+    if not (ours - theirs.float()).abs().max() <= 1e-2 * theirs.float().abs().max():
         raise BadInput(
             f"{type(network.model).__name__} does something to its logits after the head that "
             "is not known here; its log-probabilities would be wrong"

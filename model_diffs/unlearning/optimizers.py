@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,29 +13,49 @@ from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.settings import OptimizerName
 
 
+def attach_adapter(model: Any, rank: int, seed: int) -> Any:
+    """Put a LoRA adapter of this rank beside every linear layer of the blocks; None for rank 0.
+
+    The model changes in place. The result is PEFT's wrapper: `disable_adapter()` is a context in
+    which the model is the base, `merge_and_unload()` adds the adapter to the weights. Raises
+    BadInput where PEFT is not installed.
+    """
+    if rank == 0:
+        return None
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            "--lora-rank needs PEFT: install the extra with uv sync --extra lora"
+        ) from error
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    return peft.get_peft_model(model, config)
+
+
 def choose_trainable(network: Network, trainable: str, layers: Iterable[int]) -> None:
     """Let gradients reach `all` weights, those of the blocks `layers`, or the names that match.
 
     Anything but `all` and `layers` is a regular expression searched in parameter names. Raises
     BadInput for a pattern that is wrong or matches none.
     """
-    names = dict(network.model.named_parameters())
-    if trainable == "all":
-        chosen = set(names)
-    elif trainable == "layers":
-        inside = {id(p) for layer in layers for p in network.blocks[layer].parameters()}
-        chosen = {name for name, parameter in names.items() if id(parameter) in inside}
-    else:
+    network.requires_grad_(trainable == "all")
+    if trainable == "layers":
+        for layer in layers:
+            network.blocks[layer].requires_grad_()
+    elif trainable != "all":
+        names = dict(network.model.named_parameters())
         try:
-            chosen = {name for name in names if re.search(trainable, name)}
+            chosen = [p for name, p in names.items() if re.search(trainable, name)]
         except re.error as error:
             raise BadInput(f"--trainable {trainable!r}: not a pattern, {error}") from error
-    if not chosen:
-        raise BadInput(
-            f"--trainable {trainable!r} matches no parameter; names look like {next(iter(names))}"
-        )
-    for name, parameter in names.items():
-        parameter.requires_grad_(name in chosen)
+        if not chosen:
+            raise BadInput(
+                f"--trainable {trainable!r} matches no parameter; names look like "
+                f"{next(iter(names))}"
+            )
+        for parameter in chosen:
+            parameter.requires_grad_()
 
 
 def make_optimizers(name: OptimizerName, network: Network, lr: float) -> list[Optimizer]:

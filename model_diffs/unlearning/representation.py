@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 
 from model_diffs.unlearning.data import Pair, SplitBatch
-from model_diffs.unlearning.losses import (
-    Terms,
-    cosine,
-    method,
-    random_direction,
-    squared_distance,
-    token_mean,
-)
+from model_diffs.unlearning.losses import Terms, cosine, method, random_direction, token_mean
 from model_diffs.unlearning.network import Network, at_least_fp32
 from model_diffs.unlearning.reference import Reference
 from model_diffs.unlearning.settings import Settings
@@ -25,8 +18,14 @@ AT_BASE = 1 - 1e-6
 TILT = 1e-3
 
 
-def _directions(states: Tensor, layer: int, settings: Settings) -> Tensor:
-    return random_direction(states.shape[-1], layer, settings.seed).to(states)
+def _squared_distance(states: Tensor, target: Tensor, batch: SplitBatch) -> Tensor:
+    """mean_tokens‖h − t‖²/d."""
+    difference = at_least_fp32(states) - at_least_fp32(target)
+    return token_mean(difference.square().mean(-1), batch)
+
+
+def _direction(states: Tensor, layer: int, settings: Settings) -> Tensor:
+    return random_direction(states.shape[-1], layer, settings.seed).to(at_least_fp32(states))
 
 
 @method(targets=True, reference_states=("retain",))
@@ -37,15 +36,14 @@ def rmu(network: Network, pair: Pair, reference: Reference, settings: Settings) 
     fixed random unit vector u_ℓ per block.
     """
     forget = retain = torch.zeros((), device=pair.forget.input_ids.device)
-    for (layer, states), c in zip(
-        network.states(pair.forget, settings.layers).items(), settings.steering, strict=True
-    ):
-        target = c * _directions(at_least_fp32(states), layer, settings)
-        forget = forget + token_mean(squared_distance(states, target), pair.forget)
-    for layer, states in network.states(pair.retain, settings.layers).items():
+    states = network.states(pair.forget, settings.layers)
+    for (layer, hidden), c in zip(states.items(), settings.steering, strict=True):
+        target = c * _direction(hidden, layer, settings)
+        forget = forget + _squared_distance(hidden, target, pair.forget)
+    for layer, hidden in network.states(pair.retain, settings.layers).items():
         base = reference.states("retain", pair.retain, layer)
-        retain = retain + token_mean(squared_distance(states, base), pair.retain)
-    return Terms.of(forget, settings.alpha * retain)
+        retain = retain + _squared_distance(hidden, base, pair.retain)
+    return Terms(forget, settings.alpha * retain)
 
 
 @method(targets=True, reference_states=("retain",))
@@ -55,37 +53,30 @@ def cb(network: Network, pair: Pair, reference: Reference, settings: Settings) -
     `cb_target` orthogonal: ReLU(cos(h_ℓ(f), h_ℓ^base(f))) as the forget term, as published (circuit
     breakers, Zou et al. 2024, algorithm 1).
     """
-    forget_states = network.states(pair.forget, settings.layers)
-    return Terms.of(
-        rerouting(forget_states, pair.forget, reference, settings),
-        settings.alpha * keeping(network, pair.retain, reference, settings),
-    )
+    states = network.states(pair.forget, settings.layers)
+    return rerouted(states, network, pair, reference, settings)
 
 
-def rerouting(
-    states: Mapping[int, Tensor], batch: SplitBatch, reference: Reference, settings: Settings
-) -> Tensor:
-    """The forget term of cb on given states of the target blocks."""
-    total = torch.zeros((), device=batch.input_ids.device)
-    for layer, hidden in states.items():
-        direction = _directions(at_least_fp32(hidden), layer, settings)
+def rerouted(
+    forget_states: Mapping[int, Tensor],
+    network: Network,
+    pair: Pair,
+    reference: Reference,
+    settings: Settings,
+) -> Terms:
+    """The terms of cb for given states of the forget texts at the target blocks."""
+    forget = retain = torch.zeros((), device=pair.forget.input_ids.device)
+    for layer, hidden in forget_states.items():
+        direction = _direction(hidden, layer, settings)
         if settings.cb_target == "orthogonal":
-            base = at_least_fp32(reference.states("forget", batch, layer))
+            base = at_least_fp32(reference.states("forget", pair.forget, layer))
             tilted = base + TILT * base.norm(dim=-1, keepdim=True) * direction
             values = cosine(hidden, base)
             values = torch.relu(torch.where(values > AT_BASE, cosine(hidden, tilted), values))
         else:
             values = -cosine(hidden, direction.expand_as(hidden))
-        total = total + token_mean(values, batch)
-    return total
-
-
-def keeping(
-    network: Network, batch: SplitBatch, reference: Reference, settings: Settings
-) -> Tensor:
-    """The retain term of cb, without α."""
-    total = torch.zeros((), device=batch.input_ids.device)
-    for layer, hidden in network.states(batch, settings.layers).items():
-        values = 1 - cosine(hidden, reference.states("retain", batch, layer))
-        total = total + token_mean(values, batch)
-    return total
+        forget = forget + token_mean(values, pair.forget)
+    for layer, hidden in network.states(pair.retain, settings.layers).items():
+        values = 1 - cosine(hidden, reference.states("retain", pair.retain, layer))
+        retain = retain + token_mean(values, pair.retain)
+    return Terms(forget, settings.alpha * retain)

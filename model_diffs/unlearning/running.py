@@ -23,16 +23,21 @@ from model_diffs.evaluation import scoring
 from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.models.devices import DTYPES, dtype_name, pick_device
 from model_diffs.models.loading import load_model, load_tokenizer
-from model_diffs.unlearning import adapters, sharding
+from model_diffs.unlearning import sharding
 from model_diffs.unlearning.checkpointing import resume_folder
 from model_diffs.unlearning.data import tokenise
 from model_diffs.unlearning.losses import get_loss
 from model_diffs.unlearning.network import Network, check_head
-from model_diffs.unlearning.optimizers import choose_trainable
-from model_diffs.unlearning.reference import make_reference, state_splits
-from model_diffs.unlearning.saving import check_space, model_card, save_model, stored_dtype
-from model_diffs.unlearning.settings import Options, automatic_steering, resolve
+from model_diffs.unlearning.optimizers import attach_adapter, choose_trainable
+from model_diffs.unlearning.reference import state_splits
+from model_diffs.unlearning.saving import check_space, save_model, stored_dtype
+from model_diffs.unlearning.settings import Options, resolve
+from model_diffs.unlearning.summary import model_card
 from model_diffs.unlearning.trainer import Trainer
+
+Measure = Callable[[], dict[str, float | None]]
+# RMU's published coefficients are about this many times the norm of the frozen model's states.
+AUTO_STEERING = 2.0
 
 
 def unlearn(options: Options, run: Run) -> None:
@@ -44,7 +49,8 @@ def unlearn(options: Options, run: Run) -> None:
     questions = load_questions(options.questions) if options.questions else []
     trainer = prepare(options, run, base, tokenizer)
     accelerator, model = trainer.accelerator, trainer.network.model
-    record = train(trainer, options, run, partial(_measure, trainer, tokenizer, questions), base)
+    measure = partial(_measure, trainer, tokenizer, questions)
+    record = train(trainer, options, run, base, measure)
     facts = provenance.process_facts()
     record["seconds"] = round(time.perf_counter() - started, 3)
     record |= {name: value for name, value in facts.items() if name.startswith("peak_")}
@@ -54,9 +60,8 @@ def unlearn(options: Options, run: Run) -> None:
         save_model(model, tokenizer, run.path, DTYPES[record["saved_dtype"]], weights)
         run.document("unlearning", record | {"packages": facts["packages"]})
         (run.path / "README.md").write_text(model_card(record), encoding="utf-8")
-    run.reads(*base.files, options.forget_text, options.retain_text)
-    if options.questions:
-        run.reads(options.questions)
+    given = (options.forget_text, options.retain_text, options.questions)
+    run.reads(*base.files, *filter(None, given))
     run.record(
         models={"base": base.identity()},
         texts=record["texts"],
@@ -89,7 +94,7 @@ def prepare(options: Options, run: Run, base: Checkpoint, tokenizer: Any) -> Tra
     check_space(run.path, model, stored_dtype(base, options.save_dtype))
     loss, network = get_loss(options.method), Network(model)  # before an adapter renames the parts
     settings = resolve(options, loss, len(network.blocks))
-    adapter = adapters.attach(model, options.lora_rank, options.seed)
+    adapter = attach_adapter(model, options.lora_rank, options.seed)
     if adapter is None:
         choose_trainable(network, options.trainable, settings.layers)
     longest = max(len(ids) for split in splits for ids in (*split.train, *split.held_out))
@@ -153,21 +158,17 @@ def _warn(trainer: Trainer, options: Options, trained: torch.dtype, stored: torc
 
 
 def train(
-    trainer: Trainer,
-    options: Options,
-    run: Run,
-    measure: Callable[[], dict[str, float | None]],
-    base: Checkpoint,
+    trainer: Trainer, options: Options, run: Run, base: Checkpoint, measure: Measure
 ) -> dict[str, Any]:
     """Train the model; returns what was done and measured, for unlearning.json."""
     before = measure()
     norms = _norms(trainer, "before")
     if norms and not trainer.settings.steering:
-        steering = automatic_steering(norms["forget"])
+        steering = tuple(AUTO_STEERING * norm for norm in norms["forget"])
         trainer.settings = dataclasses.replace(trainer.settings, steering=steering)
     if options.method == "rmu":
         trainer.say(f"steering coefficient per block: {_list(trainer.settings.steering)}")
-    trainer.train(make_reference(trainer, stored_dtype(base, "base"), run.path))
+    trainer.train(trainer.make_reference(stored_dtype(base, "base"), run.path))
     for file in run.path.glob("reference_*.bin"):
         file.unlink()
     after = measure()
@@ -206,9 +207,8 @@ def _measure(
     if questions and (trainer.accelerator.is_main_process or trainer.sharded):
         given = trainer.network(lambda network: scoring.score(network.model, tokenizer, questions))
         for one in scoring.accuracies(given):
-            name = one.domain if one.fold is None else f"{one.domain}_{one.fold}"
-            for end in ("mean", "low", "high"):
-                found[f"{name}_accuracy_{end}".removesuffix("_mean")] = getattr(one, end)
+            name = "_".join(filter(None, (one.domain, one.fold, "accuracy")))
+            found |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
     trainer.accelerator.wait_for_everyone()
     return found
 

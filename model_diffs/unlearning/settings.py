@@ -3,9 +3,8 @@
 Without torch: the script declares its command line with this.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from model_diffs.core import methods, options
 from model_diffs.core.errors import BadInput
@@ -15,10 +14,7 @@ if TYPE_CHECKING:
     from model_diffs.unlearning.losses import Loss
 
 OptimizerName = Literal["adamw", "sgd", "adafactor", "muon"]
-OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 DEFAULT_STEERING = 20.0
-# RMU's published coefficients are about this many times the norm of the frozen model's states.
-AUTO_STEERING = 2.0
 
 
 def _read_by(name: str, text: str) -> str:
@@ -167,11 +163,6 @@ def resolve(given: Options, loss: "Loss", blocks: int) -> Settings:
         lat_step_size=given.lat_step_size or given.lat_eps / 4,
         seed=given.seed,
     )
-
-
-def automatic_steering(norms: Sequence[float]) -> tuple[float, ...]:
-    """c of rmu per target block: twice the forget states' norm in the frozen model."""
-    return tuple(AUTO_STEERING * norm for norm in norms)
 
 
 if __name__ == "__main__":  # for run_unlearn.sh: the options that take a value, aliases first

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model_diffs.core.errors import BadInput
 from model_diffs.unlearning.network import Network
@@ -75,22 +75,10 @@ def shard(network: Network, device: torch.device, plugin: Any) -> None:
     fully_shard(network, **settings)
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+def whole_weights(model: nn.Module) -> dict[str, Any]:
     """The state dict of a sharded model with whole tensors on the CPU; to be called by all
-    processes, empty on all but the first. Tied weights share memory."""
-    from torch.distributed.tensor import DTensor
+    processes, empty on all but the first."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    main = torch.distributed.get_rank() == 0
-    gathered: dict[int, Tensor] = {}
-    found: dict[str, Tensor] = {}
-    weight: Any
-    for name, weight in model.state_dict(keep_vars=True).items():
-        if isinstance(weight, DTensor):
-            if id(weight) not in gathered:
-                # One weight at a time: processes that do not save let go of it at once.
-                whole: Tensor = weight.full_tensor().detach()
-                gathered[id(weight)] = whole.cpu() if main else torch.empty(0)
-            found[name] = gathered[id(weight)]
-        else:
-            found[name] = weight.detach().cpu()
-    return found if main else {}
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(model, options=whole)

@@ -74,33 +74,41 @@ def table(folders: Sequence[Path], results: Mapping[str, str]) -> str:
     return whole.to_string(index=False)
 
 
-REPORT = """\
-# {method} on {base}
+# ── pages ─────────────────────────────────────────────────────────────────────────────────────────
 
-## Model
-- base: {base}; weights trained: {trained_weights:,}
-- trained in {weights_dtype}, mixed precision {mixed_precision}, saved in {saved_dtype}
+CARD = """\
+# {base}, unlearned by {method}
 
+{method}: {says}. Made from `{base}` by `unlearn.py` in {steps} steps and {seconds:.1f} s. Removed
+knowledge may still be in the weights: see `relearn.py`.
+
+| | base | this model |
+|---|---|---|
+{measured}
+
+NLL in nats per token on texts held out of training; accuracies on four-choice questions; 95 %
+intervals over questions; one seed.
+
+| argument | value |
+|---|---|
+{given}
+"""
+REPORT = """
 ## Texts
 {splits}
 - domain, source and licence: …
 
 ## Training
-{given}
-- {steps} steps, {seconds:.0f} s, peak memory {gigabytes:.1f} GB, {processes} process(es)
-- settings chosen on: … (not on what is reported below)
+- {trained_weights:,} weights trained in {weights_dtype}, mixed precision {mixed_precision},
+  saved in {saved_dtype}; peak memory {gigabytes:.1f} GB, {processes} process(es)
+- settings chosen on: … (not on what is reported above)
 
 ## Machine
 - device: {device} {device_name}
 - Python {python}; {versions}
 - commit of this project: {git_commit}
 
-## Results (95 % intervals over documents or questions; one seed)
-
-| | base | unlearned |
-|---|---|---|
-{results}
-
+## Robustness
 - seeds run, and the spread over them: …
 - after relearning (`relearn.py`; rates, steps, worst case): …
 - downstream tasks, generated samples, other forms of the questions: …"""
@@ -112,28 +120,31 @@ def _interval(values: Mapping[str, Any], name: str) -> str:
     return cell(values.get(name)) + ends
 
 
+def model_card(run: Mapping[str, Any]) -> str:
+    """The README.md of an unlearned model, from what `unlearning.json` says."""
+    measured = [
+        f"| {name} | {_interval(run['before'], name)} | {_interval(run['after'], name)} |"
+        for name in run["before"]
+        if not name.endswith(("_low", "_high"))
+    ]
+    given = [f"| `{flag(name)}` | {value} |" for name, value in run["arguments"].items()]
+    return CARD.format(**run, measured="\n".join(measured), given="\n".join(given))
+
+
 def report(folder: Path) -> str:
     """What has to stand beside a result, filled in from the records; gaps (…) are the author's."""
-    run, before = read_run(folder), read_run(folder)["before"]
+    run = read_run(folder)
     record = {"device_name": "", "python": "…", "git_commit": "…", **(read_record(folder) or {})}
     splits = [
         f"- {split}: {facts['texts']} texts, {facts['trained_on']} trained on, "
         f"{facts['held_out']} held out; SHA-256 {facts['sha256']}"
         for split, facts in run["texts"].items()
     ]
-    given = [f"- `{flag(k)}` {v}" for k, v in sorted(run["arguments"].items()) if v is not None]
-    results = [
-        f"| {name} | {_interval(before, name)} | {_interval(run['after'], name)} |"
-        for name in before
-        if not name.endswith(("_low", "_high"))
-    ]
-    return REPORT.format(
+    return model_card(run) + REPORT.format(
         **{**record, **run},
         splits="\n".join(splits),
-        given="\n".join(given),
         gigabytes=run["peak_memory_bytes"] / 1e9,
         versions=", ".join(f"{k} {v}" for k, v in sorted(run.get("packages", {}).items())),
-        results="\n".join(results),
     )
 
 
@@ -143,13 +154,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("folders", nargs="+", type=Path, help="model folders made by unlearn.py")
     parser.add_argument("--report", action="store_true", help="a template to fill, for each")
-    parser.add_argument("--results", default="", help="entry=result …, a column of the table")
-    options = parser.parse_args()
-    if options.report:
-        print("\n\n".join(map(report, options.folders)))
-    else:
-        results = dict(one.split("=", 1) for one in options.results.split())
-        print(table(options.folders, results))
+    given = parser.parse_args()
+    print("\n\n".join(map(report, given.folders)) if given.report else table(given.folders, {}))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The training loop, the same for every method."""
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
@@ -17,12 +19,17 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
 from model_diffs.unlearning import data
-from model_diffs.unlearning.checkpointing import gradient_checkpointing, load_state, save_state
+from model_diffs.unlearning.checkpointing import load_state, save_state
 from model_diffs.unlearning.data import Pair, SplitBatch, Step, Tokens
 from model_diffs.unlearning.losses import Loss, Terms
 from model_diffs.unlearning.network import Network, at_least_fp32
 from model_diffs.unlearning.optimizers import make_optimizers
-from model_diffs.unlearning.reference import Reference
+from model_diffs.unlearning.reference import (
+    AdapterOffReference,
+    CachedReference,
+    Reference,
+    state_splits,
+)
 from model_diffs.unlearning.settings import Settings, Training
 
 # Texts of each split that norms of hidden states are measured on.
@@ -41,15 +48,6 @@ class StepLog(NamedTuple):
     grad_norm: float
     """Before clipping."""
     lr: float
-
-
-def _sum_of_nll(network: Network, batch: SplitBatch) -> Tensor:
-    return -network.log_probs(batch).sums.double().sum()
-
-
-def _mean_norms(network: Network, batch: SplitBatch, layers: Sequence[int]) -> list[float]:
-    mask, found = batch.attention_mask.bool(), network.states(batch, layers)
-    return [float(at_least_fp32(found[one])[mask].norm(dim=-1).mean()) for one in layers]
 
 
 @dataclass
@@ -76,14 +74,17 @@ class Trainer:
     tokens: int = 0
 
     def __post_init__(self) -> None:
-        options, processes = self.options, self.accelerator.num_processes
-        batch = options.batch_size * options.grad_accum_steps * processes
-        forget, retain = ([len(ids) for ids in split.train] for split in (self.forget, self.retain))
-        retain = retain if self.loss.uses_retain else []
-        seed, paired = self.settings.seed, self.loss.paired
-        self.steps: list[Step] = []
-        for epoch in range(options.epochs):
-            self.steps += data.plan_epoch(forget, retain, batch, seed, epoch, paired)
+        options = self.options
+        batch = options.batch_size * options.grad_accum_steps * self.accelerator.num_processes
+        forget = [len(ids) for ids in self.forget.train]
+        retain = [len(ids) for ids in self.retain.train] if self.loss.uses_retain else []
+        self.steps = [
+            step
+            for epoch in range(options.epochs)
+            for step in data.plan_epoch(
+                forget, retain, batch, self.settings.seed, epoch, self.loss.paired
+            )
+        ]
         self.optimizers = make_optimizers(options.optimizer, self.network, options.lr)
         self.schedules = [
             get_cosine_schedule_with_warmup(one, options.warmup_steps, len(self.steps))
@@ -114,14 +115,13 @@ class Trainer:
         return data.split_batch(self.texts(split), indices, self.pad_id, device, step)
 
     def _share(self, indices: list[int]) -> list[list[int]]:
-        """This process's batches of a step, as indices of texts."""
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         return data.share_of(indices, self.options.batch_size, rank, processes)
 
     def used(self, split: str) -> list[int]:
         """Texts of a split that this process will meet, in order of index."""
-        shares = [self._share(getattr(step, split)) for step in self.steps]
-        return sorted({index for share in shares for batch in share for index in batch})
+        batches = [b for step in self.steps for b in self._share(getattr(step, split))]
+        return sorted({index for batch in batches for index in batch})
 
     # ── training ──────────────────────────────────────────────────────────────────────────────────
 
@@ -131,7 +131,7 @@ class Trainer:
         wanted = self.options.gradient_checkpointing
         recompute = self.accelerator.device.type == "cuda" if wanted is None else wanted
         bar = progress(description=self.loss.name, total=len(self.steps), unit="step")
-        with bar, gradient_checkpointing(self.network.model, recompute):
+        with bar, self.network.checkpointed(recompute):
             bar.update(done)
             for number, step in enumerate(self.steps[done:], start=done + 1):
                 log = self._step(number, step, reference)
@@ -141,24 +141,23 @@ class Trainer:
 
     def _step(self, number: int, step: Step, reference: Reference) -> StepLog:
         forget = [self.batch("forget", one, step.forget) for one in self._share(step.forget)]
-        retain: list[Any] = [None] * len(forget)
-        if step.retain:
-            retain = [self.batch("retain", one, step.retain) for one in self._share(step.retain)]
+        retain = [self.batch("retain", one, step.retain) for one in self._share(step.retain)]
         parts = torch.zeros(3, device=self.accelerator.device)
-        for i, pair in enumerate(map(Pair, forget, retain)):
+        for i, pair in enumerate(itertools.starmap(Pair, itertools.zip_longest(forget, retain))):
             last = i == len(forget) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.passage):
                 terms: Terms = self.passage(self.loss.compute, pair, reference, self.settings)
+                loss = terms.loss
                 # Wrappers average gradients over processes; the shares of a loss are to be summed.
-                self.accelerator.backward(terms.loss * self.accelerator.num_processes)
-            parts += torch.stack([part.detach().float() for part in terms])
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            parts += torch.stack([loss, *terms]).detach().float()
             self.tokens += sum(int(one.attention_mask.sum()) for one in pair if one is not None)
-        loss, of_forget, of_retain = self.accelerator.reduce(parts, "sum").tolist()
+        total, of_forget, of_retain = self.accelerator.reduce(parts, "sum").tolist()
         weights = [p for p in self.passage.parameters() if p.requires_grad]
         limit = self.options.grad_clip or math.inf
         norm: Tensor | None = self.accelerator.clip_grad_norm_(weights, limit)
         gradient = math.nan if norm is None else float(norm)
-        for value, what in ((loss, "loss"), (gradient, "gradient norm")):
+        for value, what in ((total, "loss"), (gradient, "gradient norm")):
             if not math.isfinite(value):
                 raise BadInput(
                     f"{what} became {value} at step {number} of {len(self.steps)}: nothing is "
@@ -170,7 +169,7 @@ class Trainer:
             optimizer.zero_grad()
         for schedule in self.schedules:
             schedule.step()
-        self.steps_log.append(StepLog(number, loss, of_forget, of_retain, gradient, lr))
+        self.steps_log.append(StepLog(number, total, of_forget, of_retain, gradient, lr))
         return self.steps_log[-1]
 
     def _report(self, bar: Any, log: StepLog, elapsed: float) -> None:
@@ -203,28 +202,25 @@ class Trainer:
         None where no text was held out and for what is not finite.
         """
         forget, retain = (self._mean_nll(split.held_out) for split in (self.forget, self.retain))
-        gap = None if forget is None or retain is None else forget - retain
-        found = {"forget_NLL": forget, "retain_NLL": retain, "gap": gap}
-        return {k: v if v is None or math.isfinite(v) else None for k, v in found.items()}
+        found = {"forget_NLL": forget, "retain_NLL": retain, "gap": forget - retain}
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
-    def _mean_nll(self, texts: Sequence[list[int]]) -> float | None:
-        """NLL per prediction over `texts`, shared among processes; None without texts."""
+    def _mean_nll(self, texts: Sequence[list[int]]) -> float:
+        """NLL per prediction over `texts`, shared among processes; NaN without texts."""
         if not texts:
-            return None
+            return math.nan
         device, processes = self.accelerator.device, self.accelerator.num_processes
         batches = length_batches([len(ids) for ids in texts], 2 * self.options.batch_size)
-        total = torch.zeros((), dtype=torch.float64)
+        total = 0.0
         # Sharded weights need equally many passes on all processes.
         for start in range(0, len(batches), processes):
             mine = start + self.accelerator.process_index
             rows = batches[min(mine, len(batches) - 1)]
-            value = self.passage(_sum_of_nll, data.split_batch(texts, rows, self.pad_id, device))
+            batch = data.split_batch(texts, rows, self.pad_id, device)
+            sums = self.passage(Network.log_probs, batch).sums
             if mine < len(batches):
-                total += value.cpu()
-        # MPS has no fp64; fp32 is precise enough for a sum of at most a few million nats.
-        moved = total.float() if device.type == "mps" else total
-        summed = self.accelerator.reduce(moved.to(device), "sum")
-        return float(summed) / sum(len(ids) - 1 for ids in texts)
+                total -= float(sums.cpu().double().sum())
+        return math.fsum(gather_object([total])) / sum(len(ids) - 1 for ids in texts)
 
     @torch.no_grad()
     def state_norms(self) -> dict[str, list[float]]:
@@ -232,43 +228,68 @@ class Trainer:
         found = {}
         for split in ("forget", "retain"):
             batch = self.batch(split, range(min(NORM_TEXTS, len(self.texts(split)))))
-            found[split] = self.passage(_mean_norms, batch, self.settings.layers)
+            states = self.passage(Network.states, batch, self.settings.layers)
+            real = [at_least_fp32(one)[batch.attention_mask.bool()] for one in states.values()]
+            found[split] = [float(one.norm(dim=-1).mean()) for one in real]
         return found
+
+    @torch.no_grad()
+    def make_reference(self, dtype: torch.dtype, folder: Path) -> Reference:
+        """What the base says of the texts that this process meets, from the weights as they are.
+
+        States are kept in `dtype`, the base's own. With an adapter (LoRA) nothing is kept.
+        """
+        if self.adapter is not None:
+            off = self.adapter.disable_adapter
+            return AdapterOffReference(self.network, self.settings.layers, off)
+        reference = CachedReference(dtype, self.settings.layers, folder)
+        hidden = self.network.model.config.get_text_config().hidden_size
+        wanted = [("log_probs", split) for split in self.loss.reference_log_probs]
+        wanted += [("states", split) for split in state_splits(self.loss, self.settings)]
+        for what, split in wanted:
+            used = self.used(split)
+            lengths = {i: len(self.texts(split)[i]) for i in used}
+            if what == "states":
+                reference.reserve(split, lengths, hidden)
+            batches = length_batches(list(lengths.values()), 2 * self.options.batch_size)
+            # Sharded weights need equally many passes on all processes: the last is repeated.
+            for number in range(max(gather_object([len(batches)]))):
+                rows = batches[min(number, len(batches) - 1)]
+                batch = self.batch(split, [used[row] for row in rows])
+                self.passage(reference.fill, split, batch, what)
+        return reference
 
     # ── interrupted runs ──────────────────────────────────────────────────────────────────────────
 
-    def _trained(self) -> dict[str, Tensor]:
-        return {n: p.detach() for n, p in self.network.named_parameters() if p.requires_grad}
+    def _state(self) -> dict[str, Any]:
+        """What a resumed run needs: the weights that are trained, optimisers, schedules, logs."""
+        trained = {n: p.detach() for n, p in self.network.named_parameters() if p.requires_grad}
+        return {
+            "weights": trained,
+            "parts": [one.state_dict() for one in (*self.optimizers, *self.schedules)],
+            "log": [tuple(one) for one in self.steps_log],
+            "evaluations": self.evaluations,
+        }
 
-    def _keep(self, number: int) -> None:
+    def _keep(self, step: int) -> None:
         every = self.options.checkpoint_every
-        if not every or number % every or self.resume is None or number == len(self.steps):
+        if not every or step % every or self.resume is None or step == len(self.steps):
             return
         if self.accelerator.is_main_process:
-            state = {
-                "step": number,
-                "weights": self._trained(),
-                "parts": [one.state_dict() for one in (*self.optimizers, *self.schedules)],
-                "log": [tuple(one) for one in self.steps_log],
-                "evaluations": self.evaluations,
-            }
-            save_state(self.resume, state, self.arguments)
+            save_state(self.resume, self._state(), self.arguments)
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> int:
         """Take up what an interrupted run left; returns the number of steps that are done."""
-        if not self.options.checkpoint_every or self.resume is None:
-            return 0
-        state = load_state(self.resume, self.arguments)
+        state = None
+        if self.options.checkpoint_every and self.resume is not None:
+            state = load_state(self.resume, self.arguments)
         if state is None:
             return 0
-        with torch.no_grad():
-            for name, weight in self._trained().items():
-                weight.copy_(state["weights"][name])
-        parts: list[Any] = [*self.optimizers, *self.schedules]
-        for one, kept in zip(parts, state["parts"], strict=True):
+        self.network.load_state_dict(state["weights"], strict=False)
+        for one, kept in zip((*self.optimizers, *self.schedules), state["parts"], strict=True):
             one.load_state_dict(kept)
         self.steps_log = [StepLog(*one) for one in state["log"]]
         self.evaluations = state["evaluations"]
-        self.say(f"resumed after step {state['step']} of {len(self.steps)}")
-        return int(state["step"])
+        self.say(f"resumed after step {len(self.steps_log)} of {len(self.steps)}")
+        return len(self.steps_log)
