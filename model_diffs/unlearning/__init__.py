@@ -1,4 +1,12 @@
-"""Ten ways to make a language model forget: a method is a loss, the trainer          the training loop, the same for every method
+"""Ten ways to make a language model forget: a method is a loss, the trainer is the loop.
+
+settings         options of `unlearn.py`, and what of them depends on the model
+losses           what the losses share; each registers itself here under its method's name
+likelihood, representation, adversarial      the losses, by family
+network          a model as the losses see it: states after blocks, log-probabilities of texts
+reference        what the base says about the texts, computed once before training
+data             which texts a step sees, for any number of processes
+trainer          the training loop, the same for every method
 optimizers       which weights are trained, by which optimiser; LoRA
 sharding         weights divided over processes (FSDP 2)
 checkpointing    the state of interrupted runs
