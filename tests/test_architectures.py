@@ -37,26 +37,24 @@ def test_input_module_sees_what_the_input_matrices_multiply(model):
     mlp = anatomy.locate(model).mlps[1]
     seen, outputs = [], {}
     handles = [mlp.input_module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))]
-    for matrix in mlp.matrices:
+    for linear in mlp.matrices.values():
         handles.append(
-            matrix.module.register_forward_hook(
-                lambda module, _, out: outputs.__setitem__(module, out)
-            )
+            linear.register_forward_hook(lambda module, _, out: outputs.__setitem__(module, out))
         )
     with torch.no_grad():
         model(input_ids=torch.arange(3, 13)[None])
     for handle in handles:
         handle.remove()
     assert (not mlp.matrices) == (model.config.model_type == "mixtral")
-    for matrix in mlp.matrices:
-        if matrix.component == "mlp_out":
+    for component, linear in mlp.matrices.items():
+        if component == "mlp_out":
             continue
-        weight = matrix.module.weight
+        weight = linear.weight
         weight = weight.T if model.config.model_type == "gpt2" else weight
         product = seen[0] @ weight.T
-        bias = getattr(matrix.module, "bias", None)
+        bias = getattr(linear, "bias", None)
         product = product if bias is None else product + bias
-        output = outputs[matrix.module]
+        output = outputs[linear]
         torch.testing.assert_close(product.reshape(output.shape), output)
 
 

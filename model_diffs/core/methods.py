@@ -18,62 +18,53 @@ class Method(NamedTuple):
     """Options of `unlearn.py` that act on its loss."""
 
 
+_PAIRS = ("beta", "logprob_reduction")
+_STATES = ("layer_id", "alpha")
+_ADVERSARY = ("lat_layer", "lat_eps", "lat_steps", "lat_step_size")
 # Colours stay apart from one another, from grey and from blue, also in greyscale print.
-METHODS = {
-    method.name: method
-    for method in (
-        Method("ga_simple", "gradient ascent on forget", "#8c564b"),
-        Method("ga", "gradient ascent on forget, descent on retain", "#d62728", ("retain_weight",)),
-        Method(
-            "grad_diff", "retain loss minus weighted forget loss", "#e377c2", ("forget_weight",)
-        ),
-        Method(
-            "dpo",
-            "retain texts preferred to forget texts, pair by pair",
-            "#bcbd22",
-            ("beta", "logprob_reduction"),
-        ),
-        Method(
-            "npo",
-            "forget texts made less likely than under the base",
-            "#e07b00",
-            ("beta", "logprob_reduction", "retain_weight"),
-        ),
-        Method(
-            "simnpo",
-            "forget texts made less likely, no reference",
-            "#c9a227",
-            ("beta", "gamma", "retain_weight"),
-        ),
-        Method(
-            "rmu",
-            "forget states steered to a random direction, retain states kept",
-            "#7b3fa0",
-            ("layer_id", "steering_coeff", "alpha"),
-        ),
-        Method(
-            "cb",
-            "direction of forget states rerouted, that of retain states kept",
-            "#2a9d5c",
-            ("layer_id", "alpha", "cb_target"),
-        ),
-        Method(
-            "lat",
-            "gradient ascent under the states an adversary would choose",
-            "#17a2a8",
-            ("layer_id", "lat_layer", "lat_eps", "lat_steps", "lat_step_size", "retain_weight"),
-        ),
-        Method(
-            "cb_lat",
-            "rerouting under the states an adversary would choose",
-            "#c2185b",
-            (
-                *("layer_id", "alpha", "cb_target"),
-                *("lat_layer", "lat_eps", "lat_steps", "lat_step_size"),
-            ),
-        ),
-    )
-}
+_ALL = [
+    Method("ga_simple", "gradient ascent on forget", "#8c564b"),
+    Method("ga", "gradient ascent on forget, descent on retain", "#d62728", ("retain_weight",)),
+    Method("grad_diff", "retain loss minus weighted forget loss", "#e377c2", ("forget_weight",)),
+    Method("dpo", "retain texts preferred to forget texts, pair by pair", "#bcbd22", _PAIRS),
+    Method(
+        "npo",
+        "forget texts made less likely than under the base",
+        "#e07b00",
+        (*_PAIRS, "retain_weight"),
+    ),
+    Method(
+        "simnpo",
+        "forget texts made less likely, no reference",
+        "#c9a227",
+        ("beta", "gamma", "retain_weight"),
+    ),
+    Method(
+        "rmu",
+        "forget states steered to a random direction, retain states kept",
+        "#7b3fa0",
+        (*_STATES, "steering_coeff"),
+    ),
+    Method(
+        "cb",
+        "direction of forget states rerouted, that of retain states kept",
+        "#2a9d5c",
+        (*_STATES, "cb_target"),
+    ),
+    Method(
+        "lat",
+        "gradient ascent under the states an adversary would choose",
+        "#17a2a8",
+        ("layer_id", *_ADVERSARY, "retain_weight"),
+    ),
+    Method(
+        "cb_lat",
+        "rerouting under the states an adversary would choose",
+        "#c2185b",
+        (*_STATES, "cb_target", *_ADVERSARY),
+    ),
+]
+METHODS = {method.name: method for method in _ALL}
 
 
 def known(name: str) -> None:
@@ -88,8 +79,7 @@ def method_of(label: str) -> str:
     `base__npo__seed1` and `npo__seed1` give `npo`, `…-unfiltered-cb-lat` gives `cb_lat`.
     """
     label = label.replace("-", "_")
-    for part in label.split("__"):
-        if part in METHODS:
-            return part
+    parts = [part for part in label.split("__") if part in METHODS]
     # Published names end in the method: …-unfiltered-cb-lat.
-    return max((m for m in METHODS if label.endswith("_" + m)), key=len, default="")
+    published = [name for name in METHODS if label.endswith(f"_{name}")]
+    return parts[0] if parts else max(published, key=len, default="")

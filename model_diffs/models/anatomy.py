@@ -4,20 +4,12 @@ Found by structure: blocks by their number, what is inside them by the names of 
 Modules are duck-typed: no torch here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from model_diffs.core.errors import BadInput
 from model_diffs.models.architectures import EXPERT, MLP, describe_parameter
-
-
-class MlpMatrix(NamedTuple):
-    """A live MLP matrix."""
-
-    component: str
-    """mlp_in, mlp_gate or mlp_out."""
-    module: Any
-    """Linear module: its input is what the matrix multiplies."""
 
 
 class Mlp(NamedTuple):
@@ -29,8 +21,9 @@ class Mlp(NamedTuple):
     included."""
     output_module: Any
     """Its output is what the MLP adds to the residual stream (before a norm that may follow)."""
-    matrices: tuple[MlpMatrix, ...]
-    """Empty for mixtures of experts."""
+    matrices: Mapping[str, Any]
+    """Linear module of each matrix by component (mlp_in, mlp_gate, mlp_out, or mlp_gate+mlp_in
+    where fused): its input is what the matrix multiplies. Empty for mixtures of experts."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +54,8 @@ def locate(model: Any) -> Anatomy:
         raise BadInput(f"{kind} has no input or no output embedding; not a supported model")
     blocks, holder = _blocks(trunk, count, kind)
     # The norm that is a sibling of the blocks; the last one where there are several.
-    norms = [
-        child for name, child in holder.named_children() if "norm" in name.lower() or name == "ln_f"
-    ]
+    siblings = holder.named_children()
+    norms = [child for name, child in siblings if "norm" in name.lower() or name == "ln_f"]
     names = {id(module): name for name, module in model.named_modules()}
     return Anatomy(
         trunk=trunk,
@@ -88,23 +80,20 @@ def _blocks(trunk: Any, count: int, model_name: str) -> tuple[Any, Any]:
 
 
 def _mlp(block: Any, name: str, layer: int) -> Mlp:
-    inside = {}  # component of each MLP matrix, by the name of its parameter in the block
-    for inner, parameter in block.named_parameters():
-        if parameter.ndim >= 2:
-            place = describe_parameter(f"{name}.{inner}")
-            if place.group == "mlp":
-                inside[inner] = place.component
-    roots = {inner.split(".")[0] for inner in inside}
-    found: tuple[MlpMatrix, ...] = ()
+    places = {
+        inner: describe_parameter(f"{name}.{inner}")
+        for inner, parameter in block.named_parameters()
+        if parameter.ndim >= 2
+    }
+    inside = {inner: place.component for inner, place in places.items() if place.group == "mlp"}
+    matrices = {}
     if not any(EXPERT.search(inner) for inner in inside):
-        found = tuple(
-            MlpMatrix(component, block.get_submodule(inner.rpartition(".")[0]))
-            for inner, component in inside.items()
-        )
+        for inner, component in inside.items():
+            matrices[component] = block.get_submodule(inner.rpartition(".")[0])
+    roots = {inner.split(".")[0] for inner in inside}
     if len(roots) == 1:
         module = getattr(block, roots.pop())
-        return Mlp(layer, module, module, found)
-    modules = dict(found)
-    if {"mlp_in", "mlp_out"} <= set(modules):  # OPT: fc1 and fc2 lie in the block itself
-        return Mlp(layer, modules["mlp_in"], modules["mlp_out"], found)
+        return Mlp(layer, module, module, matrices)
+    if {"mlp_in", "mlp_out"} <= set(matrices):  # OPT: fc1 and fc2 lie in the block itself
+        return Mlp(layer, matrices["mlp_in"], matrices["mlp_out"], matrices)
     raise BadInput(f"{name}: no MLP found; looked for one of {sorted(MLP)}")
