@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -65,11 +66,6 @@ def contradiction(options: Options) -> str:
     return ""
 
 
-def load(options: Options, model: str) -> Speaker:
-    """A model, placed as the options say."""
-    return generation.load(options, model, options.device_map)
-
-
 def show(names: Sequence[str], outputs: Sequence[str]) -> None:
     """Print one output as it is, two in columns."""
     if len(outputs) == 1:
@@ -87,7 +83,8 @@ def ask(options: Options, models: Sequence[str]) -> list[str]:
     def use(speaker: Speaker) -> None:
         outputs.extend(generation.generate(speaker, [options.prompt or ""], options))
 
-    one_by_one(lambda model: load(options, model), models, use)
+    load = partial(generation.load, options, device_map=options.device_map)
+    one_by_one(load, models, use)
     return outputs
 
 
@@ -111,7 +108,7 @@ def typed_prompts(first: str | None) -> Iterator[str]:
 
 def converse(options: Options, models: Sequence[str]) -> None:
     """Answer typed prompts, each without the ones before it."""
-    speakers = [load(options, model) for model in models]
+    speakers = [generation.load(options, model, options.device_map) for model in models]
     names = [speaker.name for speaker in speakers]
     print(f"{' and '.join(names)}; quit, Ctrl-D or Ctrl-C ends")
     try:
@@ -146,10 +143,10 @@ def sweep(options: Options) -> int:
         except (BadInput, OSError, RuntimeError, ValueError, KeyError) as error:
             print(f"infer.py: {model} failed: {' '.join(str(error).split())}", file=sys.stderr)
             continue
-        written.append(generation.Written(options.prompt or "", label, model, output))
+        written.append({"model": label, "model_path": model, "output": output})
         print(f"── {label}\n{output.strip(chr(10))}\n")
     if written:
-        path = generation.write_sweep(Path(options.outdir), written, options)
+        path = generation.write_sweep(Path(options.outdir), options.prompt or "", written, options)
         print(f"{len(written)} of {len(models)} models: {path}")
     return 0 if len(written) == len(models) else 1
 

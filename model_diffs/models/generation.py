@@ -6,19 +6,16 @@ Light at import: `infer.py` takes its sampling options from here.
 import hashlib
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
 from model_diffs.core.folders import whole_file
 from model_diffs.core.options import Compute, fraction, option, positive
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +37,6 @@ class Speaker(NamedTuple):
     tokenizer: Any
 
 
-class Written(NamedTuple):
-    """Row of a sweep's table."""
-
-    prompt: str
-    model: str
-    model_path: str
-    output: str
-
-
 def load(options: Compute, model: str, device_map: str | None = None) -> Speaker:
     """A model with its tokenizer."""
     from model_diffs.models import loading
@@ -56,30 +44,6 @@ def load(options: Compute, model: str, device_map: str | None = None) -> Speaker
     loaded = loading.load_for(options, model, device_map)
     tokenizer = loading.load_tokenizer(model, options.trust_remote_code)
     return Speaker(naming.model_label(model), loaded, tokenizer)
-
-
-def _configuration(speaker: Speaker, sampling: Sampling, longest: int) -> "GenerationConfig":
-    """All settings are explicit: a model's own generation_config would differ by model."""
-    from transformers import GenerationConfig
-
-    model, tokenizer, new = speaker.model, speaker.tokenizer, sampling.max_new_tokens
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None:
-        if longest >= limit:
-            raise BadInput(
-                f"the prompt has {longest} tokens, {speaker.name} takes {limit}: shorten it"
-            )
-        new = min(new, limit - longest)
-    chosen: dict[str, Any] = {"do_sample": not sampling.greedy}
-    if not sampling.greedy:
-        chosen |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    end = getattr(model.generation_config, "eos_token_id", None)
-    return GenerationConfig(
-        max_new_tokens=new,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id if end is None else end,
-        **chosen,
-    )
 
 
 def generate(speaker: Speaker, prompts: Sequence[str], sampling: Sampling) -> list[str]:
@@ -90,6 +54,7 @@ def generate(speaker: Speaker, prompts: Sequence[str], sampling: Sampling) -> li
     empty or longer than the model takes.
     """
     import torch
+    from transformers import GenerationConfig
 
     from model_diffs.models import loading
 
@@ -99,8 +64,21 @@ def generate(speaker: Speaker, prompts: Sequence[str], sampling: Sampling) -> li
         raise BadInput("the prompt is empty: give some text")
     device = next(model.parameters()).device
     batch = loading.pad_batch(encoded, tokenizer.pad_token_id, device, side="left")
-    length = batch.input_ids.shape[1]
-    configuration = _configuration(speaker, sampling, length)
+    length, new = batch.input_ids.shape[1], sampling.max_new_tokens
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and length >= limit:
+        raise BadInput(f"the prompt has {length} tokens, {speaker.name} takes {limit}: shorten it")
+    chosen: dict[str, Any] = {"do_sample": not sampling.greedy}
+    if not sampling.greedy:
+        chosen |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    end = getattr(model.generation_config, "eos_token_id", None)
+    # All settings are explicit: a model's own generation_config would differ by model.
+    configuration = GenerationConfig(
+        max_new_tokens=new if limit is None else min(new, limit - length),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id if end is None else end,
+        **chosen,
+    )
     torch.manual_seed(sampling.seed)  # of every device
     with torch.inference_mode():
         made = model.generate(**batch._asdict(), generation_config=configuration)
@@ -144,19 +122,21 @@ def model_folders(folder: Path) -> list[Path]:
     return found
 
 
-def write_sweep(folder: Path, written: Sequence[Written], sampling: Sampling) -> Path:
+def write_sweep(
+    folder: Path, prompt: str, rows: Sequence[Mapping[str, str]], sampling: Sampling
+) -> Path:
     """Write the table of one prompt, named by its SHA-256, and a JSON file with the sampling.
 
     Raises BadInput where the folder cannot be written.
     """
     import pandas as pd
 
-    prompt = written[0].prompt
     path = folder / f"{hashlib.sha256(prompt.encode()).hexdigest()}.csv"
     facts = {field.name: getattr(sampling, field.name) for field in fields(Sampling)}
+    table = pd.DataFrame(rows, columns=["prompt", "model", "model_path", "output"])
     contents = {
         path.with_suffix(".json"): json.dumps({"prompt": prompt, **facts}, indent=2),
-        path: pd.DataFrame(written).to_csv(index=False, lineterminator="\n"),
+        path: table.assign(prompt=prompt).to_csv(index=False, lineterminator="\n"),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
