@@ -14,24 +14,20 @@ Writes <outroot>/<A>__to__<B>/row_space_projection/{projection_metrics.csv, per_
 row_space_projection.png, summary.json}.
 """
 
-from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from model_diffs.core.options import Comparison, Figures, Reading, option, positive
-from model_diffs.core.results import PlannedRun, Run, open_run
+from model_diffs.core.results import PlannedRun, Run
 from model_diffs.core.script import run_step
 from model_diffs.core.step import Claims, Figure, Measure, Step, Table, title_of
 from model_diffs.diagnostics.selectivity import forget_over_retain
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
 
     from model_diffs.activations.passes import SplitPass
     from model_diffs.diagnostics.row_space import Changes, Totals
-    from model_diffs.models.checkpoints import Checkpoint
 
 STEP = Step(
     number=11,
@@ -93,41 +89,6 @@ class Options(Comparison, Reading, Figures):
     )
 
 
-class Measured(NamedTuple):
-    """Results of the pass over the base."""
-
-    changes: "Changes"
-    passes: "list[SplitPass]"
-    totals: "Mapping[str, Totals]"
-    """By split."""
-    dtype: "torch.dtype"
-
-
-def measure(options: Options, base: "Checkpoint", changed: "list[Checkpoint]") -> Measured:
-    """Decompose all changes and run the base over both splits once."""
-    from model_diffs.activations.passes import SplitPass
-    from model_diffs.data.texts import read_splits
-    from model_diffs.diagnostics import row_space
-    from model_diffs.models import devices, loading
-    from model_diffs.models.anatomy import locate
-
-    splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
-    device = devices.pick_device(options.device)
-    dtype = devices.pick_dtype(options.dtype, device)
-    tokenizer = loading.load_tokenizer(base.model, options.trust_remote_code)
-    passes = [SplitPass.of(split, tokenizer, options, device) for split in splits]
-    changes = row_space.read_changes(base, changed, options.top_k, device, dtype)
-    anatomy = locate(loading.load_for(options, base.model))
-    row_space.move_to_device(changes.targets, device)
-    totals = {
-        one.split.name: row_space.watch(
-            anatomy, changes.targets, one.batches("MLP inputs"), len(one.tokens.ids)
-        )
-        for one in passes
-    }
-    return Measured(changes, passes, totals, dtype)
-
-
 def draw(run: Run, table: "pd.DataFrame") -> None:
     """Per type of matrix the projections on both splits; below, the effects of dW."""
     from model_diffs.core.figures import STYLES, Panel, column_line, layer_figure, model_colour
@@ -138,60 +99,61 @@ def draw(run: Run, table: "pd.DataFrame") -> None:
     # Experts of a layer are averaged, their intervals too.
     numbers = table.drop(columns="name").set_index(keys).astype(float)
     means = numbers.groupby(keys, sort=False).mean().reset_index()
-    projections, effects = [], []
-    for kind in MLP_COMPONENTS:
-        rows = means[means["weight_type"] == kind]
-        if rows.empty:
-            continue
-        inside, effect = (
-            [
+    kinds = [kind for kind in MLP_COMPONENTS if kind in set(means["weight_type"])]
+    panels = []
+    for quantity, what, ylabel in (
+        ("proj_ratio", "inputs where ΔW reads", "mean ‖P x‖ / ‖x‖"),
+        ("effect", "what ΔW does to them", "mean ‖ΔW x‖ / ‖W x‖"),
+    ):
+        for kind in kinds:
+            rows = means[means["weight_type"] == kind]
+            lines = [
                 column_line(rows, f"{split}_{quantity}", f"{split} texts", colour, style)
                 for split, style in STYLES.items()
-                if rows[f"{split}_{quantity}"].notna().any()
             ]
-            for quantity in ("proj_ratio", "effect")
-        )
-        inside.append(column_line(rows, "random_proj_ratio", "random input", "#999999", ":"))
-        title = f"{kind}: inputs where ΔW reads"
-        projections.append(Panel(title, "mean ‖P x‖ / ‖x‖", inside, from_zero=True))
-        title = f"{kind}: what ΔW does to them"
-        effects.append(Panel(title, "mean ‖ΔW x‖ / ‖W x‖", effect, from_zero=True))
+            if quantity == "proj_ratio":
+                lines.append(column_line(rows, "random_proj_ratio", "random input", "#999999", ":"))
+            panels.append(Panel(f"{kind}: {what}", ylabel, lines, from_zero=True))
     title = f"Inputs of the base against the change's row space: {title_of(run.planned)}"
-    figure = layer_figure(title, [*projections, *effects], len(projections), legend="below")
-    run.figure("row_space_projection", figure)
+    run.figure("row_space_projection", layer_figure(title, panels, len(kinds), legend="below"))
 
 
-def write(run: Run, found: Measured, seed: int) -> None:
+def write(
+    run: Run, changes: "Changes", passes: "list[SplitPass]", totals: "Totals", seed: int
+) -> None:
     """Tables, figure and summary of one comparison."""
-    from model_diffs.activations import passes
     from model_diffs.diagnostics import projections
 
-    model_b, targets = run.planned.model_b, found.changes.targets
-    rows = projections.metric_rows(targets, model_b, found.totals, seed)
+    changed, targets = run.planned.model_b, changes.targets
+    rows = projections.metric_rows(targets, changed, totals, seed)
     table = run.table("projection_metrics", rows, projections.COLUMNS)
-    documents = {one.split.name: one.tokens.documents for one in found.passes}
-    texts = projections.text_rows(targets, model_b, found.totals, documents)
-    run.table("per_text", texts, projections.TEXT_COLUMNS)
+    run.table("per_text", projections.text_table(targets, changed, totals, passes))
     if rows:
         draw(run, table)
     else:
         print(f"{run.planned.label}: no MLP matrix differs; there is nothing to draw")
-    run.document("summary", projections.summary(table, found.changes, model_b))
-    passes.describe(run, [run.planned.model_a, model_b], found.passes, found.dtype)
+    run.document("summary", projections.summary(table, changes, changed))
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Measure the comparisons, all in one pass over the base."""
-    from model_diffs.models.checkpoints import Checkpoint
+    from model_diffs.activations import passes
+    from model_diffs.diagnostics import row_space
+    from model_diffs.diagnostics.weight_results import open_comparisons
+    from model_diffs.models import devices, loading
+    from model_diffs.models.anatomy import locate
 
-    base = Checkpoint.open(options.model_a)
-    changed = [Checkpoint.open(planned.model_b) for planned in todo]
-    with ExitStack() as stack:
-        # Opened before the work: an unwritable folder is reported before an hour of computation.
-        open_runs = [stack.enter_context(open_run(planned)) for planned in todo]
-        found = measure(options, base, changed)
-        for run in open_runs:
-            write(run, found, options.seed)
+    with open_comparisons(todo) as (base, changed, runs):
+        sample, _ = passes.of_splits(options, [base.model])
+        device = sample[0].device
+        dtype = devices.pick_dtype(options.dtype, device)
+        changes = row_space.read_changes(base, changed, options.top_k, device, dtype)
+        anatomy = locate(loading.load_for(options, base.model))
+        row_space.move_to_device(changes.targets, device)
+        totals = row_space.watch(anatomy, changes.targets, sample)
+        for run, other in zip(runs, changed, strict=True):
+            write(run, changes, sample, totals, options.seed)
+            passes.describe(run, [base.model, other.model], sample, dtype)
 
 
 if __name__ == "__main__":

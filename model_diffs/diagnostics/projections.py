@@ -1,11 +1,14 @@
 """Step 11's tables: how far inputs lie where a change reads, with intervals over documents."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from model_diffs.activations.passes import SplitPass
+from model_diffs.diagnostics import weight_results
 from model_diffs.diagnostics.row_space import (
     EFFECT,
     EFFECT_TOKENS,
@@ -16,9 +19,9 @@ from model_diffs.diagnostics.row_space import (
     Target,
     Totals,
 )
-from model_diffs.stats.cross_validation import Estimate
-from model_diffs.stats.intervals import document_weights, percentile_interval
+from model_diffs.stats.intervals import RESAMPLES, document_weights, percentile_interval
 
+Floats = NDArray[np.float64]
 # Quantity → columns of its sum and of its number of tokens.
 MEANS = {
     "proj_ratio": (RATIO, TOKENS),
@@ -44,35 +47,22 @@ _SUMMARISED = (
 )
 
 
-def text_rows(
-    targets: Sequence[Target],
-    changed: str,
-    totals: Mapping[str, Totals],
-    documents: Mapping[str, Iterable[int]],
-) -> list[dict[str, Any]]:
-    """Rows of per_text.csv: sums over the tokens of a text, so that texts can be resampled.
-
-    `totals` and the positions of the texts by split.
-    """
-    return [
-        {
-            "split": split,
-            "text": int(text),
-            "name": target.matrix.name,
-            "proj_ratio_sum": float(line[RATIO]),
-            "tokens": int(line[TOKENS]),
-            "effect_sum": float(line[EFFECT]),
-            "effect_tokens": int(line[EFFECT_TOKENS]),
-        }
-        for split, found in totals.items()
-        for target in targets
-        if changed in target.reads
-        for text, line in zip(documents[split], found[target.matrix.name, changed], strict=True)
-    ]
+def text_table(
+    targets: Sequence[Target], changed: str, totals: Totals, passes: Sequence[SplitPass]
+) -> pd.DataFrame:
+    """per_text.csv: sums over the tokens of a text, so that texts can be resampled."""
+    rows = []
+    for one in passes:
+        split, documents = one.split.name, one.tokens.documents.tolist()
+        for name in (target.matrix.name for target in targets if changed in target.reads):
+            lines = totals[split, name, changed].tolist()
+            for text, (ratio, _, tokens, effect, moved) in zip(documents, lines, strict=True):
+                rows.append((split, text, name, ratio, int(tokens), effect, int(moved)))
+    return pd.DataFrame(rows, columns=[*TEXT_COLUMNS])
 
 
 def metric_rows(
-    targets: Sequence[Target], changed: str, totals: Mapping[str, Totals], seed: int
+    targets: Sequence[Target], changed: str, totals: Totals, seed: int
 ) -> list[dict[str, Any]]:
     """Rows of projection_metrics.csv: one per matrix that `changed` changed.
 
@@ -81,9 +71,8 @@ def metric_rows(
     return [_row(target, changed, totals, seed) for target in targets if changed in target.reads]
 
 
-def _row(target: Target, changed: str, totals: Mapping[str, Totals], seed: int) -> dict[str, Any]:
-    name, k = target.matrix.name, target.reads[changed].k
-    found: dict[str, Estimate | None] = {}
+def _row(target: Target, changed: str, totals: Totals, seed: int) -> dict[str, Any]:
+    name, k = target.matrix.name, len(target.reads[changed].V_k)
     row = {
         "layer": target.matrix.layer,
         "weight_type": target.matrix.component,
@@ -91,54 +80,46 @@ def _row(target: Target, changed: str, totals: Mapping[str, Totals], seed: int) 
         "k": k,
         "name": name,
     }
+    found: dict[str, Floats] = {}
     # The splits are independent samples: documents of one are not paired with those of the other.
     for own_seed, split in enumerate(("forget", "retain"), start=seed):
-        sums = totals[split][name, changed]
+        sums = totals[split, name, changed]
         row[f"{split}_tokens"] = int(sums[:, TOKENS].sum())
         for quantity, columns in MEANS.items():
             found[f"{split}_{quantity}"] = _token_mean(sums, *columns, own_seed)
     forget, retain = found["forget_proj_ratio"], found["retain_proj_ratio"]
-    found["projection_diff"] = None
-    if forget and retain:
-        found["projection_diff"] = Estimate(
-            forget.value - retain.value, forget.resampled - retain.resampled
-        )
+    found["projection_diff"] = forget - retain
     found["selectivity_ratio"] = _quotient(forget, retain)
     found["effect_selectivity"] = _quotient(found["forget_effect"], found["retain_effect"])
-    for column, one in found.items():
-        row |= percentile_interval(*one).cells(column) if one else {column: None}
+    for column, values in found.items():
+        if np.isfinite(values[0]):
+            row |= percentile_interval(values[0], values[1:]).cells(column)
     return row
 
 
-def _token_mean(sums: np.ndarray, column: int, count: int, seed: int) -> Estimate | None:
-    """A mean over tokens, and the same on each resample of the documents that have some."""
+def _token_mean(sums: Floats, column: int, count: int, seed: int) -> Floats:
+    """A mean over tokens, and the same on each resample of the documents that have some.
+
+    `[1 + resamples]`, NaN where no document has any.
+    """
     used = sums[sums[:, count] > 0]
     if not len(used):
-        return None
+        return np.full(1 + RESAMPLES, np.nan)
+    values, counts = used[:, column], used[:, count]
     weights = document_weights(len(used), seed)
-    resampled = (weights @ used[:, column]) / (weights @ used[:, count])
-    return Estimate(used[:, column].sum() / used[:, count].sum(), resampled)
+    return np.append(values.sum() / counts.sum(), (weights @ values) / (weights @ counts))
 
 
-def _quotient(forget: Estimate | None, retain: Estimate | None) -> Estimate | None:
-    """Forget over retain; None where retain is zero on some resample."""
-    if not forget or not retain or not (retain.resampled > 0).all() or not retain.value:
-        return None
-    return Estimate(forget.value / retain.value, forget.resampled / retain.resampled)
+def _quotient(forget: Floats, retain: Floats) -> Floats:
+    """Forget over retain; NaN where retain is zero on some resample."""
+    return forget / retain if (retain > 0).all() else np.full_like(forget, np.nan)
 
 
 def summary(table: pd.DataFrame, changes: Changes, changed: str) -> dict[str, Any]:
     """Counts, and means over the changed matrices, in total and by type."""
-
-    def means(rows: pd.DataFrame) -> dict[str, Any]:
-        found = rows[list(_SUMMARISED)].astype(float).mean().dropna()
-        return {"matrices": len(rows), **{str(k): float(v) for k, v in found.items()}}
-
-    kinds = [str(kind) for kind in table["weight_type"].unique()]
-    return {
-        "matrices_changed": len(table),
-        "matrices_unchanged": changes.unchanged[changed],
+    unchanged = changes.unchanged[changed]
+    return weight_results.summary(table, _SUMMARISED, "k", "weight_type") | {
+        "matrices": len(table) + unchanged,
+        "matrices_unchanged": unchanged,
         "expert_output_matrices_left_out": changes.expert_outputs_left_out,
-        "means_over_changed_matrices": means(table) if len(table) else {},
-        "by_weight_type": {kind: means(table[table["weight_type"] == kind]) for kind in kinds},
     }

@@ -5,7 +5,7 @@ For dW = Σ σᵢ uᵢ vᵢᵀ, P is the projector onto its k leading right sing
 range of dW. R has at most min(out, in) rows, so ‖dW x‖ costs no more than the matrix itself.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model_diffs.activations.tokens import TokenBatch
+from model_diffs.activations.passes import SplitPass
 from model_diffs.core.errors import BadInput
 from model_diffs.diagnostics import subspaces
 from model_diffs.models import loading
@@ -38,11 +38,6 @@ class Reads(NamedTuple):
     """[k, in] fp32, orthonormal rows: the leading right singular vectors."""
     R: Tensor
     """[r, in]: ‖R x‖ = ‖dW x‖."""
-
-    @property
-    def k(self) -> int:
-        """Number of right singular vectors."""
-        return len(self.V_k)
 
 
 def reads_of(dW: Tensor, top_k: int, dtype: torch.dtype) -> Reads | None:
@@ -135,9 +130,9 @@ def move_to_device(targets: Sequence[Target], device: torch.device) -> None:
 # ── inputs ────────────────────────────────────────────────────────────────────────────────────────
 
 RATIO, NORM, TOKENS, EFFECT, EFFECT_TOKENS = range(5)
-Totals = Mapping[tuple[str, str], np.ndarray]
-"""By matrix and changed model `[documents, 5]` fp64, sums over tokens of ‖P x‖/‖x‖, ‖P x‖, the
-number with x ≠ 0, ‖dW x‖/‖W x‖, the number with W x ≠ 0."""
+Totals = Mapping[tuple[str, str, str], np.ndarray]
+"""By split, matrix and changed model `[documents, 5]` fp64, sums over tokens of ‖P x‖/‖x‖, ‖P x‖,
+the number with x ≠ 0, ‖dW x‖/‖W x‖, the number with W x ≠ 0."""
 
 
 def token_values(x: Tensor, Wx: Tensor, reads: Reads) -> Tensor:
@@ -158,82 +153,75 @@ def token_values(x: Tensor, Wx: Tensor, reads: Reads) -> Tensor:
     return torch.stack([column.float() for column in columns], 1)
 
 
-class Watcher:
-    """Forward hooks on the base's MLPs that sum up what its inputs give."""
+def _live_modules(
+    anatomy: Anatomy, targets: Sequence[Target]
+) -> list[tuple[nn.Module, list[Target]]]:
+    """The modules whose inputs the targets need. Raises BadInput where one is missing."""
+    wanted: dict[tuple[int, str], list[Target]] = {}
+    for target in targets:
+        wanted.setdefault((target.matrix.layer, target.matrix.component), []).append(target)
+    found = []
+    for mlp in anatomy.mlps:
+        sources = [(module, tuple(of.split("+"))) for of, module in mlp.matrices.items()]
+        # A mixture of experts has no matrices of its own.
+        for module, components in sources or [(mlp.input_module, INPUT_COMPONENTS)]:
+            here = [t for c in components for t in wanted.pop((mlp.layer, c), [])]
+            if here:
+                found.append((module, here))
+    if wanted:
+        layer, component = min(wanted)
+        raise BadInput(f"block {layer}: no live module for its {component} matrix was found")
+    return found
 
-    def __init__(self, targets: Sequence[Target], documents: int) -> None:
-        self.targets = targets
-        self.sums = {
-            (target.matrix.name, changed): torch.zeros(documents, 5, dtype=torch.float64)
-            for target in targets
-            for changed in target.reads
-        }
-        self.at: TokenBatch | None = None
 
-    def register(self, anatomy: Anatomy, handles: list[Any]) -> None:
-        """Hook every module whose input a target needs. Raises BadInput where one is missing."""
-        wanted: dict[tuple[int, str], list[Target]] = {}
-        for target in self.targets:
-            key = (target.matrix.layer, target.matrix.component)
-            wanted.setdefault(key, []).append(target)
-        for mlp in anatomy.mlps:
-            sources = [(m.module, tuple(m.component.split("+"))) for m in mlp.matrices]
-            if not mlp.matrices:  # a mixture of experts
-                sources = [(mlp.input_module, INPUT_COMPONENTS)]
-            for module, components in sources:
-                here = [t for c in components for t in wanted.pop((mlp.layer, c), [])]
-                if here:
-                    handles.append(module.register_forward_hook(self._hook(here)))
-        if wanted:
-            layer, component = min(wanted)
-            raise BadInput(f"block {layer}: no live module for its {component} matrix was found")
-
-    def _counted(self, x: Tensor) -> Tensor:
-        """The counted tokens of `[B, positions, d]` or, in OPT, `[B · positions, d]`."""
-        assert self.at is not None
-        counted = self.at.counted.to(x.device)
-        return x.reshape(*counted.shape, -1)[counted]
-
-    def _hook(self, targets: Sequence[Target]) -> Callable[..., None]:
-        def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            x = self._counted(args[0])
-            if not bool(torch.isfinite(x).all()):
-                raise BadInput(
-                    f"NaN or Inf in the inputs of {targets[0].matrix.name}: try --dtype fp32, or "
-                    "check the weights"
-                )
-            for target in targets:
-                if target.W is not None:
-                    self._add(target, x, x @ target.W.to(x.device).T)
-                    continue
-                Wx = self._counted(output)
-                bias = getattr(module, "bias", None)
-                Wx = Wx - bias if isinstance(bias, Tensor) else Wx
-                if target.matrix.rows is not None:  # one of two matrices of a fused module
-                    Wx = Wx[:, slice(*target.matrix.rows)]
-                self._add(target, x, Wx)
-
-        return read
-
-    def _add(self, target: Target, x: Tensor, Wx: Tensor) -> None:
-        assert self.at is not None
-        membership = self.at.membership.cpu().double()
-        for changed, reads in target.reads.items():
-            values = token_values(x, Wx, reads).double().cpu()
-            self.sums[target.matrix.name, changed][self.at.rows] += membership @ values
+def _product(module: nn.Module, matrix: Matrix, output: Tensor) -> Tensor:
+    """W x `[n, out]` from a module's outputs: without bias, of one matrix where two are fused."""
+    bias = getattr(module, "bias", None)
+    output = output if bias is None else output - bias
+    return output if matrix.rows is None else output[:, slice(*matrix.rows)]
 
 
 @torch.inference_mode()
-def watch(
-    anatomy: Anatomy, targets: Sequence[Target], batches: Iterable[TokenBatch], documents: int
-) -> Totals:
-    """The totals of one split from a pass of the base over its batches.
+def watch(anatomy: Anatomy, targets: Sequence[Target], passes: Sequence[SplitPass]) -> Totals:
+    """The totals from a pass of the base over the splits, read by hooks on its MLPs.
 
     Raises BadInput for inputs that are not finite.
     """
-    watcher = Watcher(targets, documents)
+    totals: dict[tuple[str, str, str], Tensor] = {}
+
+    def hook(here: Sequence[Target]) -> Callable[..., None]:
+        def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            def counted(x: Tensor) -> Tensor:
+                """The counted tokens of `[B, positions, d]` or, in OPT, `[B · positions, d]`."""
+                mask = at.counted.to(x.device)
+                return x.reshape(*mask.shape, -1)[mask]
+
+            x, membership = counted(args[0]), at.membership.cpu().double()
+            if not bool(torch.isfinite(x).all()):
+                raise BadInput(
+                    f"NaN or Inf in the inputs of {here[0].matrix.name}: try --dtype fp32, or "
+                    "check the weights"
+                )
+            for target in here:
+                if target.W is None:
+                    Wx = _product(module, target.matrix, counted(output))
+                else:
+                    Wx = x @ target.W.to(x.device).T
+                for changed, reads in target.reads.items():
+                    values = token_values(x, Wx, reads).double().cpu()
+                    key = (one.split.name, target.matrix.name, changed)
+                    totals[key][at.rows] += membership @ values
+
+        return read
+
     with loading.hooks() as handles:
-        watcher.register(anatomy, handles)
-        for watcher.at in batches:
-            loading.stream_states(anatomy, watcher.at.batch, lambda state, hidden: None)
-    return {key: sum_over_processes(sums).numpy() for key, sums in watcher.sums.items()}
+        for module, here in _live_modules(anatomy, targets):
+            handles.append(module.register_forward_hook(hook(here)))
+        for one in passes:
+            for target in targets:
+                for changed in target.reads:
+                    key = (one.split.name, target.matrix.name, changed)
+                    totals[key] = torch.zeros(len(one.tokens.ids), 5, dtype=torch.float64)
+            for at in one.batches("MLP inputs"):
+                loading.stream_states(anatomy, at.batch, lambda state, hidden: None)
+    return {key: sum_over_processes(sums).numpy() for key, sums in totals.items()}
