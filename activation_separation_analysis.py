@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from model_diffs.stats.cross_validation import Design, Estimate
-
 STEP = Step(
     number=8,
     folder="activation_separation",
@@ -77,6 +75,14 @@ STEP = Step(
     ),
 )
 
+PANELS = (
+    ("cosine_distance", "Cosine distance of the centroids", "1 − cosine", 0.0, ""),
+    ("auc", "Linear classifier on unseen documents", "out-of-fold AUC", 0.5, "chance"),
+    ("variance_ratio", "Spread between over within the splits", "trace ratio", 0.0, ""),
+    ("euclidean_distance", "Distance of the centroids", "Euclidean distance", 0.0, ""),
+)
+"""Metric, title, ylabel, and the value of no separation with its name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison, Pass, Figures):
@@ -85,69 +91,34 @@ class Options(Comparison, Pass, Figures):
 
 def draw(run: Run, base: "pd.DataFrame", changed: "pd.DataFrame", change: "pd.DataFrame") -> None:
     """Both models over layers; below each metric, its change."""
-    from model_diffs.core.figures import (
-        BASE,
-        STATES,
-        Panel,
-        column_line,
-        layer_figure,
-        model_colour,
-    )
+    from model_diffs.core import figures
+    from model_diffs.core.figures import STATES, Panel, column_line
 
-    (a, b), colour = names_of(run.planned), model_colour(run.planned.model_b)
-
-    def pair(
-        metric: str, title: str, ylabel: str, reference: float = 0.0, label: str = ""
-    ) -> tuple[Panel, Panel]:
-        lines = [column_line(base, metric, a, BASE), column_line(changed, metric, b, colour)]
+    (a, b), colour = names_of(run.planned), figures.model_colour(run.planned.model_b)
+    levels, changes = [], []
+    for metric, title, ylabel, reference, label in PANELS:
+        lines = [
+            column_line(base, metric, a, figures.BASE),
+            column_line(changed, metric, b, colour),
+        ]
+        levels.append(Panel(title, ylabel, lines, reference, label, xlabel=STATES))
+        title, ylabel = f"its change, {b} − {a}", f"change of {ylabel}"
         moved = [column_line(change, f"{metric}_change", "change", colour)]
-        return (
-            Panel(title, ylabel, lines, reference, label, xlabel=STATES),
-            Panel(f"its change, {b} − {a}", f"change of {ylabel}", moved, 0.0, xlabel=STATES),
-        )
-
-    cosine = pair("cosine_distance", "Cosine distance of the centroids", "1 − cosine")
-    title = "Linear classifier on unseen documents"
-    auc = pair("auc", title, "out-of-fold AUC", 0.5, "chance")
-    ratio = pair("variance_ratio", "Spread between over within the splits", "trace ratio")
-    distance = pair("euclidean_distance", "Distance of the centroids", "Euclidean distance")
-    panels = [*zip(cosine, auc, strict=True), *zip(ratio, distance, strict=True)]
-    order = [panel for row in panels for panel in row]
+        changes.append(Panel(title, ylabel, moved, 0.0, xlabel=STATES))
+    panels = levels[:2] + changes[:2] + levels[2:] + changes[2:]
     title = f"Separation of forget and retain texts: {title_of(run.planned)}"
-    figure = layer_figure(title, order, legend="below")
+    figure = figures.layer_figure(title, panels, legend="below")
     # A change of a thousandth should not fill a panel.
-    axes = figure.axes[order.index(auc[1])]
+    axes = figure.axes[panels.index(changes[1])]
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -0.05), max(high, 0.05))
     run.figure("activation_separation_analysis", figure)
 
 
-def write(run: Run, a: "Estimate", b: "Estimate", plan: "Design", seed: int) -> None:
-    """Tables, figure and summary of one comparison."""
-    import pandas as pd
-
-    from model_diffs.diagnostics import separation
-    from model_diffs.stats import cross_validation
-
-    base = separation.metric_table(model_label(run.planned.model_a), a)
-    changed = separation.metric_table(model_label(run.planned.model_b), b)
-    change = separation.change_table(a, b)
-    run.table("separation_metrics", pd.concat([base, changed]))
-    run.table("separation_changes", change)
-    run.table("separation_resamples", separation.resampled_table(a, b))
-    draw(run, base, changed, change)
-    summary = {
-        "documents": {"forget": int(plan.labels.sum()), "retain": int((~plan.labels).sum())},
-        "folds": cross_validation.FOLDS,
-        "resamples": len(plan.forget),
-        "seed": seed,
-        "metrics": separation.summary(base, changed, change),
-    }
-    run.document("summary", summary)
-
-
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Analyse the comparisons; the base is measured once for all of them."""
+    import pandas as pd
+
     from model_diffs.activations import store
     from model_diffs.data import texts
     from model_diffs.diagnostics import separation
@@ -160,15 +131,29 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     def pooled(model: str) -> "list[NDArray[Any]]":
         return [found.models[split.name, model].read("pooled").pooled for split in splits]
 
-    base_documents = pooled(options.model_a)
-    forget, retain = (len(documents) for documents in base_documents)
+    label, of_base = model_label(options.model_a), pooled(options.model_a)
+    documents = {s.name: len(states) for s, states in zip(splits, of_base, strict=True)}
+    forget, retain = documents.values()
     plan = cross_validation.design(forget, retain, cross_validation.FOLDS, options.seed)
-    base = separation.measure(base_documents, plan, model_label(options.model_a))
+    a = separation.measure(of_base, plan, label)
+    base = separation.metric_table(label, a)
     for planned in todo:
         with open_run(planned) as run:
             label = model_label(planned.model_b)
-            changed = separation.measure(pooled(planned.model_b), plan, label)
-            write(run, base, changed, plan, options.seed)
+            b = separation.measure(pooled(planned.model_b), plan, label)
+            changed, change = separation.metric_table(label, b), separation.change_table(a, b)
+            run.table("separation_metrics", pd.concat([base, changed]))
+            run.table("separation_changes", change)
+            run.table("separation_resamples", separation.resampled_table(a, b))
+            draw(run, base, changed, change)
+            summary = {
+                "documents": documents,
+                "folds": cross_validation.FOLDS,
+                "resamples": len(plan.forget),
+                "seed": options.seed,
+                "metrics": separation.summary(base, changed, change),
+            }
+            run.document("summary", summary)
             store.describe(run, found)
 
 

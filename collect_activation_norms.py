@@ -59,8 +59,10 @@ class Options(Comparison, Pass):
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Collect all comparisons in one pass."""
+    import pandas as pd
+
     from model_diffs.activations import store
-    from model_diffs.diagnostics.activation_norms import norm_rows, text_rows
+    from model_diffs.diagnostics.activation_norms import norm_table, text_table
 
     pairs = [(planned.model_a, planned.model_b) for planned in todo]
     models = [model for pair in pairs for model in pair]
@@ -68,15 +70,15 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     norms = ("tokens", "norm_l1", "norm_l2")
     for planned in todo:
         with open_run(planned) as run:
-            rows, texts = [], []
+            tables, texts = [], []
             for split in found.splits:
                 base = found.models[split.name, planned.model_a].read(*norms)
                 changed = found.models[split.name, planned.model_b].read(*norms)
                 difference = found.differences[split.name, planned.model_b].read()
-                rows += norm_rows(split.name, base, changed, difference, options.seed)
-                texts += text_rows(split.name, difference)
-            run.table("activation_stats", rows)
-            run.table("per_text", texts)
+                tables.append(norm_table(split.name, base, changed, difference, options.seed))
+                texts.append(text_table(split.name, difference))
+            run.table("activation_stats", pd.concat(tables))
+            run.table("per_text", pd.concat(texts))
             store.describe(run, found)
 
 

@@ -14,7 +14,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Pass
 from model_diffs.core.results import PlannedRun
 from model_diffs.data.texts import read_split
-from model_diffs.diagnostics.activation_norms import norm_rows, text_rows
+from model_diffs.diagnostics.activation_norms import norm_table, text_table
 from model_diffs.models import loading
 
 FORGET = [
@@ -241,11 +241,11 @@ def test_means_of_texts_give_the_mean_of_the_table(
     found = store.statistics(options(tmp_path), [a, b], [(a, b)])
     base, changed = (found.models["forget", model].read() for model in (a, b))
     difference = found.differences["forget", b].read()
-    table = norm_rows("forget", base, changed, difference, 42)
-    rows = text_rows("forget", difference)
-    assert [row["text"] for row in rows] == [0, 1, 2]
-    mean = np.average([r["mean_dh_rel"] for r in rows], weights=[r["tokens"] for r in rows])
-    assert mean == pytest.approx(np.mean([row["mean_dh_rel"] for row in table[1:]]), rel=1e-12)
+    table = norm_table("forget", base, changed, difference, 42)
+    texts = text_table("forget", difference)
+    assert texts["text"].tolist() == [0, 1, 2]
+    mean = np.average(texts["mean_dh_rel"], weights=texts["tokens"])
+    assert mean == pytest.approx(table["mean_dh_rel"][1:].mean(), rel=1e-12)
 
 
 def test_left_out_positions_are_counted(

@@ -1,20 +1,19 @@
 """Step 4's tables: norms of hidden states and of their differences, intervals over documents."""
 
-from typing import Any
-
 import numpy as np
+import pandas as pd
 
 from model_diffs.activations.saved import DifferenceStatistics, ModelStatistics
-from model_diffs.stats.intervals import Interval, ratio_interval
+from model_diffs.stats.intervals import ratio_interval
 
 
-def norm_rows(
+def norm_table(
     split: str,
     base: ModelStatistics,
     changed: ModelStatistics,
     difference: DifferenceStatistics,
     seed: int,
-) -> list[dict[str, Any]]:
+) -> pd.DataFrame:
     """One row per hidden state: means over tokens, `_low` and `_high` their 95 % intervals.
 
     The change of a norm is resampled as one statistic, so its interval is paired: both models on
@@ -36,29 +35,24 @@ def norm_rows(
         "mean_dh_rel": difference.dh_rel,
         "mean_cosine": difference.cosine,
     }
-    found = ratio_interval(np.stack(list(sums.values()), axis=-1), base.tokens, seed)
-    rows = []
-    for layer in range(base.norm_l1.shape[1]):
-        cells = {
-            name: Interval(*(part[layer, column] for part in found)).cells(name)
-            for column, name in enumerate(sums)
-        }
-        row: dict[str, Any] = {"layer": layer, "split": split}
-        row |= {name: cells[name].pop(name) for name in plain}  # their intervals come later
-        for of_name in cells.values():
-            row |= of_name
-        rows.append(row | {"tokens": int(base.tokens.sum()), "texts": len(base.tokens)})
-    return rows
+    interval = ratio_interval(np.stack(list(sums.values()), axis=-1), base.tokens, seed)
+    columns = {
+        f"{name}{end}": part[:, number]
+        for number, name in enumerate(sums)
+        for end, part in zip(("", "_low", "_high"), interval, strict=True)
+    }
+    found = pd.DataFrame({name: columns[name] for name in plain} | columns)  # their intervals last
+    found.insert(0, "layer", range(len(found)))
+    found.insert(1, "split", split)
+    return found.assign(tokens=base.tokens.sum(), texts=len(base.tokens))
 
 
-def text_rows(split: str, difference: DifferenceStatistics) -> list[dict[str, Any]]:
+def text_table(split: str, difference: DifferenceStatistics) -> pd.DataFrame:
     """One row per text (`text`: its position in the split), for resampling the same texts.
 
     `mean_dh_rel` is the mean over the text's tokens and over states 1, …, N, the outputs of the
     blocks; weighted by `tokens`, these average to the mean over texts.
     """
+    named = {"split": split, "text": difference.documents, "tokens": difference.tokens}
     moved = difference.dh_rel[:, 1:].mean(1) / difference.tokens
-    return [
-        {"split": split, "text": int(text), "tokens": int(tokens), "mean_dh_rel": float(mean)}
-        for text, tokens, mean in zip(difference.documents, difference.tokens, moved, strict=True)
-    ]
+    return pd.DataFrame({**named, "mean_dh_rel": moved})

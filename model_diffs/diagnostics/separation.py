@@ -113,24 +113,22 @@ def summary(a: pd.DataFrame, b: pd.DataFrame, changes: pd.DataFrame) -> dict[str
 
     None for a metric that is undefined in all states.
     """
-    result: dict[str, Any] = {}
+
+    def mean(values: pd.Series) -> float:
+        return float(np.mean(values.dropna().to_numpy()))
+
+    result: dict[str, Any] = dict.fromkeys(METRICS)
     for metric in METRICS:
         names = [f"{metric}_change{end}" for end in ("", "_low", "_high")]
         rows = changes[["layer", *names]].dropna(subset=names[0])
-        if rows.empty:
-            result[metric] = None
-            continue
-        change, low, high = (rows[name] for name in names)
-        largest = rows.iloc[int(change.abs().argmax())]
-        result[metric] = {
-            "mean_a": float(np.mean(a[metric].dropna().to_numpy())),
-            "mean_b": float(np.mean(b[metric].dropna().to_numpy())),
-            "mean_change": float(np.mean(change.to_numpy())),
-            "largest_change": {
-                "layer": int(largest["layer"]),
-                **dict(zip(("change", "low", "high"), largest[names].tolist(), strict=True)),
-            },
-            "states_with_interval_off_zero": int(((low > 0) | (high < 0)).sum()),
-            "states": len(rows),
-        }
+        rows.columns = ["layer", "change", "low", "high"]
+        if len(rows):
+            result[metric] = {
+                "mean_a": mean(a[metric]),
+                "mean_b": mean(b[metric]),
+                "mean_change": mean(rows["change"]),
+                "largest_change": rows.to_dict("records")[rows["change"].abs().argmax()],
+                "states_with_interval_off_zero": int(((rows.low > 0) | (rows.high < 0)).sum()),
+                "states": len(rows),
+            }
     return result
