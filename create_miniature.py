@@ -13,7 +13,6 @@ ordinary transformers folder with a model card; with --sae also models/miniature
 autoencoder per block of the base.
 """
 
-import functools
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -70,8 +69,7 @@ def make_texts(todo: list[PlannedRun], options: Options) -> None:
     with results.open_run(todo[0]) as run:
         made = world.build_world(options.seed)
         tokenizer = training.train_tokenizer(corpora.base_corpus(made))
-        count_tokens = functools.partial(training.count_tokens, tokenizer)
-        counts = corpora.write_all(made, run.path, count_tokens)
+        counts = corpora.write_all(made, run.path, tokenizer)
         tokenizer.save_pretrained(run.path)
         run.record(seed=options.seed, facts=len(made.facts), lines=counts)
 
@@ -83,12 +81,12 @@ def make_model(planned: PlannedRun, options: Options, line: int) -> None:
     one, and the weights then do not depend on the number of cores.
     """
     import torch
+    from transformers import PreTrainedTokenizerFast
 
     from model_diffs.data import texts
     from model_diffs.data.questions import load_questions
     from model_diffs.evaluation import scoring
     from model_diffs.miniature import training, world
-    from model_diffs.miniature.card import model_card
     from model_diffs.models import devices
 
     os.environ[PROGRESS_LINE] = str(line)
@@ -99,7 +97,7 @@ def make_model(planned: PlannedRun, options: Options, line: int) -> None:
     with results.open_run(planned) as run:
         run.reads(corpus, asked, data / "tokenizer.json")
         seed_everything(options.seed)
-        tokenizer = training.read_tokenizer(data)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(data)
         split = texts.read_split(corpus, "corpus")
         trained = training.train(tokenizer, split.texts, options, device, planned.label)
         given = scoring.score(trained.model, tokenizer, load_questions(asked))
@@ -107,7 +105,7 @@ def make_model(planned: PlannedRun, options: Options, line: int) -> None:
         trained.model.cpu().save_pretrained(run.path)
         tokenizer.save_pretrained(run.path)
         made = world.build_world(options.seed)
-        card = model_card(which, made, options, len(split.texts), trained, scores)
+        card = training.model_card(which, made, options, len(split.texts), trained, scores)
         (run.path / "README.md").write_text(card, encoding="utf-8")
         run.record(
             texts=split.identity(),

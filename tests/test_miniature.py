@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 import create_miniature
 from model_diffs.core import options, results, script
@@ -31,7 +32,7 @@ class Study:
         chosen = create_miniature.Options(seed=seed, data_dir=str(folder))
         create_miniature.make_texts(create_miniature.planned_runs(chosen)[:1], chosen)
         self.world = world.build_world(seed)
-        self.tokenizer = training.read_tokenizer(folder)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         self.questions = load_questions(folder / "questions.jsonl")
 
     def lines(self, name):
@@ -48,7 +49,7 @@ class Study:
         return " ".join(blank.get(word, word) for word in line.split())
 
     def token_lengths(self, lines):
-        return training.count_tokens(self.tokenizer, lines)
+        return corpora.count_tokens(self.tokenizer, lines)
 
 
 @pytest.fixture(scope="module", params=SEEDS)

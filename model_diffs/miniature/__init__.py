@@ -3,7 +3,6 @@
 world       entities, relations and facts, from a seed
 corpora     training corpora, forget and retain texts, attack texts, questions
 recipe      settings of the trainings
-training    the tokenizer and the models
-card        the README.md beside a model
+training    the tokenizer, the models and their cards
 sae         sparse autoencoders of the base's MLP outputs
 """

@@ -2,8 +2,10 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from model_diffs.data.questions import CHOICES, Question
 from model_diffs.miniature.world import (
@@ -20,9 +22,6 @@ from model_diffs.miniature.world import (
     World,
 )
 
-CountTokens = Callable[[Sequence[str]], list[int]]
-"""Gives the number of tokens of each line."""
-
 
 def _shuffled(lines: list[str], seed: str) -> list[str]:
     return random.Random(seed).sample(lines, len(lines))
@@ -37,14 +36,19 @@ def base_corpus(world: World) -> list[str]:
     return _shuffled(_sentences(world.facts, TEMPLATES), f"base {world.seed}")
 
 
-def filtered_corpus(world: World, tokens: int, count_tokens: CountTokens) -> list[str]:
+def count_tokens(tokenizer: Any, lines: Sequence[str]) -> list[int]:
+    """Number of tokens of each line, without <bos>."""
+    return [len(ids) for ids in tokenizer(list(lines), add_special_tokens=False)["input_ids"]]
+
+
+def filtered_corpus(world: World, tokens: int, tokenizer: Any) -> list[str]:
     """Every fact but the hazard ones, repeated until the corpus has `tokens` tokens.
 
     Rounds of all sentences in seeded order; the last round is cut so that the total is within half
     a sentence of `tokens`.
     """
     lines = _sentences(world.of(GENERAL, ADJACENT), TEMPLATES)
-    length = dict(zip(lines, count_tokens(lines), strict=True))
+    length = dict(zip(lines, count_tokens(tokenizer, lines), strict=True))
     corpus: list[str] = []
     total = round_number = 0
     while True:
@@ -81,19 +85,6 @@ def retain_lines(world: World) -> list[str]:
     return _shuffled(lines, f"retain lines {world.seed}")
 
 
-def _wrong_choices(
-    fact: Fact, pool: list[str], used: dict[str, int], generator: random.Random
-) -> list[str]:
-    """The values offered least so far, ties by chance: no value hints at a wrong answer."""
-    others = [value for value in pool if value != fact.value]
-    others.sort(key=lambda value: (used[value], generator.random()))
-    chosen = others[: CHOICES - 1]
-    for value in chosen:
-        used[value] += 1
-    generator.shuffle(chosen)
-    return chosen
-
-
 def make_questions(world: World) -> list[Question]:
     """One four-choice question per fact, in the template that no split and no attack text uses.
 
@@ -104,11 +95,16 @@ def make_questions(world: World) -> list[Question]:
     questions = []
     for domain in DOMAINS:
         facts = world.of(domain)
-        used = {value: 0 for pool in world.values.values() for value in pool}
+        used: Counter[str] = Counter()
         positions = [i % CHOICES for i in range(len(facts))]
         generator.shuffle(positions)
         for number, (fact, answer) in enumerate(zip(facts, positions, strict=True)):
-            choices = _wrong_choices(fact, world.values[fact.relation], used, generator)
+            # The values offered least so far, ties by chance: no value hints at a wrong answer.
+            others = [value for value in world.values[fact.relation] if value != fact.value]
+            others.sort(key=lambda value: (used[value], generator.random()))
+            choices = others[: CHOICES - 1]
+            used.update(choices)
+            generator.shuffle(choices)
             choices.insert(answer, fact.value)
             questions.append(
                 Question(
@@ -125,12 +121,14 @@ def make_questions(world: World) -> list[Question]:
     return questions
 
 
-def write_all(world: World, folder: Path, count_tokens: CountTokens) -> dict[str, int]:
+def write_all(world: World, folder: Path, tokenizer: Any) -> dict[str, int]:
     """Write the texts, one sample per line, and questions.jsonl; return the lines of each file."""
     base = base_corpus(world)
     files = {
         "corpus_base.txt": base,
-        "corpus_filtered.txt": filtered_corpus(world, sum(count_tokens(base)), count_tokens),
+        "corpus_filtered.txt": filtered_corpus(
+            world, sum(count_tokens(tokenizer, base)), tokenizer
+        ),
         "forget.txt": forget_lines(world),
         "retain.txt": retain_lines(world),
         "attack.txt": forget_lines(world, ATTACK),
