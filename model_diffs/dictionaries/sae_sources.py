@@ -23,6 +23,9 @@ class Place(NamedTuple):
     """mlp_out, mlp_hidden, residual or OTHER."""
 
 
+NOWHERE = Place(None, None)
+
+
 class Found(NamedTuple):
     """A checkpoint; its weights may still lie on the hub."""
 
@@ -34,8 +37,6 @@ class Found(NamedTuple):
     repository: str = ""
     """Where the weights come from, for those of the hub."""
 
-
-# ── places ────────────────────────────────────────────────────────────────────────────────────────
 
 _LAYER = re.compile(r"(?:^|[._/-])(?:layers?|h|blocks)[._](\d+)(?!\d)", re.IGNORECASE)
 # What stands beside the layer's number decides, the first that fits.
@@ -57,7 +58,7 @@ def place_of(name: str) -> Place:
     """
     found = _LAYER.search(name)
     if found is None:
-        return Place(None, None)
+        return NOWHERE
     layer, after = int(found[1]), name[found.end() :].lower()
     beside = after.strip("._/") or re.sub(
         r"^(gpt_neox|model|transformer|h)$", "", name[: found.start()]
@@ -80,10 +81,7 @@ def _place(name: str, kind: str, config: Mapping[str, Any]) -> Place:
             site = place_of(f"{said}_layer_0").site if said else None
             return Place(layer, site)
     places = map(place_of, (said, *reversed(name.split("/"))))
-    return next((place for place in places if place.layer is not None), Place(None, None))
-
-
-# ── finding ───────────────────────────────────────────────────────────────────────────────────────
+    return next((place for place in places if place.layer is not None), NOWHERE)
 
 
 def find(source: str) -> list[Found]:
@@ -91,21 +89,22 @@ def find(source: str) -> list[Found]:
 
     Of the hub only configurations are fetched. Raises BadInput where there is none.
     """
-    if naming.is_local(source):
-        root, repository = Path(source).expanduser(), ""
-        if not root.is_dir():
-            raise BadInput(f"{source}: no such folder; give a folder with an SAE or org/name")
-        files = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.name in WEIGHTS]
-    else:
-        repository = source
+    root, repository = Path(source).expanduser(), ""
+    if not naming.is_local(source):
         root, files = _hub_files(source)
+        repository = source
+    elif root.is_dir():
+        files = [path.relative_to(root).as_posix() for path in root.rglob("*")]
+    else:
+        raise BadInput(f"{source}: no such folder; give a folder with an SAE or org/name")
     found = []
-    for file in sorted(files):
-        folder, kind = Path(file).parent, WEIGHTS[Path(file).name]
-        config = sae_files.read_config(root / folder / CONFIG_OF[kind])
-        name = "" if folder.as_posix() == "." else folder.as_posix()
-        place = _place(name or Path(os.path.abspath(root)).name, kind, config)
-        found.append(Found(root / folder, name, kind, place, repository))
+    for file in sorted(map(Path, files)):
+        if file.name in WEIGHTS:
+            folder, kind = root / file.parent, WEIGHTS[file.name]
+            config = sae_files.read_config(folder / CONFIG_OF[kind])
+            name = "" if folder == root else file.parent.as_posix()
+            place = _place(name or Path(os.path.abspath(root)).name, kind, config)
+            found.append(Found(folder, name, kind, place, repository))
     if not found:
         raise BadInput(f"{source}: no SAE in it; looked for {', '.join(WEIGHTS)}")
     return found
@@ -119,14 +118,13 @@ def _on_hub(source: str) -> dict[str, Any]:
 
 
 def _hub_files(source: str) -> tuple[Path, list[str]]:
-    """Folder with the configurations of a hub repository, and the weight files that it has."""
+    """Folder with the configurations of a hub repository, and all files that it has."""
     from huggingface_hub import list_repo_files, snapshot_download
 
     with hub_errors(source):
         files = list_repo_files(**_on_hub(source))
         patterns = [f"*{name}" for name in set(CONFIG_OF.values())]
-        root = snapshot_download(**_on_hub(source), allow_patterns=patterns)
-    return Path(root), [file for file in files if Path(file).name in WEIGHTS]
+        return Path(snapshot_download(**_on_hub(source), allow_patterns=patterns)), files
 
 
 def fetch(found: Found) -> Found:
