@@ -90,22 +90,21 @@ def write(
     from model_diffs.core.figures import model_colour
     from model_diffs.dictionaries import examples, itda, reading, tables
 
-    planned, layer = run.planned, opened.itda.layer
-    title, names = title_of(planned), names_of(planned)
-    atoms = tables.read_atoms(options.itda)
-    latents = run.table("latents", tables.latents(found, opened.itda, atoms))
-    shares = tables.shares(found, texts, options.top)
-    notes = tables.notes(found, shares, names[1])
-    run.document("summary", tables.summary(found, shares, notes))
-    heading = f"Model diffing, layer {layer}: {title}"
-    run.figure(STEP.folder, tables.figure(found, heading, names, model_colour(planned.model_b)))
+    planned = run.planned
+    title, names = f"{title_of(planned)}, layer {opened.itda.layer}", names_of(planned)
+    latents = tables.latents(found, opened.itda, options.itda)
+    run.table("latents", latents.drop(columns="before"))
+    shares = tables.shares(found, latents, texts, options.top)
+    notes = tables.notes(found.fits["all"], shares, names[1])
+    run.document("summary", tables.summary(found.fits, latents, shares, notes))
+    heading, colour = f"Model diffing: {title}", model_colour(planned.model_b)
+    run.figure(STEP.folder, tables.figure(found.fits, latents, heading, names, colour))
     page = examples.page(
         found,
         latents,
-        atoms,
         texts,
         opened.tokenizer,
-        title=f"{title}, layer {layer}",
+        title=title,
         names=names,
         notes=notes,
         shown=options.top,
@@ -123,15 +122,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     """Compare what is not complete; the base is encoded once for all changed models."""
     from model_diffs.dictionaries.diffing import ModelDiffing
 
-    opened = ModelDiffing(
-        options.itda,
-        options.model_a,
-        options.layer,
-        options.device,
-        options.seq_len,
-        options.batch_size,
-        options=options,
-    )
+    opened = ModelDiffing(options.itda, options.model_a, options.layer, options=options)
     texts = opened.read(options.dataset)
     changed = [planned.model_b for planned in todo]
     found = opened.compare(options.model_a, changed, texts, options.max_steps)

@@ -27,6 +27,8 @@ from model_diffs.core.step import Figure, Step, Table, title_of
 from model_diffs.dictionaries.options import Training
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from model_diffs.dictionaries.reading import Reading
     from model_diffs.dictionaries.training import Trained
 
@@ -127,8 +129,8 @@ def summary(one: "Trained") -> dict[str, Any]:
     judged = one.judged
     return {
         "layer": one.layer,
-        "atoms": len(one.atoms),
-        "tokens_seen": one.rows[-1].tokens,
+        "atoms": one.count,
+        "tokens_seen": one.tokens,
         "fvu": {name: float(value) for name, value in judged.fvu._asdict().items()},
         "fvu_tokens": judged.tokens,
         "dead_share": judged.dead_share,
@@ -136,13 +138,12 @@ def summary(one: "Trained") -> dict[str, Any]:
     }
 
 
-def draw(run: Run, one: "Trained") -> None:
+def draw(run: Run, rows: "pd.DataFrame") -> None:
     """Atoms, and FVU of each batch, against tokens read."""
-    from model_diffs.core.figures import FILTERED, MLP, Line, Panel, layer_figure
+    from model_diffs.core.figures import FILTERED, MLP, Panel, column_line, layer_figure
 
-    tokens = [row.tokens for row in one.rows]
-    atoms = Line("atoms", tokens, [row.atoms for row in one.rows], FILTERED)
-    fvu = Line("each batch, before it could add atoms", tokens, [row.fvu for row in one.rows], MLP)
+    atoms = column_line(rows, "atoms", "atoms", FILTERED, x="tokens")
+    fvu = column_line(rows, "fvu", "each batch, before it could add atoms", MLP, x="tokens")
     panels = [
         Panel("Size of the dictionary", "atoms", [atoms], from_zero=True, xlabel="tokens seen"),
         Panel("Fit", "mean FVU", [fvu], from_zero=True, xlabel="tokens seen"),
@@ -153,23 +154,23 @@ def draw(run: Run, one: "Trained") -> None:
     run.figure("training", drawn)
 
 
-def write(run: Run, one: "Trained", texts: "Reading", tokenizer: Any, options: Options) -> None:
-    """The folder of a dictionary."""
+def write(
+    run: Run, one: "Trained", seconds: float, texts: "Reading", tokenizer: Any, options: Options
+) -> None:
+    """The folder of a dictionary that took `seconds` to train."""
     from model_diffs.dictionaries import reading
     from model_diffs.dictionaries.itda import ITDA
 
     found = metadata(one, texts, tokenizer, options)
     ITDA(one.atoms, one.atom_indices, found).save(run.path)
     run.table("atoms", atom_rows(one, texts, tokenizer))
-    run.table("training", one.rows)
+    draw(run, run.table("training", one.rows))
     run.document("summary", summary(one))
-    draw(run, one)
-    speed = round(one.tokens_per_second)
+    speed, judged = round(one.tokens / seconds), one.judged
     reading.describe(run, [options.model], texts, tokens_per_second=speed)
-    judged = one.judged
     dead = "unknown" if judged.dead_share is None else f"{judged.dead_share:.1%}"
     print(
-        f"{run.planned.folder}: {len(one.atoms)} atoms from {one.rows[-1].tokens} tokens, FVU "
+        f"{run.planned.folder}: {one.count} atoms from {one.tokens} tokens, FVU "
         f"{judged.fvu.mean:.3f} [{judged.fvu.low:.3f}, {judged.fvu.high:.3f}] on the last "
         f"{judged.tokens}, share of dead atoms {dead} in {judged.dead_tokens}, {speed:,} tokens/s"
     )
@@ -182,22 +183,15 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     from model_diffs.models import loading
 
     tokenizer = loading.load_tokenizer(options.model, options.trust_remote_code)
-    texts = reading.read(
-        options.dataset,
-        tokenizer,
-        options.seq_len,
-        keep_bos=options.keep_bos,
-        skip_first=options.skip_first,
-        max_samples=options.max_samples,
-        seed=options.seed,
-    )
+    keep_bos, skip_first = options.keep_bos, options.skip_first
+    texts = reading.read(options.dataset, tokenizer, options, keep_bos, skip_first)
     reader = Reader(options.model, loading.load_for(options, options.model))
     layers = [planned.arguments["layer"] for planned in todo]
     with ExitStack() as folders:
         opened = [folders.enter_context(open_run(planned)) for planned in todo]
-        trained = training.train(reader, texts, tokenizer.pad_token_id, layers, options)
+        trained, took = training.train(reader, texts, tokenizer.pad_token_id, layers, options)
         for run, one in zip(opened, trained, strict=True):
-            write(run, one, texts, tokenizer, options)
+            write(run, one, took, texts, tokenizer, options)
 
 
 if __name__ == "__main__":

@@ -77,10 +77,7 @@ def states(reader: passes.Reader, texts: Reading) -> tuple[Tensor, np.ndarray]:
     found: list[Tensor] = []
     documents: list[np.ndarray] = []
     for at in padded_batches(texts.tokens, order, 0, torch.device("cpu")):
-        counted = at.counted
-        reading.stream_block_outputs(
-            reader.anatomy, at.batch, [LAYER], lambda _, h, c=counted: found.append(h[c])
-        )
+        found.append(reading.block_outputs(reader, at, [LAYER])[LAYER])
         documents.append(np.array(at.rows)[at.places[:, 0].numpy()])
     return torch.cat(found), np.concatenate(documents)
 
@@ -147,7 +144,8 @@ def main() -> None:
         for name, lines in zip(("train", "test"), long, strict=True):
             file = Path(scratch) / f"{name}.txt"
             file.write_text("\n".join(lines))
-            readings.append(reading.read([str(file)], tokenizer, LENGTH))
+            settings = Training(layer=(LAYER,), seq_len=LENGTH)
+            readings.append(reading.read([str(file)], tokenizer, settings))
         model = loading.load_model(str(folder), torch.device("cpu"), torch.float32)
         measure(passes.Reader(str(folder), model), *readings, options)
 
@@ -157,7 +155,7 @@ def fill(reader: passes.Reader, train: Reading, size: int) -> Tensor:
     for threshold in THRESHOLDS:
         settings = Training(layer=(LAYER,), k=10, max_atoms=size, fvu_threshold=threshold)
         start = time.perf_counter()
-        (found,) = training.train(reader, train, 0, [LAYER], settings)
+        (found,), _ = training.train(reader, train, 0, [LAYER], settings)
         if len(found.atoms) == size:
             break
     dead = found.judged.dead_share

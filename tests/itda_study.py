@@ -33,9 +33,8 @@ def files(study: tiny_study.Study) -> list[str]:
 
 
 def diffing(study: tiny_study.Study, **changed: Any) -> ModelDiffing:
-    options = Diffing(outroot=str(study.root), **changed)
-    folder = study.root / "itda"
-    return ModelDiffing(folder, study.model_a, LAYER, "cpu", batch_size=7, options=options)
+    options = Diffing(outroot=str(study.root), device="cpu", batch_size=7, **changed)
+    return ModelDiffing(study.root / "itda", study.model_a, LAYER, options=options)
 
 
 def compare(study: tiny_study.Study, *models: str, **changed: Any) -> list[Comparison]:

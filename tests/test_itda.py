@@ -16,6 +16,7 @@ from torch import Tensor
 
 import train_itda
 from model_diffs.activations import passes
+from model_diffs.activations.tokens import TokenBatch
 from model_diffs.core import results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import parse
@@ -28,7 +29,7 @@ from model_diffs.dictionaries.training import Trained
 from model_diffs.models import loading
 
 CPU = torch.device("cpu")
-SETTINGS = Training(layer=(1,), k=4, max_atoms=500, fvu_threshold=0.2, batch_size=8)
+SETTINGS = Training(layer=(1,), k=4, max_atoms=500, fvu_threshold=0.2, batch_size=8, seq_len=24)
 
 
 class Place(NamedTuple):
@@ -63,14 +64,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tiny_models.save("llama", root / "model")
     (root / "texts.txt").write_text("\n".join(tiny_study.texts("forget", 40)))
     tokenizer = loading.load_tokenizer(str(folder))
-    texts = reading.read([str(root / "texts.txt")], tokenizer, 24)
+    texts = reading.read([str(root / "texts.txt")], tokenizer, SETTINGS)
     reader = passes.Reader(str(folder), loading.load_model(str(folder), CPU, torch.float32))
     return Place(folder, reader, tokenizer, texts, outputs(reader, texts, 1))
 
 
 def train(place: Place, layers: list[int], **changed: Any) -> list[Trained]:
     settings = replace(SETTINGS, **changed)
-    return training.train(place.reader, place.texts, place.tokenizer.pad_token_id, layers, settings)
+    pad_id = place.tokenizer.pad_token_id
+    return training.train(place.reader, place.texts, pad_id, layers, settings)[0]
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────
@@ -78,11 +80,10 @@ def train(place: Place, layers: list[int], **changed: Any) -> list[Trained]:
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2", "gemma2", "opt"])
 def test_layer_is_output_of_its_block_before_the_final_norm(family: str) -> None:
-    from model_diffs.models.anatomy import locate
-
-    model = tiny_models.build(family)
-    anatomy = locate(model)
+    reader = passes.Reader("tiny", tiny_models.build(family))
+    blocks = reader.anatomy.blocks
     batch = loading.pad_batch([[5, 6, 7, 8], [9, 10]], 0, CPU)
+    at = TokenBatch([0, 1], batch, batch.attention_mask.bool())
     reference: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Any:
@@ -91,18 +92,16 @@ def test_layer_is_output_of_its_block_before_the_final_norm(family: str) -> None
 
         return hook
 
-    own = [block.register_forward_hook(keep(layer)) for layer, block in enumerate(anatomy.blocks)]
-    found: dict[int, Tensor] = {}
+    own = [block.register_forward_hook(keep(layer)) for layer, block in enumerate(blocks)]
     with torch.inference_mode():
         for layers in ([2, 0], [1], [2]):
-            reading.stream_block_outputs(anatomy, batch, layers, found.__setitem__)
-            assert set(layers) <= set(found)
+            found = reading.block_outputs(reader, at, layers)
+            assert set(layers) == set(found)
             for layer in layers:
-                assert torch.equal(found.pop(layer), reference[layer])
-            assert not found
+                assert torch.equal(found[layer], reference[layer][at.counted])
     for handle in own:
         handle.remove()
-    assert not any(block._forward_hooks for block in anatomy.blocks)
+    assert not any(block._forward_hooks for block in blocks)
 
 
 def test_padding_and_bos_never_become_atoms(place: Place) -> None:
@@ -183,7 +182,7 @@ def test_repeated_activations_become_one_atom(place: Place, tmp_path: Path) -> N
     counts = []
     for name in ("once", "thrice"):
         path = str(tmp_path / f"{name}.txt")
-        repeated = place._replace(texts=reading.read([path], place.tokenizer, 24))
+        repeated = place._replace(texts=reading.read([path], place.tokenizer, SETTINGS))
         # Batches of the same distinct texts.
         size = {"once": 2, "thrice": 6}[name]
         found = train(repeated, [1], fvu_threshold=1e-7, k=1, batch_size=size, max_atoms=2000)[0]
@@ -304,7 +303,7 @@ def test_bad_input_is_refused_in_one_line_and_leaves_no_files(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(training.LayerTrainer, "update", full)
+    monkeypatch.setattr(training.Trained, "update", full)
     words = words_of(place, outdir)
     with pytest.raises(BadInput, match="--batch-size 16: try --batch-size 8"):
         execute(train_itda, words)

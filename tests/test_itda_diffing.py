@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_study
 import torch
@@ -91,8 +92,7 @@ def test_side_by_side_and_one_by_one_are_equal(study: tiny_study.Study) -> None:
         compare(study, *models, side_by_side="no"),
         strict=True,
     ):
-        for one, other in zip(together.changes, apart.changes, strict=True):
-            assert np.array_equal(one, other, equal_nan=True)
+        pd.testing.assert_frame_equal(together.changes, apart.changes, check_exact=True)
         assert together.fits == apart.fits
     assert not list(study.root.glob(".itda_codes*"))
 
@@ -138,15 +138,13 @@ def test_p_values_of_two_halves_of_one_model_are_uniform(study: tiny_study.Study
     opened = diffing(study)
     texts = opened.read([str(study.root / "equal.txt")])
     reader = opened.load(study.model_a)
-    states: list[torch.Tensor] = []
     with torch.inference_mode():
-        for at in padded_batches(texts.tokens, [range(len(lines))], 0, torch.device("cpu")):
-            reading.stream_block_outputs(
-                reader.anatomy, at.batch, [LAYER], lambda _, h: states.append(h)
-            )
+        (at,) = padded_batches(texts.tokens, [range(len(lines))], 0, torch.device("cpu"))
+        states = torch.zeros(*at.counted.shape, itda.activation_dim)
+        states[at.counted] = reading.block_outputs(reader, at, [LAYER])[LAYER]
     p = []
     for _ in range(6):
-        changes = halves(itda, states[0], draw.permutation(len(lines))).changes()
+        changes = halves(itda, states, draw.permutation(len(lines))).changes()
         tested = ~np.isnan(changes.p_value)
         p.append(changes.p_value[tested])
         # Few latents come out at 5 %, and hardly any once their number is allowed for.
@@ -180,7 +178,7 @@ def test_single_document_has_no_error_and_no_verdict_on_fit(study: tiny_study.St
     opened = diffing(study)
     (found,) = opened.compare(study.model_a, [study.model_b], opened.read([str(one)]))
     assert found.fits["all"].documents == 1 and not found.fits["all"].worse
-    assert tables.latents(found, opened.itda, {})["std_error"].isna().all()
+    assert tables.latents(found, opened.itda, study.root)["std_error"].isna().all()
 
 
 def _codes(indices: list[list[int]], values: list[list[float]]) -> Any:
@@ -252,7 +250,7 @@ def test_latent_belongs_to_the_data_set_with_most_of_its_activity() -> None:
     nothing = torch.zeros(3, 5)
     counts = torch.tensor([5.0, 5, 40]).double()
     codes = BatchCodes(sums, nothing, nothing, nothing.long(), torch.zeros(3).double(), counts)
-    totals.add(codes, [0, 1, 2])
+    totals.add(codes, codes, [0, 1, 2])
     found = tables.owners(totals)
     # 18/10 against 0; 2/10 against 200/40; 2/10 against 8/40; 0 against 1/40; nothing
     shared, unused = tables.SHARED, tables.UNUSED
@@ -271,11 +269,11 @@ def test_markup_in_texts_and_names_is_escaped(study: tiny_study.Study) -> None:
     opened = diffing(study)
     texts = opened.read([str(path)])
     (found,) = opened.compare(study.model_a, [study.model_b], texts)
-    atoms = dict.fromkeys(range(opened.itda.size), tables.Atom("<i>", "</i>"))
+    atoms = {"latent": range(opened.itda.size), "token": "</i>", "before": "<i>"}
+    pd.DataFrame(atoms).to_csv(study.root / "atoms.csv", index=False)
     page = examples.page(
         found,
-        tables.latents(found, opened.itda, atoms),
-        atoms,
+        tables.latents(found, opened.itda, study.root),
         texts,
         opened.tokenizer,
         title="A <to> B",

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor
 
 from model_diffs.activations.passes import Reader
-from model_diffs.activations.tokens import TokenBatch, padded_batches
+from model_diffs.activations.tokens import padded_batches
 from model_diffs.core import folders
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
@@ -24,15 +24,8 @@ from model_diffs.data.texts import length_batches
 from model_diffs.dictionaries import reading
 from model_diffs.dictionaries.itda import ITDA
 from model_diffs.dictionaries.options import Diffing
-from model_diffs.dictionaries.pursuit import Codes
 from model_diffs.dictionaries.reading import Reading
-from model_diffs.dictionaries.sums import (
-    BatchCodes,
-    Changes,
-    ModelTotals,
-    PairedSums,
-    sum_codes,
-)
+from model_diffs.dictionaries.sums import BatchCodes, ModelTotals, sum_codes
 from model_diffs.models import devices, loading
 from model_diffs.models.checkpoints import Checkpoint, check_configs
 from model_diffs.stats.intervals import Interval, ratio_interval
@@ -62,7 +55,8 @@ class Comparison(NamedTuple):
 
     base: ModelTotals
     changed: ModelTotals
-    changes: Changes
+    changes: pd.DataFrame
+    """As `PairedSums.changes` gives them."""
     fits: dict[str, Fit]
     """Of all texts, under `all`, and of each data set under its name where there are several."""
     order: np.ndarray
@@ -85,17 +79,16 @@ class ModelDiffing:
     ) -> None:
         """Open the dictionary and the tokenizer of `model_name`, the base.
 
-        Without `layer`, the dictionary's own is used. Where models do not fit side by side,
-        temporary files go to `options.outroot`. Raises BadInput where there is no dictionary, or it
-        is of another layer or tokenizer.
+        Without `layer`, the dictionary's own is used; `options` hold in place of `device`,
+        `seq_len` and `batch_size`. Raises BadInput where there is no dictionary, or it is of
+        another layer or tokenizer.
         """
-        self.options = options or Diffing()
-        self.device = devices.pick_device(device)
-        self.dtype = devices.pick_dtype(self.options.dtype, self.device)
+        self.options = options or Diffing(device=device, seq_len=seq_len, batch_size=batch_size)
+        self.device = devices.pick_device(self.options.device)
         self.itda = ITDA.from_pretrained(itda_path, self.device)
         if layer not in (None, self.itda.layer):
             raise BadInput(f"{itda_path} is a dictionary of layer {self.itda.layer}, not {layer}")
-        self.model_name, self.seq_len, self.batch_size = model_name, seq_len, batch_size
+        self.model_name = model_name
         self.tokenizer = loading.load_tokenizer(model_name, self.options.trust_remote_code)
         known = self.itda.metadata.get("tokenizer_sha256")
         if known and known != reading.tokenizer_sha256(self.tokenizer):
@@ -106,28 +99,13 @@ class ModelDiffing:
 
     def read(self, names: Sequence[str]) -> Reading:
         """The evaluation texts as tokens; the same positions are left out as in training."""
-        return reading.read(
-            names,
-            self.tokenizer,
-            self.seq_len,
-            keep_bos=bool(self.itda.metadata.get("keep_bos", False)),
-            skip_first=int(self.itda.metadata.get("skip_first", 0)),
-            max_samples=self.options.max_samples,
-            seed=self.options.seed,
-        )
+        keep_bos = bool(self.itda.metadata.get("keep_bos", False))
+        skip_first = int(self.itda.metadata.get("skip_first", 0))
+        return reading.read(names, self.tokenizer, self.options, keep_bos, skip_first)
 
     def load(self, name: str) -> Reader:
-        """Load a model. Raises BadInput where the dictionary is not for its layers or width."""
-        model = loading.load_model(name, self.device, self.dtype, self.options.trust_remote_code)
-        reader = Reader(name, model)
-        reading.check_layers(reader.anatomy, [self.itda.layer], name)
-        width = int(model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
-        if width != self.itda.activation_dim:
-            raise BadInput(
-                f"{name} is {width} wide and the dictionary's atoms {self.itda.activation_dim}: "
-                f"it was trained on another model, {self.itda.metadata.get('lm_name')}"
-            )
-        return reader
+        """Load a model."""
+        return Reader(name, loading.load_for(self.options, name))
 
     def compare(
         self,
@@ -139,86 +117,69 @@ class ModelDiffing:
     ) -> list[Comparison]:
         """Each changed model against the base, which is encoded once.
 
-        Raises BadInput for models of another architecture or tokenizer, `max_steps` that end before
-        a data set is reached, states that are not finite, and too little memory.
+        Where models do not fit side by side, temporary files go to `options.outroot`. Raises
+        BadInput for models of another architecture or tokenizer than the base and of another width
+        than the dictionary, `max_steps` that end before a data set is reached, states that are not
+        finite, and too little memory.
         """
-        last = texts.sources[: max_steps * self.batch_size or None][-1]
+        documents, names = max_steps * self.options.batch_size or None, [base, *changed]
+        last = texts.sources[:documents][-1]
         if last < texts.sources[-1]:
             raise BadInput(
                 f"--max-steps {max_steps} ends before {', '.join(texts.names[last + 1 :])}: use "
                 "--max-samples, which takes some of each data set"
             )
-        names = [base, *changed]
         checkpoints = [Checkpoint.open(name) for name in names]
         for checkpoint in checkpoints[1:]:
             check_configs(checkpoints[0], checkpoint)
         different = list(dict.fromkeys([self.model_name, *names]))
         loading.common_tokenizer(different, self.options.trust_remote_code)
-        size, sources = self.itda.size, torch.from_numpy(texts.sources)
-        paired = [None, *(PairedSums(size) for _ in changed)]
-        kept = SPARE * self.options.contexts
-        found = [ModelTotals(size, sources, kept, one) for one in paired]
+        sources, kept = torch.from_numpy(texts.sources), SPARE * self.options.contexts
+        totals = [ModelTotals(self.itda.size, sources, kept) for _ in names]
+        batches = length_batches(texts.tokens.lengths[:documents], self.options.batch_size)
+        left = iter(totals)
 
-        def encode(todo: Sequence[tuple[Reader, ModelTotals]], scratch: Path | None = None) -> None:
-            self._encode(todo, texts, max_steps, keep_activations, scratch)
+        def encode(readers: Sequence[Reader], scratch: Path | None = None) -> None:
+            todo = [(reader, next(left)) for reader in readers]
+            self._encode(todo, texts, batches, keep_activations, scratch)
 
-        wanted = self.options.side_by_side
-        with reading.out_of_memory(self.batch_size):
-            if loading.fit_together(checkpoints, wanted, self.device, self.dtype):
-                encode([(self.load(name), one) for name, one in zip(names, found, strict=True)])
+        dtype = devices.pick_dtype(self.options.dtype, self.device)
+        with reading.out_of_memory(self.options.batch_size):
+            if loading.fit_together(checkpoints, self.options.side_by_side, self.device, dtype):
+                encode([self.load(name) for name in names])
             else:
-                left = iter(found)
                 with folders.scratch_folder(Path(self.options.outroot) / "itda_codes") as scratch:
-                    loading.one_by_one(
-                        self.load, names, lambda reader: encode([(reader, next(left))], scratch)
-                    )
-        return [self._comparison(found[0], one, texts) for one in found[1:]]
+                    loading.one_by_one(self.load, names, lambda reader: encode([reader], scratch))
+        return [self._comparison(totals[0], one, texts) for one in totals[1:]]
 
     @torch.inference_mode()
     def _encode(
         self,
         todo: Sequence[tuple[Reader, ModelTotals]],
         texts: Reading,
-        max_steps: int,
+        batches: list[list[int]],
         keep_activations: bool,
         scratch: Path | None,
     ) -> None:
-        """Run models over all batches, the base first; with `scratch` its sums wait there."""
-        tokens = texts.tokens
-        lengths = tokens.lengths[: max_steps * self.batch_size or None]
-        bar = progress(length_batches(lengths, self.batch_size), "encoding", unit="batch")
-        pad_id = self.tokenizer.pad_token_id
-        for number, at in enumerate(padded_batches(tokens, bar, pad_id, self.device)):
-            file = (scratch or Path()) / f"{number}.npz"
-            base: BatchCodes | None = None
-            for reader, one in todo:
-                codes = self._codes(reader, at)
+        """Run models over all batches, the base first; its sums wait in `scratch` for others."""
+        bar = progress(batches, "encoding", unit="batch")
+        pad_id, layer = self.tokenizer.pad_token_id, self.itda.layer
+        for number, at in enumerate(padded_batches(texts.tokens, bar, pad_id, self.device)):
+            file = scratch and scratch / f"{number}.npz"
+            base = BatchCodes.load(file) if file and file.exists() else None
+            for reader, totals in todo:
+                codes = self.itda.encode(reading.block_outputs(reader, at, [layer])[layer])
                 sums = sum_codes(codes, at.places, len(at.rows), self.itda.size)
-                one.add(sums, at.rows)
-                if one.paired is None:
+                if base is None:
                     base = sums
-                    if scratch:
-                        sums.save(file)
-                else:
-                    one.paired.add(base or BatchCodes.load(file), sums)
+                    if file:
+                        base.save(file)
+                totals.add(sums, base, at.rows)
                 if keep_activations:
-                    one.keep(codes, at.places, tokens.documents[at.rows])
-
-    def _codes(self, reader: Reader, at: TokenBatch) -> Codes:
-        found: list[Codes] = []
-
-        def receive(layer: int, hidden: Tensor) -> None:
-            try:
-                found.append(self.itda.encode(hidden[at.counted.to(hidden.device)]))
-            except BadInput as error:
-                raise BadInput(f"{reader.name}, block {layer}: {error}") from error
-
-        reading.stream_block_outputs(reader.anatomy, at.batch, [self.itda.layer], receive)
-        return found[0]
+                    totals.keep(codes, at.places, texts.tokens.documents[at.rows])
 
     def _comparison(self, base: ModelTotals, changed: ModelTotals, texts: Reading) -> Comparison:
-        assert changed.paired is not None
-        changes = changed.paired.changes()
+        changes, seed = changed.paired.changes(), self.options.seed
         counts, a, b = (x.numpy() for x in (base.counts, base.unexplained, changed.unexplained))
         read = counts > 0  # --max-steps may leave documents unread
         subsets = {"all": read}
@@ -227,15 +188,10 @@ class ModelDiffing:
         fits = {}
         for name, rows in subsets.items():
             if rows.any():
-                n, seed = counts[rows], self.options.seed
-                fits[name] = Fit(
-                    a=ratio_interval(a[rows], n, seed),
-                    b=ratio_interval(b[rows], n, seed),
-                    change=ratio_interval((b - a)[rows], n, seed),
-                    documents=len(n),
-                    tokens=int(n.sum()),
-                )
-        order = np.argsort(-changes.difference, kind="stable")
+                n = counts[rows]
+                fvu_a, fvu_b, change = (ratio_interval(x[rows], n, seed) for x in (a, b, b - a))
+                fits[name] = Fit(fvu_a, fvu_b, change, len(n), int(n.sum()))
+        order = np.argsort(-changes["difference"].to_numpy(), kind="stable")
         return Comparison(base, changed, changes, fits, order)
 
     def run_model_diffing(
@@ -255,25 +211,19 @@ class ModelDiffing:
         `frequency_differences`, and `fvu`, a `Fit`.
         """
         names = [evaluation_dataset] if isinstance(evaluation_dataset, str) else evaluation_dataset
-        (found,) = self.compare(
-            initial_model_name,
-            [fine_tuned_model_name],
-            self.read(names),
-            max_steps,
-            keep_activations,
-        )
-        changes, order = found.changes, found.order
-        arrays = {
-            "activation_differences": changes.difference,
-            "sorted_indices": order,
-            "sorted_differences": changes.difference[order],
-            "std_errors": changes.std_error,
-            "p_values": changes.p_value,
-            "q_values": changes.q_value,
-            "frequency_differences": found.changed.frequency - found.base.frequency,
-        }
+        tuned, texts = [fine_tuned_model_name], self.read(names)
+        (found,) = self.compare(initial_model_name, tuned, texts, max_steps, keep_activations)
+        frequencies = found.changed.frequency - found.base.frequency
+        columns = {name: torch.tensor(found.changes[name].to_numpy()) for name in found.changes}
+        order = torch.from_numpy(found.order)
         return {
-            **{name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()},
+            "activation_differences": columns["difference"],
+            "sorted_indices": order,
+            "sorted_differences": columns["difference"][order],
+            "std_errors": columns["std_error"],
+            "p_values": columns["p_value"],
+            "q_values": columns["q_value"],
+            "frequency_differences": torch.from_numpy(frequencies),
             "activations_M": found.base.activations(),
             "activations_MD": found.changed.activations(),
             "fvu": found.fits["all"],

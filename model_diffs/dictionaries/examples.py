@@ -1,8 +1,7 @@
 """The page of examples: the latents that changed most, and the texts in which they are active."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -10,7 +9,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from model_diffs.dictionaries.diffing import Comparison
 from model_diffs.dictionaries.reading import Reading
 from model_diffs.dictionaries.sums import Contexts
-from model_diffs.dictionaries.tables import Atom
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,42 +18,28 @@ TEMPLATE = "examples.html.j2"
 AROUND = 24
 
 
-class Context(NamedTuple):
-    """One text in which a latent is active, around the token where its coefficient is `value`."""
-
-    value: float
-    source: str
-    before: str
-    token: str
-    after: str
-
-
 def contexts(
     top: Contexts, latent: int, texts: Reading, tokenizer: Any, count: int
-) -> list[Context]:
-    """Up to `count` texts in which a latent is most active.
+) -> list[tuple[Any, ...]]:
+    """Up to `count` texts in which a latent is most active: highest coefficient, data set, and text
+    before, at and after that token.
 
     Of texts that are equal up to that token, where a causal model is in the same state, only one.
     """
-    found: dict[tuple[int, ...], Context] = {}
-    for value, row, position in zip(*(part[:, latent].tolist() for part in top), strict=True):
-        if row < 0 or value == -np.inf or len(found) == count:
+    found: dict[tuple[int, ...], tuple[Any, ...]] = {}
+    for value, row, at in zip(*(part[:, latent].tolist() for part in top), strict=True):
+        if value == -np.inf or len(found) == count:
             break
         ids = texts.tokens.ids[row]
-        pieces = (
-            ids[max(0, position - AROUND) : position],
-            ids[position : position + 1],
-            ids[position + 1 : position + 1 + AROUND],
-        )
-        one = Context(value, texts.names[texts.sources[row]], *map(tokenizer.decode, pieces))
-        found.setdefault(tuple(ids[: position + 1]), one)
+        pieces = (ids[max(0, at - AROUND) : at], ids[at : at + 1], ids[at + 1 : at + 1 + AROUND])
+        shown = map(tokenizer.decode, pieces)
+        found.setdefault(tuple(ids[: at + 1]), (value, texts.names[texts.sources[row]], *shown))
     return list(found.values())
 
 
 def page(
     found: Comparison,
     table: "pd.DataFrame",
-    atoms: Mapping[int, Atom],
     texts: Reading,
     tokenizer: Any,
     title: str,
@@ -66,27 +50,20 @@ def page(
 ) -> str:
     """The page as HTML; everything that comes from texts or models is escaped.
 
-    `table` is latents.csv and `atoms` the dictionary's own. `shown` latents are listed in each
-    direction, with `count` texts each of the model in which they are more active.
+    `table` is that of `tables.latents`. `shown` latents are listed in each direction, with `count`
+    texts each of the model in which they are more active.
     """
+    fell, rose = table[table["difference"] < 0][::-1], table[table["difference"] > 0]
     parts = []
-    for name, side, ranked, rising in (
-        (names[0], found.base, table[::-1], False),
-        (names[1], found.changed, table, True),
+    for word, name, side, ranked in (
+        ("Less", names[0], found.base, fell),
+        ("More", names[1], found.changed, rose),
     ):
-        rows = ranked.head(shown)
-        rows = rows[rows["difference"] > 0 if rising else rows["difference"] < 0]
-        entries = [
-            {
-                "row": row,
-                "atom": atoms.get(row["latent"]),
-                "contexts": contexts(side.top, row["latent"], texts, tokenizer, count),
-            }
-            for row in rows.to_dict("records")
+        rows = ranked.head(shown).to_dict("records")
+        latents = [
+            (row, contexts(side.top, row["latent"], texts, tokenizer, count)) for row in rows
         ]
-        if entries:
-            heading = f"{'More' if rising else 'Less'} active in {names[1]}"
-            parts.append({"heading": heading, "name": name, "latents": entries})
+        parts.append((f"{word} active in {names[1]}", name, latents))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )

@@ -59,7 +59,8 @@ class ITDA:
         if x.shape[-1] != self.activation_dim:
             raise BadInput(
                 f"activations are {x.shape[-1]} wide and the dictionary's atoms "
-                f"{self.activation_dim}: it was trained on another model"
+                f"{self.activation_dim}: it was trained on another model, "
+                f"{self.metadata.get('lm_name')}"
             )
         flat = x.reshape(-1, x.shape[-1]).to(self.atoms.device, torch.float32)
         if not bool(torch.isfinite(flat).all()):
@@ -87,22 +88,33 @@ class ITDA:
         folder = Path(path).expanduser()
         metadata = _metadata(folder)
         published = not (folder / TENSORS).is_file()
-        if not published:
-            found = load_tensors(folder / TENSORS)
-        elif (folder / PUBLISHED["atoms"]).is_file():
-            found = {name: load_tensor(folder / file) for name, file in PUBLISHED.items()}
-        else:
+        if published and not (folder / PUBLISHED["atoms"]).is_file():
             raise BadInput(
                 f"{folder}: no atoms; looked for {TENSORS} and {PUBLISHED['atoms']}. "
                 "Train it again with train_itda.py"
             )
+        if published:
+            found = {name: load_tensor(folder / file) for name, file in PUBLISHED.items()}
+        else:
+            found = load_tensors(folder / TENSORS)
         if not found.keys() >= PUBLISHED.keys():
             raise BadInput(f"{folder}: no {' and '.join(PUBLISHED)} in it; train it again")
         atoms, indices = found["atoms"].float(), found["atom_indices"].long()
-        norms = torch.linalg.vector_norm(atoms, dim=-1, keepdim=True)
-        if published and bool((norms > 0).all()) and bool(((norms - 1).abs() > 1e-6).any()):
+        if atoms.ndim != 2 or not len(atoms) or indices.shape != (len(atoms), 2):
+            raise BadInput(
+                f"{folder}: atoms are {list(atoms.shape)} and their indices {list(indices.shape)}; "
+                "[n, d] and [n, 2] are expected"
+            )
+        if metadata.get("activation_dim") not in (None, atoms.shape[1]):
+            raise BadInput(
+                f"{folder}: atoms are {atoms.shape[1]} wide, its {METADATA} says "
+                f"{metadata['activation_dim']}"
+            )
+        norms = torch.linalg.vector_norm(atoms, dim=1, keepdim=True)
+        if published and bool(((norms - 1).abs() > 1e-6).any()):
             atoms, norms = atoms / norms, norms / norms  # saved in half precision, perhaps
-        _check(folder, atoms, indices, norms, metadata.get("activation_dim"))
+        if not bool(((norms - 1).abs() < 1e-3).all()):  # NaN fails this too
+            raise BadInput(f"{folder}: atoms are not finite or not of norm 1; train it again")
         return cls(atoms.to(device), indices, metadata)
 
 
@@ -119,9 +131,6 @@ def jaccard(a: ITDA, b: ITDA) -> float:
     """
     sets = [set(map(tuple, one.atom_indices.tolist())) for one in (a, b)]
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-
-
-# ── reading ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
@@ -145,15 +154,3 @@ def _metadata(folder: Path) -> dict[str, Any]:
         elif not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise BadInput(f"{path}: {key} is {value!r}; a whole number from {least} is expected")
     return found
-
-
-def _check(folder: Path, atoms: Tensor, indices: Tensor, norms: Tensor, width: Any) -> None:
-    if atoms.ndim != 2 or not len(atoms) or indices.shape != (len(atoms), 2):
-        raise BadInput(
-            f"{folder}: atoms are {list(atoms.shape)} and their indices {list(indices.shape)}; "
-            "[n, d] and [n, 2] are expected"
-        )
-    if not bool(((norms - 1).abs() < 1e-3).all()):  # NaN fails this too
-        raise BadInput(f"{folder}: atoms are not finite or not of norm 1; train it again")
-    if width not in (None, atoms.shape[1]):
-        raise BadInput(f"{folder}: atoms are {atoms.shape[1]} wide, its {METADATA} says {width}")

@@ -57,26 +57,28 @@ def matching_pursuit(x: Tensor, atoms: Tensor, k: int, gram: Tensor | None) -> C
     norms = torch.linalg.vector_norm(x, dim=1)
     if len(atoms):
         rows = chunk_rows(len(atoms), x.device)
-        products = torch.empty(min(rows, len(x)), len(atoms), device=x.device)
-        work = torch.empty_like(products)
-        for start in range(0, len(x), rows):
-            part = slice(start, min(start + rows, len(x)))
-            count = part.stop - start
-            floor = ROUNDING * norms[part]
-            residual = None if gram is not None else x[part].clone()
-            torch.mm(x[part], atoms.T, out=products[:count])
+        buffers = torch.empty(2, min(rows, len(x)), len(atoms), device=x.device)
+        parts = (part.split(rows) for part in (x, indices, values, ROUNDING * norms))
+        for residual, js, cs, floor in zip(*parts, strict=True):
+            products, work = buffers[:, : len(residual)]
+            torch.mm(residual, atoms.T, out=products)
             for step in range(k):
-                j, c = _best(products[:count], work[:count], floor)
-                indices[part, step], values[part, step] = j, c
+                j, c = _best(products, work, floor)
+                js[:, step], cs[:, step] = j, c
                 if step == k - 1 or not bool(c.any()):
                     break
                 if gram is not None:
-                    torch.index_select(gram, 0, j, out=work[:count])
-                    products[:count].addcmul_(work[:count], c[:, None], value=-1)
-                elif residual is not None:
-                    residual.addcmul_(atoms[j], c[:, None], value=-1)
-                    torch.mm(residual, atoms.T, out=products[:count])
-    return Codes(indices, values, _unexplained(values, norms))
+                    torch.index_select(gram, 0, j, out=work)
+                    products.addcmul_(work, c[:, None], value=-1)
+                else:
+                    residual = residual.addcmul(atoms[j], c[:, None], value=-1)
+                    torch.mm(residual, atoms.T, out=products)
+    # Every step takes c² off the residual's squared norm.
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    energy = norms.to(wide).square()
+    left = (energy - values.to(wide).square().sum(1)).clamp_min(0.0)
+    fvu = torch.where(energy > 0, left / energy.clamp_min(torch.finfo(wide).tiny), 0.0)
+    return Codes(indices, values, fvu.float())
 
 
 def _best(products: Tensor, work: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,14 +91,6 @@ def _best(products: Tensor, work: Tensor, floor: Tensor) -> tuple[Tensor, Tensor
         j = work.argmax(1)
     c = products.gather(1, j[:, None])[:, 0]
     return j, c.masked_fill(c.abs() <= floor, 0.0)
-
-
-def _unexplained(values: Tensor, norms: Tensor) -> Tensor:
-    """FVU from the coefficients: every step takes c² off the residual's squared norm."""
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
-    energy = norms.to(wide).square()
-    left = (energy - values.to(wide).square().sum(1)).clamp_min(0.0)
-    return torch.where(energy > 0, left / energy.clamp_min(torch.finfo(wide).tiny), 0.0).float()
 
 
 def merged(codes: Codes) -> Codes:

@@ -1,20 +1,22 @@
 """Texts of data sets as tokens, and outputs of blocks: what dictionaries are trained on."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
-from model_diffs.activations.tokens import Tokens, tokenise
+from model_diffs.activations.passes import Reader
+from model_diffs.activations.tokens import TokenBatch, Tokens, tokenise
 from model_diffs.core.errors import BadInput
 from model_diffs.core.results import Run
 from model_diffs.data import text_datasets
 from model_diffs.data.texts import Split
+from model_diffs.dictionaries.options import Diffing, Training
 from model_diffs.models import loading
-from model_diffs.models.anatomy import Anatomy
 from model_diffs.models.checkpoints import Checkpoint
 
 
@@ -45,20 +47,18 @@ class Reading(NamedTuple):
 def read(
     names: Sequence[str],
     tokenizer: Any,
-    seq_len: int,
+    options: Training | Diffing,
     keep_bos: bool = False,
     skip_first: int = 0,
-    max_samples: int = 0,
-    seed: int | None = None,
 ) -> Reading:
-    """Read data sets and tokenise them, cut to `seq_len` tokens per document.
+    """Read data sets and tokenise them, cut to `options.seq_len` tokens per document.
 
-    `max_samples` of each data set (0 = all) are drawn with `seed`, or are the first ones without.
-    Raises BadInput for what is missing, empty or unreadable.
+    `options.max_samples` of each data set (0 = all) are drawn with the seed. Raises BadInput for
+    what is missing, empty or unreadable.
     """
-    splits = [text_datasets.read_dataset(name, max_samples, seed) for name in names]
+    splits = [text_datasets.read_dataset(n, options.max_samples, options.seed) for n in names]
     texts = [text for split in splits for text in split.texts]
-    tokens = tokenise(tokenizer, texts, seq_len, keep_bos, skip_first)
+    tokens = tokenise(tokenizer, texts, options.seq_len, keep_bos, skip_first)
     sources = np.repeat(np.arange(len(splits)), [len(split.texts) for split in splits])
     return Reading(splits, tokens, sources[tokens.documents])
 
@@ -85,37 +85,30 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(repr((vocabulary, probe)).encode()).hexdigest()
 
 
-def check_layers(anatomy: Anatomy, layers: Sequence[int], model: str) -> None:
-    """Raise BadInput for a layer that the model does not have."""
-    count = len(anatomy.blocks)
-    for layer in layers:
-        if layer >= count:
-            raise BadInput(f"{model} has blocks 0 to {count - 1}: there is no layer {layer}")
+def block_outputs(reader: Reader, at: TokenBatch, layers: Sequence[int]) -> dict[int, Tensor]:
+    """Outputs `[n, hidden]` fp32 of blocks at the counted tokens, before any final norm.
 
-
-def stream_block_outputs(
-    anatomy: Anatomy,
-    batch: loading.Batch,
-    layers: Sequence[int],
-    receive: Callable[[int, Tensor], None],
-) -> None:
-    """Hand over the output `[texts, positions, hidden]` of each of `layers`, before any final norm.
-
-    The forward pass ends after the last of them.
+    The forward pass ends after the last of the blocks. Raises BadInput for a layer that the model
+    does not have and for values that are not finite.
     """
+    blocks, found = reader.anatomy.blocks, dict[int, Tensor]()
+    if max(layers) >= len(blocks):
+        raise BadInput(
+            f"{reader.name} has blocks 0 to {len(blocks) - 1}: there is no layer {max(layers)}"
+        )
 
-    def reader(layer: int) -> Callable[..., None]:
-        def read_output(module: nn.Module, args: Any, output: Any) -> None:
-            receive(layer, output[0] if isinstance(output, tuple) else output)
+    def keep(layer: int, module: nn.Module, args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        found[layer] = hidden[at.counted.to(hidden.device)].float()
+        if not bool(found[layer].isfinite().all()):
+            raise BadInput(
+                f"{reader.name}: the output of block {layer} holds NaN or Inf: try --dtype fp32"
+            )
 
-        return read_output
-
-    end = max(layers) + 1
     with loading.hooks() as handles:
-        for layer in set(layers):
-            handles.append(anatomy.blocks[layer].register_forward_hook(reader(layer)))
-        stop = end if end < len(anatomy.blocks) else None
-        loading.stream_states(anatomy, batch, lambda state, hidden: None, stop)
+        handles += [blocks[n].register_forward_hook(partial(keep, n)) for n in set(layers)]
+        loading.stream_states(reader.anatomy, at.batch, lambda *_: None, max(layers) + 1)
+    return found
 
 
 @contextmanager
@@ -128,7 +121,6 @@ def out_of_memory(batch_size: int) -> Iterator[None]:
         known = ("out of memory", "not enough memory", "can't allocate memory")
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in known):
             raise
-        advice = f"try --batch-size {batch_size // 2}"
-        if batch_size == 1:
-            advice = "lower --seq-len or --max-atoms"
+        smaller = f"try --batch-size {batch_size // 2}"
+        advice = smaller if batch_size > 1 else "lower --seq-len or --max-atoms"
         raise BadInput(f"out of memory with --batch-size {batch_size}: {advice}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import stats
@@ -39,17 +40,14 @@ class BatchCodes(NamedTuple):
     """`[B]` fp64, counted tokens of each document."""
 
     def save(self, path: Path) -> None:
-        """Write what `PairedSums` needs of a base; zeros take no room."""
-        arrays = {name: getattr(self, name).numpy() for name in ("sums", "fires", "counts")}
-        np.savez_compressed(path, **arrays)
+        """Write all fields; zeros take no room."""
+        np.savez_compressed(path, **{name: x.numpy() for name, x in self._asdict().items()})
 
     @classmethod
     def load(cls, path: Path) -> "BatchCodes":
-        """What `save` wrote; peaks and fit are empty."""
-        nothing = torch.empty(0)
+        """What `save` wrote."""
         with np.load(path, allow_pickle=False) as found:
-            sums, fires, counts = (torch.from_numpy(found[n]) for n in ("sums", "fires", "counts"))
-        return cls(sums, fires, nothing, nothing, nothing, counts)
+            return cls(**{name: torch.from_numpy(found[name]) for name in cls._fields})
 
 
 def sum_codes(codes: Codes, places: Tensor, batch: int, latents: int) -> BatchCodes:
@@ -99,20 +97,14 @@ class SparseActivations(NamedTuple):
 
 
 class ModelTotals:
-    """One model's sums over all documents.
+    """One model's sums over all documents, and its `paired` sums against the base.
 
     `sources` `[documents]`: index of the data set that each is from; `contexts`: how many documents
-    are kept per latent; `paired`: sums against the base, None for the base itself.
+    are kept per latent.
     """
 
-    def __init__(
-        self,
-        latents: int,
-        sources: Tensor,
-        contexts: int,
-        paired: "PairedSums | None" = None,
-    ) -> None:
-        self.sources, self.contexts, self.paired = sources.long(), contexts, paired
+    def __init__(self, latents: int, sources: Tensor, contexts: int) -> None:
+        self.sources, self.contexts, self.paired = sources.long(), contexts, PairedSums(latents)
         self.tokens = 0.0
         self.kept: list[SparseActivations] = []
         self.sums, self.fires = torch.zeros(2, latents, dtype=torch.float64)
@@ -121,10 +113,11 @@ class ModelTotals:
         # [data sets, m]: Σ over documents of |Σ coefficients|.
         self.activity = torch.zeros(int(sources.max()) + 1, latents, dtype=torch.float64)
         nowhere = torch.full((contexts, latents), -1)
-        self.top = Contexts(torch.full(nowhere.shape, -torch.inf), nowhere, nowhere.clone())
+        self.top = Contexts(torch.full(nowhere.shape, -torch.inf), nowhere, nowhere)
 
-    def add(self, codes: BatchCodes, rows: list[int]) -> None:
-        """Add a batch of the documents `rows`."""
+    def add(self, codes: BatchCodes, base: BatchCodes, rows: list[int]) -> None:
+        """Add a batch of the documents `rows`, and what the base's codes of it are."""
+        self.paired.add(base, codes)
         self.sums += codes.sums.sum(0)
         self.fires += codes.fires.sum(0)
         self.tokens += float(codes.counts.sum())
@@ -141,23 +134,16 @@ class ModelTotals:
     def keep(self, codes: Codes, places: Tensor, rows: NDArray[np.int64]) -> None:
         """Keep the codes themselves. `rows`: row of the text, per document of the batch."""
         documents, positions = places.cpu().unbind(1)
-        where = torch.from_numpy(rows)[documents]
-        kept = SparseActivations(where, positions, codes.indices.cpu(), codes.values.cpu())
-        self.kept.append(kept)
+        found = (torch.from_numpy(rows)[documents], positions, codes.indices, codes.values)
+        self.kept.append(SparseActivations(*(part.cpu() for part in found)))
 
     def activations(self) -> SparseActivations | None:
         """All codes, in reading order; None where they were not kept."""
         if not self.kept:
             return None
         parts = SparseActivations(*(torch.cat(part) for part in zip(*self.kept, strict=True)))
-        longest = int(parts.positions.max()) + 1
-        order = (parts.documents * longest + parts.positions).argsort()
+        order = np.lexsort((parts.positions, parts.documents))
         return SparseActivations(*(part[order] for part in parts))
-
-    @property
-    def source_tokens(self) -> Array:
-        """`[data sets]` counted tokens."""
-        return np.bincount(self.sources, self.counts, len(self.activity)).astype(np.float64)
 
     @property
     def mean(self) -> Array:
@@ -168,21 +154,6 @@ class ModelTotals:
     def frequency(self) -> Array:
         """`[m]` share of tokens that use the latent."""
         return (self.fires / self.tokens).numpy()
-
-
-class Changes(NamedTuple):
-    """Changes from A to B per latent, `[m]` each."""
-
-    difference: Array
-    """Mean coefficient in B minus that in A, over all tokens."""
-    std_error: Array
-    """Of the difference, over documents; NaN where there is only one."""
-    p_value: Array
-    """Two-sided; NaN where too few documents have the latent to test it."""
-    q_value: Array
-    """Benjamini–Hochberg over the tested latents; NaN where not tested."""
-    documents: NDArray[np.int64]
-    """In which either model uses the latent."""
 
 
 class PairedSums:
@@ -205,38 +176,34 @@ class PairedSums:
         self.tokens_squared += float(a.counts.square().sum())
         self.documents += len(a.counts)
 
-    def changes(self) -> Changes:
-        """Differences, their errors, and tests of no difference.
+    def changes(self) -> pd.DataFrame:
+        """A row per latent: changes from A to B and tests of no change.
 
-        The difference is a ratio of totals, Σ d / Σ n, with the error of its linearisation (Cochran
-        1977, eq. 2.39). The test is Student's t of d over the documents that have the latent: if
-        the models are alike, d is symmetric about 0 in any choice of documents, whereas all other
-        documents would only make a rare latent look better measured than it is.
+        `difference` of mean coefficients over all tokens: Σ d / Σ n, with the `std_error` of the
+        linearised ratio (Cochran 1977, eq. 2.39), NaN for a single document. `p_value`: Student's
+        t, two-sided, of d over the `documents` in which either model uses the latent; NaN for too
+        few. If the models are alike, d is symmetric about 0 in any choice of documents, whereas all
+        other documents would only make a rare latent look better measured than it is. `q_value`:
+        Benjamini–Hochberg over the tested latents; NaN for others.
         """
         d, dd, dn, m = (x.numpy() for x in (self.d, self.dd, self.dn, self.documents_with))
         difference = d / self.tokens
         spread = dd - 2 * difference * dn + difference**2 * self.tokens_squared
         scale = self.documents / (self.documents - 1) if self.documents > 1 else np.nan
         std_error = np.sqrt(np.maximum(spread, 0.0) * scale) / self.tokens
-        p = _t_test(d, dd, m)
-        tested = ~np.isnan(p)
-        q = np.full_like(p, np.nan)
+        tested = m >= LEAST_DOCUMENTS
+        p, q = np.full((2, len(d)), np.nan)
         if tested.any():
+            p[tested] = _p_values(d[tested], dd[tested], m[tested])
             q[tested] = stats.false_discovery_control(p[tested], method="bh")
-        return Changes(difference, std_error, p, q, m.astype(np.int64))
+        columns = {"difference": difference, "std_error": std_error, "p_value": p, "q_value": q}
+        return pd.DataFrame({**columns, "documents": m.astype(np.int64)})
 
 
-def _t_test(total: Array, squares: Array, count: Array) -> Array:
-    """Two-sided p-values of mean 0 from Σ d, Σ d² and the number of d; NaN for too few."""
-    p = np.full_like(total, np.nan)
-    enough = count >= LEAST_DOCUMENTS
-    d, dd, m = total[enough], squares[enough], count[enough]
+def _p_values(d: Array, dd: Array, m: Array) -> Array:
+    """Two-sided p-values of mean 0 from Σ d, Σ d² and the number of documents."""
     variance = np.maximum(dd - d**2 / m, 0.0) / (m - 1)
     t = np.abs(d) / np.sqrt(np.maximum(variance, 1e-12 * dd + np.finfo(float).tiny) * m)
-    found = 2 * stats.t.sf(t, m - 1)
     # If d is symmetric, m signs agree with chance 2^(1−m), whatever the values are: texts that
     # begin alike give equal values, for which t would be far too small a p-value.
-    found = np.maximum(found, 2.0 ** (1 - m))
-    found[dd == 0] = 1.0
-    p[enough] = found
-    return p
+    return np.where(dd == 0, 1.0, np.maximum(2 * stats.t.sf(t, m - 1), 2.0 ** (1 - m)))

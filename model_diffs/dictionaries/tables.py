@@ -13,7 +13,7 @@ from scipy import stats
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.figures import BASE, WIDTH_INCHES
-from model_diffs.dictionaries.diffing import Comparison
+from model_diffs.dictionaries.diffing import Comparison, Fit
 from model_diffs.dictionaries.itda import ITDA
 from model_diffs.dictionaries.reading import Reading
 from model_diffs.dictionaries.sums import ModelTotals
@@ -25,48 +25,37 @@ OWN = 0.9
 SHARED, UNUSED = -1, -2
 
 
-class Atom(NamedTuple):
-    """Where an atom was found, as text."""
+def latents(found: Comparison, itda: ITDA, dictionary: str | Path) -> pd.DataFrame:
+    """latents.csv: one row per latent, largest increase first, and a column `before`.
 
-    before: str
-    token: str
-
-
-def read_atoms(folder: str | Path) -> dict[int, Atom]:
-    """What atoms.csv of a dictionary's folder says of each latent; empty without the file."""
-    path = Path(folder) / "atoms.csv"
-    if not path.is_file():
-        return {}
+    `token` and `before`, the text up to it, are from atoms.csv in the folder `dictionary`, and
+    empty without it; `std_error` where there is one document, `p_value` and `q_value` where the
+    latent occurs in too few documents to be tested.
+    """
+    path = Path(dictionary) / "atoms.csv"
+    atoms = pd.DataFrame(columns=["token", "before"])
     try:
-        table = pd.read_csv(path, keep_default_na=False, dtype={"token": str, "before": str})
-        rows = zip(table["latent"], table["before"], table["token"], strict=True)
+        if path.is_file():
+            text = pd.read_csv(path, keep_default_na=False, dtype={"token": str, "before": str})
+            text = text.drop_duplicates("latent").set_index("latent")
+            atoms = text[["token", "before"]]
     except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
         raise BadInput(f"{path} is damaged: train the dictionary again") from error
-    return {int(latent): Atom(before, token) for latent, before, token in rows}
-
-
-def latents(found: Comparison, itda: ITDA, atoms: Mapping[int, Atom]) -> pd.DataFrame:
-    """latents.csv: one row per latent, largest increase first.
-
-    `token` is empty where the dictionary does not say, `std_error` where there is one document,
-    `p_value` and `q_value` where the latent occurs in too few documents to be tested.
-    """
+    atoms = atoms.reindex(range(itda.size))
     base, changed, changes = found.base, found.changed, found.changes
     columns = {
         "latent": np.arange(itda.size),
-        "token": [atoms[n].token if n in atoms else None for n in range(itda.size)],
+        "token": atoms["token"],
         "sequence": itda.atom_indices[:, 0],
         "position": itda.atom_indices[:, 1],
         "mean_a": base.mean,
         "mean_b": changed.mean,
-        "difference": changes.difference,
-        "std_error": changes.std_error,
-        "p_value": changes.p_value,
-        "q_value": changes.q_value,
+        **changes.drop(columns="documents"),
         "frequency_a": base.frequency,
         "frequency_b": changed.frequency,
         "frequency_difference": changed.frequency - base.frequency,
-        "documents": changes.documents,
+        "documents": changes["documents"],
+        "before": atoms["before"],
     }
     table = pd.DataFrame(columns).iloc[found.order]
     table.insert(0, "rank", np.arange(1, len(table) + 1))
@@ -97,7 +86,8 @@ def owners(totals: ModelTotals) -> np.ndarray:
     Activity is Σ over documents of |Σ coefficients|, per token of the data set, so that a large
     data set does not own more latents for its size.
     """
-    per_token = totals.activity.numpy() / np.maximum(totals.source_tokens, 1)[:, None]
+    tokens = np.bincount(totals.sources, totals.counts, len(totals.activity))
+    per_token = totals.activity.numpy() / np.maximum(tokens, 1)[:, None]
     total = per_token.sum(0)
     own = np.where(per_token.max(0) >= OWN * total, per_token.argmax(0), SHARED)
     return np.where(total == 0, UNUSED, own)
@@ -117,30 +107,26 @@ def share_of(ranked: np.ndarray, owners: np.ndarray, names: list[str], top: int)
     return Share(len(chosen), int((owners[passed] == SHARED).sum()), share, chance, p)
 
 
-def shares(found: Comparison, texts: Reading, top: int) -> dict[str, Share] | None:
+def shares(
+    found: Comparison, table: pd.DataFrame, texts: Reading, top: int
+) -> dict[str, Share] | None:
     """Of the `top` latents that `fell` (by activity in the base) and that `rose` (in the changed
-    model); None for a single data set."""
+    model); None for a single data set. `table`: that of `latents`."""
     if len(texts.splits) < 2:
         return None
-    difference, down = found.changes.difference, found.order[::-1]
-    fell, rose = down[difference[down] < 0], found.order[difference[found.order] > 0]
+    fell, rose = table[table["difference"] < 0][::-1], table[table["difference"] > 0]
     return {
-        "fell": share_of(fell, owners(found.base), texts.names, top),
-        "rose": share_of(rose, owners(found.changed), texts.names, top),
+        "fell": share_of(fell["latent"].to_numpy(), owners(found.base), texts.names, top),
+        "rose": share_of(rose["latent"].to_numpy(), owners(found.changed), texts.names, top),
     }
 
 
 # ── summary ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def significant(found: Comparison) -> np.ndarray:
-    """`[m]` which latents changed, at a false discovery rate of 5 %."""
-    return np.nan_to_num(found.changes.q_value, nan=1.0) < SIGNIFICANT
-
-
-def notes(found: Comparison, shares: Mapping[str, Share] | None, name_b: str) -> list[str]:
+def notes(fit: Fit, shares: Mapping[str, Share] | None, name_b: str) -> list[str]:
     """What a reader must know, as sentences."""
-    fit, said = found.fits["all"], []
+    said = []
     if fit.worse:
         said.append(
             f"The base's dictionary fits {name_b} worse: FVU {float(fit.b.mean):.3f} against "
@@ -161,21 +147,24 @@ def notes(found: Comparison, shares: Mapping[str, Share] | None, name_b: str) ->
 
 
 def summary(
-    found: Comparison, shares: Mapping[str, Share] | None, said: list[str]
+    fits: Mapping[str, Fit],
+    table: pd.DataFrame,
+    shares: Mapping[str, Share] | None,
+    said: list[str],
 ) -> dict[str, Any]:
-    """What summary.json holds."""
-    changes, marked, fit = found.changes, significant(found), found.fits["all"]
+    """What summary.json holds; a latent changed at a false discovery rate of 5 %."""
+    fit, difference = fits["all"], table["difference"][table["q_value"] < SIGNIFICANT]
     return {
         "documents": fit.documents,
         "tokens": fit.tokens,
-        "latents": len(changes.difference),
-        "latents_tested": int((~np.isnan(changes.p_value)).sum()),
-        "increased": int((marked & (changes.difference > 0)).sum()),
-        "decreased": int((marked & (changes.difference < 0)).sum()),
+        "latents": len(table),
+        "latents_tested": int(table["p_value"].count()),
+        "increased": int((difference > 0).sum()),
+        "decreased": int((difference < 0).sum()),
         "false_discovery_rate": SIGNIFICANT,
         "fvu": {
-            name: {"a": _ends(one.a), "b": _ends(one.b), "change": _ends(one.change)}
-            for name, one in found.fits.items()
+            name: {key: _ends(getattr(one, key)) for key in ("a", "b", "change")}
+            for name, one in fits.items()
         },
         "fits_worse": fit.worse,
         "notes": said,
@@ -190,50 +179,51 @@ def _ends(interval: Interval) -> dict[str, float]:
 # ── figure ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def figure(found: Comparison, title: str, names: tuple[str, str], colour: str) -> Figure:
+def figure(
+    fits: Mapping[str, Fit], table: pd.DataFrame, title: str, names: tuple[str, str], colour: str
+) -> Figure:
     """Differences by rank, both models' means, and how well the dictionary fits them."""
-    drawn, axes = plt.subplots(
+    drawn, (ranks, means, fit) = plt.subplots(
         1, 3, figsize=(WIDTH_INCHES, 4.8), layout="constrained", width_ratios=(1.2, 1.0, 0.9)
     )
-    marked = significant(found)
-    changes, order = found.changes, found.order
-    difference, error = changes.difference[order], 1.96 * changes.std_error[order]
-    rank = np.arange(1, len(difference) + 1)
-    axes[0].axhline(0, color="#999999", lw=0.9, zorder=0)
-    axes[0].fill_between(
-        rank, difference - error, difference + error, color="#999999", alpha=0.3, lw=0
-    )
-    _draw_points(axes[0], rank, difference, marked[order], colour)
-    axes[0].set(title="Change of each latent", xlabel="rank, largest increase first")
-    axes[0].set_ylabel("change of the mean coefficient")
-    axes[0].legend(loc="lower left", markerscale=2)
-
-    a, b = found.base.mean, found.changed.mean
-    ends = [min(a.min(), b.min()), max(a.max(), b.max())]
-    axes[1].plot(ends, ends, "-", color="#999999", lw=0.9, zorder=0)
-    _draw_points(axes[1], a, b, marked, colour)
-    axes[1].set(title="Mean coefficients", xlabel=names[0], ylabel=names[1])
-    _draw_fit(axes[2], found, names, colour)
+    difference, error = table["difference"], 1.96 * table["std_error"]
+    band = (difference - error, difference + error)
+    ranks.axhline(0, color="#999999", lw=0.9, zorder=0)
+    ranks.fill_between(table["rank"], *band, color="#999999", alpha=0.3, lw=0)
+    both = table[["mean_a", "mean_b"]].to_numpy()
+    ends = [both.min(), both.max()]
+    means.plot(ends, ends, "-", color="#999999", lw=0.9, zorder=0)
+    marked = table["q_value"] < SIGNIFICANT
+    for axes, x, y in ((ranks, "rank", "difference"), (means, "mean_a", "mean_b")):
+        axes.plot(x, y, ".", data=table[~marked], color=BASE, ms=3, label="others")
+        label = f"q < {SIGNIFICANT}"
+        axes.plot(x, y, ".", data=table[marked], color=colour, ms=4, label=label)
+    ranks.set(title="Change of each latent", xlabel="rank, largest increase first")
+    ranks.set_ylabel("change of the mean coefficient")
+    ranks.legend(loc="lower left", markerscale=2)
+    means.set(title="Mean coefficients", xlabel=names[0], ylabel=names[1])
+    _draw_fit(fit, fits, names, colour)
     drawn.suptitle(title, fontsize=13)
     return drawn
 
 
-def _draw_points(axes: Axes, x: np.ndarray, y: np.ndarray, marked: np.ndarray, colour: str) -> None:
-    axes.plot(x[~marked], y[~marked], ".", color=BASE, ms=3, label="others")
-    axes.plot(x[marked], y[marked], ".", color=colour, ms=4, label=f"q < {SIGNIFICANT}")
-
-
-def _draw_fit(axes: Axes, found: Comparison, names: tuple[str, str], colour: str) -> None:
+def _draw_fit(axes: Axes, fits: Mapping[str, Fit], names: tuple[str, str], colour: str) -> None:
     """Bars of mean FVU with their intervals, per data set and model."""
-    places = np.arange(len(found.fits))
+    places = np.arange(len(fits))
     for number, (name, shade) in enumerate(zip(names, (BASE, colour), strict=True)):
-        fits = [(fit.a, fit.b)[number] for fit in found.fits.values()]
-        mean, low, high = (np.array(ends, dtype=float) for ends in zip(*fits, strict=True))
-        reach = np.maximum(0.0, [mean - low, high - mean])
-        axes.bar(places + 0.4 * number - 0.2, mean, 0.38, color=shade, label=name)
-        axes.errorbar(places + 0.4 * number - 0.2, mean, reach, fmt="none", color="#222222", lw=1)
-    axes.set_xticks(places, list(found.fits))
-    if any(len(name) > 10 for name in found.fits):
+        intervals = [(fit.a, fit.b)[number] for fit in fits.values()]
+        mean, low, high = np.array(intervals, dtype=float).T
+        axes.bar(
+            places + 0.4 * number - 0.2,
+            mean,
+            width=0.38,
+            color=shade,
+            label=name,
+            yerr=np.maximum(0.0, [mean - low, high - mean]),
+            error_kw={"ecolor": "#222222", "lw": 1},
+        )
+    axes.set_xticks(places, list(fits))
+    if any(len(name) > 10 for name in fits):
         axes.tick_params(axis="x", rotation=20)
     axes.set(title="What the dictionary leaves out", ylabel="mean FVU")
     axes.grid(axis="x", visible=False)
