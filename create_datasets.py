@@ -28,7 +28,7 @@ from model_diffs.core.script import run_step
 from model_diffs.core.step import Step
 
 if TYPE_CHECKING:
-    from model_diffs.data.sample_sources import Samples
+    from model_diffs.data.text_datasets import Samples
 
 STEP = Step(
     number=3,
@@ -89,8 +89,7 @@ def check_not_foreign(outdir: Path) -> None:
 
 def read_samples(options: Options) -> "dict[str, Samples]":
     """Both splits, chosen so that no line is in both."""
-    from model_diffs.data import sample_sources as sources
-    from model_diffs.data import text_datasets
+    from model_diffs.data import text_datasets as sources
 
     if options.forget_source:
         forget = sources.from_file(Path(options.forget_source), options.text_field)
@@ -101,7 +100,7 @@ def read_samples(options: Options) -> "dict[str, Samples]":
     if options.retain_source:
         retain, shortest = sources.from_file(Path(options.retain_source), options.text_field), 0
     else:
-        name, config = text_datasets.WIKITEXT.split(":")
+        name, config = sources.WIKITEXT.split(":")
         revision, shortest = options.retain_revision, sources.LEAST_CHARACTERS
         retain = sources.from_hub(name, config, "train", revision, sources.article_text)
     # Retain texts are none of the source's forget texts, chosen or not.

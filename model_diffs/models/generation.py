@@ -112,14 +112,10 @@ def model_folders(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder of models; make some, or give --models-dir")
-    found = []
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.name.startswith("."):
-            inner = path / "unlearned_model"
-            found.append(inner if inner.is_dir() else path)
-    if not found:
+    made = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    if not made:
         raise BadInput(f"{folder}: no model in it; make some with unlearn.py, or give --models-dir")
-    return found
+    return [inner if (inner := path / "unlearned_model").is_dir() else path for path in made]
 
 
 def write_sweep(
