@@ -61,27 +61,24 @@ class Options(Comparison, Pass, Figures):
 def draw(run: Run, table: "pd.DataFrame") -> None:
     """Effective rank and entropy of both models; distance of the spectra and its selectivity."""
     from model_diffs.core import figures
-    from model_diffs.core.figures import STATES, STYLES, Line, Panel
+    from model_diffs.core.figures import STYLES, Line, Panel, column_line
 
     (base, changed), colour = names_of(run.planned), figures.model_colour(run.planned.model_b)
 
-    def line(column: str, label: str, colour: str, style: str) -> Line:
-        return figures.column_line(table, column, label, colour, style)
-
     def both(column: str) -> list[Line]:
         return [
-            line(f"{split}_{column}_{side}", f"{name}, {split}", shade, style)
+            column_line(table, f"{split}_{column}_{side}", f"{name}, {split}", shade, style)
             for side, name, shade in (("a", base, figures.BASE), ("b", changed, colour))
             for split, style in STYLES.items()
         ]
 
     moved = [
-        line(f"{split}_wasserstein_normalised", f"{split} texts", colour, style)
+        column_line(table, f"{split}_wasserstein_normalised", f"{split} texts", colour, style)
         for split, style in STYLES.items()
     ]
     # Zero cannot be drawn on a log axis; the table has it.
     ratios = [
-        figures.column_line(table[table[column] > 0], column, label, colour, style)
+        column_line(table[table[column] > 0], column, label, colour, style)
         for column, label, style in (
             ("selectivity_ratio_normalised", "spectra scaled to mean 1", "-"),
             ("selectivity_ratio", "spectra as they are", ":"),
@@ -97,7 +94,7 @@ def draw(run: Run, table: "pd.DataFrame") -> None:
         Panel("How far the spectrum moved, scaled to mean 1", distance, moved, 0.0),
         Panel("Selectivity of that change", share, ratios, 1.0, "equal", log=wide),
     ]
-    panels = [one._replace(lines=[x for x in one.lines if x.x], xlabel=STATES) for one in panels]
+    panels = [one._replace(xlabel=figures.STATES) for one in panels]
     figure = figures.layer_figure(f"Shape of hidden states: {title_of(run.planned)}", panels)
     run.figure("covariance_analysis", figure)
 
@@ -111,21 +108,22 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
 
     found = store.of_comparisons(options, todo)
 
-    def spectra(model: str) -> dict[str, Any]:
-        splits, label = covariance.SPLITS, model_label(model)
-        saved = {split: found.models[split, model] for split in splits}
-        return {s: covariance.spectra(saved[s], f"{label} on {s} texts") for s in splits}
+    def spectra(model: str, side: str) -> dict[str, Any]:
+        return {
+            f"{split}_{side}": covariance.spectra(
+                found.models[split, model], f"{model_label(model)} on {split} texts"
+            )
+            for split in covariance.SPLITS
+        }
 
-    a = spectra(options.model_a)
+    a = spectra(options.model_a, "a")
     for planned in todo:
         with open_run(planned) as run:
-            b = spectra(planned.model_b)
-            rows = covariance.rows(a, b)
-            table = run.table("covariance_metrics", rows)
-            named = {f"{split}_{side}": s[split] for side, s in (("a", a), ("b", b)) for split in s}
-            np.savez(run.path / "spectra.npz", **named)
+            both = a | spectra(planned.model_b, "b")
+            table = run.table("covariance_metrics", covariance.metric_table(both))
+            np.savez(run.path / "spectra.npz", **both)
             draw(run, table.astype(float))
-            run.document("summary", covariance.summary(rows))
+            run.document("summary", covariance.summary(table))
             store.describe(run, found)
 
 

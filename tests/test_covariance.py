@@ -98,12 +98,13 @@ def test_clips_rounding_below_zero_and_refuses_negative_eigenvalues() -> None:
 
 
 def test_selectivity_is_forget_over_retain_and_empty_for_an_unchanged_retain_set() -> None:
-    a = {split: falling(0)[None] for split in covariance.SPLITS}
-    (row,) = covariance.rows(a, {"forget": 3 * a["forget"], "retain": 2 * a["retain"]})
+    a = falling(0)[None]
+    base = {"forget_a": a, "retain_a": a}
+    row = covariance.metric_table(base | {"forget_b": 3 * a, "retain_b": 2 * a}).iloc[0]
     assert row["selectivity_ratio"] == pytest.approx(2)
     assert row["forget_trace_b"] == pytest.approx(3 * row["forget_trace_a"])
-    (row,) = covariance.rows(a, {"forget": 3 * a["forget"], "retain": a["retain"]})
-    assert row["selectivity_ratio"] is None and row["retain_wasserstein"] == 0
+    row = covariance.metric_table(base | {"forget_b": 3 * a, "retain_b": a}).iloc[0]
+    assert np.isnan(row["selectivity_ratio"]) and row["retain_wasserstein"] == 0
 
 
 # ── the script ────────────────────────────────────────────────────────────────────────────────────

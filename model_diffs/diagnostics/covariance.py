@@ -4,10 +4,11 @@ No bootstrap intervals: a resample repeats documents, which lowers the rank of t
 moment and biases its eigenvalues.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from model_diffs.activations.saved import Saved
@@ -109,29 +110,28 @@ def wasserstein_normalised(a: Floats, b: Floats) -> float | None:
 # ── the table ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def rows(a: Mapping[str, Floats], b: Mapping[str, Floats]) -> list[dict[str, Any]]:
-    """One row per state from the spectra `[S, d]` of base and changed model, by split.
+def metric_table(spectra: Mapping[str, Floats]) -> pd.DataFrame:
+    """One row per state from the spectra `[S, d]` `forget_a`, `retain_a`, `forget_b`, `retain_b`
+    of base A and changed model B.
 
     Empty: what is undefined for a zero spectrum, and selectivity where retain did not change.
     """
-    return [_row(layer, a, b) for layer in range(len(a["forget"]))]
-
-
-def _row(layer: int, a: Mapping[str, Floats], b: Mapping[str, Floats]) -> dict[str, Any]:
-    row: dict[str, Any] = {"layer": layer}
+    table = pd.DataFrame({"layer": range(len(spectra["forget_a"]))})
 
     def each(name: str, measure: Callable[[Floats], Any]) -> None:
         for split in SPLITS:
-            for side, found in (("a", a), ("b", b)):
-                row[f"{split}_{name}_{side}"] = measure(found[split][layer])
+            for side in "ab":
+                found = spectra[f"{split}_{side}"]
+                table[f"{split}_{name}_{side}"] = [measure(spectrum) for spectrum in found]
 
     def change(name: str, measure: Callable[[Floats, Floats], Any]) -> None:
         for split in SPLITS:
-            row[f"{split}_{name}"] = measure(a[split][layer], b[split][layer])
+            pairs = zip(spectra[f"{split}_a"], spectra[f"{split}_b"], strict=True)
+            table[f"{split}_{name}"] = pd.Series([measure(a, b) for a, b in pairs], dtype=float)
 
     def selectivity(kind: str = "") -> None:
-        forget, retain = (row[f"{split}_wasserstein{kind}"] for split in SPLITS)
-        row[f"selectivity_ratio{kind}"] = forget / retain if forget is not None and retain else None
+        forget, retain = (table[f"{split}_wasserstein{kind}"] for split in SPLITS)
+        table[f"selectivity_ratio{kind}"] = forget / retain.where(retain > 0)
 
     each("eff_rank", effective_rank)
     each("entropy", entropy)
@@ -141,25 +141,25 @@ def _row(layer: int, a: Mapping[str, Floats], b: Mapping[str, Floats]) -> dict[s
     change("wasserstein_normalised", wasserstein_normalised)
     selectivity("_normalised")
     each("participation", participation_ratio)
-    each("trace", lambda spectrum: float(spectrum.sum()))
-    return row
+    each("trace", np.sum)
+    return table
 
 
-def summary(table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(table: pd.DataFrame) -> dict[str, Any]:
     """Means over states, and where the forget spectrum changed most."""
-
-    def mean(column: str) -> float | None:
-        defined = [row[column] for row in table if row[column] is not None]
-        return float(np.mean(defined)) if defined else None
-
-    most = max(table, key=lambda row: row["forget_wasserstein_normalised"] or 0.0)
+    defined = {name: table[name].dropna().to_numpy(float) for name in table.columns[1:]}
+    largest = table["forget_wasserstein_normalised"].fillna(0.0).argmax()
+    most = table.astype(object).where(table.notna(), None).iloc[largest]
     return {
         "states": len(table),
-        "mean_over_states": {column: mean(column) for column in table[0] if column != "layer"},
+        "mean_over_states": {
+            name: float(np.mean(values)) if len(values) else None
+            for name, values in defined.items()
+        },
         "largest_normalised_forget_change": {
-            "layer": most["layer"],
+            "layer": int(most["layer"]),
             "forget": most["forget_wasserstein_normalised"],
             "retain": most["retain_wasserstein_normalised"],
         },
-        "states_without_selectivity": sum(row["selectivity_ratio"] is None for row in table),
+        "states_without_selectivity": int(table["selectivity_ratio"].isna().sum()),
     }
