@@ -153,7 +153,7 @@ def attack_model(run: Run, material: Material, base: "Measured | None", options:
         questions={group: len(asked) for group, asked in material.questions.items()},
         seed=options.seed,
     )
-    print(f"{label}: {relearning_tables.verdict(facts)}")
+    print(f"{label}: worst case {facts['worst_case']}, start {facts['start']}")
 
 
 def draw_overview(run: Run, options: Options) -> None:

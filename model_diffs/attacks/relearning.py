@@ -76,7 +76,7 @@ class _Victim:
         lengths = [len(ids) for ids in self.texts[split]]
         sums = np.empty(len(lengths))
         for rows in texts.length_batches(lengths, 4 * self.options.batch_size):
-            log_probs = self.network.log_probs(self.batch(split, rows)).sums
+            log_probs = self.network.log_probs(self.batch(split, rows))
             sums[rows] = -log_probs.cpu().double().numpy()
         predictions = [length - 1 for length in lengths]
         return intervals.ratio_interval(sums, predictions, self.options.seed)
@@ -132,7 +132,7 @@ def attack(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, GRAD_CLIP)
         optimizer.step()
-        tokens += batch.totals.tokens
+        tokens += batch.step_tokens
         if step in options.measured_steps:
             found[step] = victim.measure(tokens)
     return found

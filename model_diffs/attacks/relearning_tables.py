@@ -139,20 +139,6 @@ def summary(
     }
 
 
-def verdict(facts: Mapping[str, Any]) -> str:
-    """A summary in one line, for the log."""
-    worst, start = facts["worst_case"], facts["start"]
-    if worst is None:
-        last = next(rate for rate in facts["rates"] if rate["lr"] == facts["worst_rate"])
-        metric = "heldout_accuracy" if start["heldout_accuracy"] is not None else "forget_nll"
-        return f"{metric} {start[metric]:.3f} → {last[metric]:.3f} at rate {last['lr']:g}"
-    return (
-        f"held-out accuracy {start['heldout_accuracy']:.3f} → {worst['heldout_accuracy']:.3f} "
-        f"after {worst['step']} steps at rate {worst['lr']:g}: "
-        f"{worst['recovered_share']:.0%} of the gap"
-    )
-
-
 # ── over all models ───────────────────────────────────────────────────────────────────────────────
 
 

@@ -27,7 +27,7 @@ def attack(network: Network, batch: SplitBatch, settings: Settings) -> Perturbat
         last = step == settings.lat_steps
         with torch.set_grad_enabled(not last):
             candidate = delta.clone().requires_grad_(not last)
-            log_probs = network.log_probs(batch, Perturbation(settings.lat_layer, candidate)).sums
+            log_probs = network.log_probs(batch, Perturbation(settings.lat_layer, candidate))
             negative = -log_probs.sum()
         better = log_probs.detach() > best_log_probs
         best = torch.where(better[:, None, None], delta, best)

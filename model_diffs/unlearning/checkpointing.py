@@ -1,6 +1,5 @@
 """Interrupted runs: the state of training on disk."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ def save_state(folder: Path, state: Mapping[str, Any], arguments: Mapping[str, A
     """Write the state of training; a kill at any moment leaves this one or the one before."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{STATE}.partial"
-    key = json.dumps(arguments, sort_keys=True, default=str)
-    torch.save({**state, "arguments": key}, partial)
+    torch.save({**state, "arguments": dict(arguments)}, partial)
     partial.replace(folder / STATE)
 
 
@@ -35,7 +33,7 @@ def load_state(folder: Path, arguments: Mapping[str, Any]) -> dict[str, Any] | N
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError) as error:
         raise BadInput(f"{path} cannot be read: remove {folder} to start afresh") from error
-    if state["arguments"] != json.dumps(arguments, sort_keys=True, default=str):
+    if state["arguments"] != arguments:
         print(f"{folder}: left by a run with other arguments, not used")
         return None
     return state

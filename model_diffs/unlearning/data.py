@@ -16,14 +16,6 @@ from model_diffs.models.loading import pad_batch
 WINDOW = 16
 
 
-class Totals(NamedTuple):
-    """What a whole optimiser step holds of a split, all processes and accumulated batches."""
-
-    texts: int
-    tokens: int
-    predictions: int
-
-
 class SplitBatch(NamedTuple):
     """One process's padded texts of a split."""
 
@@ -33,7 +25,9 @@ class SplitBatch(NamedTuple):
     """`[texts, positions]`"""
     attention_mask: Tensor
     """`[texts, positions]`, 0 at padding"""
-    totals: Totals
+    step_texts: int
+    """Texts of the split in the whole optimiser step: all processes and accumulated batches."""
+    step_tokens: int
 
 
 class Pair(NamedTuple):
@@ -148,8 +142,7 @@ def split_batch(
     device: torch.device,
     step_indices: Sequence[int] | None = None,
 ) -> SplitBatch:
-    """Pad the texts `indices`; totals count `step_indices`, by default these texts alone."""
+    """Pad the texts `indices` of a step of `step_indices` (by default these texts alone)."""
     padded = pad_batch([texts[i] for i in indices], pad_id, device)
     whole = [len(texts[i]) for i in (indices if step_indices is None else step_indices)]
-    totals = Totals(len(whole), sum(whole), sum(whole) - len(whole))
-    return SplitBatch(tuple(indices), padded.input_ids, padded.attention_mask, totals)
+    return SplitBatch(tuple(indices), *padded, len(whole), sum(whole))

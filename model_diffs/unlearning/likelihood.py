@@ -34,9 +34,13 @@ def _shift(
     network: Network, split: str, batch: SplitBatch, reference: Reference, settings: Settings
 ) -> Tensor:
     """lp − lp^ref of each text, per token or of the whole text (`logprob_reduction`)."""
-    reduction = settings.logprob_reduction
-    base = reference.log_probs(split, batch).reduced(reduction)
-    return network.log_probs(batch).reduced(reduction) - base
+    counts = _predictions(batch) if settings.logprob_reduction == "mean" else 1
+    base = reference.log_probs(split, batch) / counts
+    return network.log_probs(batch) / counts - base
+
+
+def _predictions(batch: SplitBatch) -> Tensor:
+    return batch.attention_mask.sum(1) - 1
 
 
 @method(reference_log_probs=("forget",))
@@ -48,16 +52,16 @@ def npo(network: Network, pair: Pair, reference: Reference, settings: Settings) 
     """
     shift = _shift(network, "forget", pair.forget, reference, settings)
     values = -(2 / settings.beta) * F.logsigmoid(-settings.beta * shift)
-    forget = values.sum() / pair.forget.totals.texts
+    forget = values.sum() / pair.forget.step_texts
     return Terms(forget, settings.retain_weight * nll(network, pair.retain))
 
 
 @method()
 def simnpo(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
     """−(2/β)·log σ(−β·(Σ log p/|y|) − γ) + w·NLL(retain), always per token (Fan et al. 2024)."""
-    per_token = network.log_probs(pair.forget).reduced("mean")
+    per_token = network.log_probs(pair.forget) / _predictions(pair.forget)
     values = -(2 / settings.beta) * F.logsigmoid(-settings.beta * per_token - settings.gamma)
-    forget = values.sum() / pair.forget.totals.texts
+    forget = values.sum() / pair.forget.step_texts
     return Terms(forget, settings.retain_weight * nll(network, pair.retain))
 
 
@@ -70,5 +74,5 @@ def dpo(network: Network, pair: Pair, reference: Reference, settings: Settings) 
     retain = _shift(network, "retain", pair.retain, reference, settings)
     forget = _shift(network, "forget", pair.forget, reference, settings)
     values = -F.logsigmoid(settings.beta * (retain - forget))
-    loss = values.sum() / pair.forget.totals.texts
+    loss = values.sum() / pair.forget.step_texts
     return Terms(loss, torch.zeros_like(loss))

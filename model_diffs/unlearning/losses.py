@@ -76,12 +76,13 @@ def get_loss(name: str) -> Loss:
 
 def nll(network: Network, batch: Any, perturbation: Perturbation | None = None) -> Tensor:
     """Negative log-likelihood per next-token prediction, nats; a share of the step's mean."""
-    return -network.log_probs(batch, perturbation).sums.sum() / batch.totals.predictions
+    predictions = batch.step_tokens - batch.step_texts
+    return -network.log_probs(batch, perturbation).sum() / predictions
 
 
 def token_mean(values: Tensor, batch: Any) -> Tensor:
     """Mean of `values` `[texts, positions]` over real tokens; a share of the step's mean."""
-    return (values * batch.attention_mask).sum() / batch.totals.tokens
+    return (values * batch.attention_mask).sum() / batch.step_tokens
 
 
 def cosine(states: Tensor, target: Tensor) -> Tensor:

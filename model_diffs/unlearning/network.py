@@ -23,19 +23,6 @@ class Perturbation(NamedTuple):
     """`[texts, positions, hidden]`, zero at padding."""
 
 
-class LogProbs(NamedTuple):
-    """Log-probability of each text, given its first token."""
-
-    sums: Tensor
-    """`[texts]`, natural logarithm, at least fp32."""
-    counts: Tensor
-    """`[texts]`: next-token predictions that were summed."""
-
-    def reduced(self, reduction: str) -> Tensor:
-        """Per token (`mean`) or of the whole text (`sum`), `[texts]`."""
-        return self.sums / self.counts if reduction == "mean" else self.sums
-
-
 def at_least_fp32(tensor: Tensor) -> Tensor:
     """Half precision becomes fp32; fp32 and fp64 stay."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -140,15 +127,17 @@ class Network(nn.Module):
             self._trunk(batch)
         return found
 
-    def log_probs(self, batch: Any, perturbation: Perturbation | None = None) -> LogProbs:
-        """Log-probability of each text; only positions that predict a real token meet the head."""
+    def log_probs(self, batch: Any, perturbation: Perturbation | None = None) -> Tensor:
+        """Log-probability of each text given its first token, `[texts]`, at least fp32.
+
+        Only positions that predict a real token meet the head.
+        """
         with self._perturbed(perturbation):
             hidden = self._trunk(batch)
         mask = (batch.attention_mask[:, 1:] * batch.attention_mask[:, :-1]).bool()
         logits = at_least_fp32(self.logits(hidden[:, :-1][mask]))
         per_token = -F.cross_entropy(logits, batch.input_ids[:, 1:][mask], reduction="none")
-        placed = per_token.new_zeros(mask.shape).masked_scatter(mask, per_token)
-        return LogProbs(placed.sum(1), mask.sum(1).clamp(min=1))
+        return per_token.new_zeros(mask.shape).masked_scatter(mask, per_token).sum(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head on final hidden states, with the soft cap of those models that have one."""

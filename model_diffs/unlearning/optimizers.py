@@ -70,10 +70,9 @@ def make_optimizers(name: OptimizerName, network: Network, lr: float) -> list[Op
         return [torch.optim.SGD(weights, lr)]
     if name == "adafactor":
         return [torch.optim.Adafactor(weights, lr)]
-    inside = {id(p) for p in network.blocks.parameters()} if name == "muon" else set()
-    matrices = [p for p in weights if p.ndim == 2 and id(p) in inside]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in weights if id(p) not in chosen]
+    inside = set(network.blocks.parameters()) if name == "muon" else set()
+    matrices = [p for p in weights if p.ndim == 2 and p in inside]
+    rest = [p for p in weights if p.ndim != 2 or p not in inside]
     found: list[Optimizer] = []
     if matrices:
         muon = torch.optim.Muon(matrices, lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")

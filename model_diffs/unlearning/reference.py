@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model_diffs.unlearning.data import SplitBatch
 from model_diffs.unlearning.losses import Loss
-from model_diffs.unlearning.network import LogProbs, Network
+from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.settings import Settings
 
 # Above this many bytes of states the cache is a file: the page cache then decides what stays.
@@ -46,17 +46,17 @@ class CachedReference:
         """Compute and keep `log_probs` or `states` of a batch."""
         keys = [(split, index) for index in batch.indices]
         if what == "log_probs":
-            self._sums |= zip(keys, network.log_probs(batch).sums.cpu(), strict=True)
+            self._sums |= zip(keys, network.log_probs(batch).cpu(), strict=True)
             return
         found = network.states(batch, self.layers)
         stacked = torch.stack([found[layer] for layer in self.layers], 2).to(self.dtype).cpu()
         for key, row in zip(keys, stacked, strict=True):
             self._states[key].copy_(row[: len(self._states[key])])
 
-    def log_probs(self, split: str, batch: SplitBatch) -> LogProbs:
+    def log_probs(self, split: str, batch: SplitBatch) -> Tensor:
         """Of each text of a batch, as `Network.log_probs` gives them, without gradient."""
         sums = torch.stack([self._sums[split, index] for index in batch.indices])
-        return LogProbs(sums.to(batch.input_ids.device), batch.attention_mask.sum(1) - 1)
+        return sums.to(batch.input_ids.device)
 
     def states(self, split: str, batch: SplitBatch, layer: int) -> Tensor:
         """Output of block `layer`, `[texts, positions, hidden]`, zero at padding."""
@@ -78,7 +78,7 @@ class AdapterOffReference:
         self._last: tuple[SplitBatch | None, dict[int, Tensor]] = (None, {})
 
     @torch.no_grad()
-    def log_probs(self, split: str, batch: SplitBatch) -> LogProbs:
+    def log_probs(self, split: str, batch: SplitBatch) -> Tensor:
         with self.adapter_off():
             return self.network.log_probs(batch)
 

@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -161,19 +161,17 @@ def train(
     trainer: Trainer, options: Options, run: Run, base: Checkpoint, measure: Measure
 ) -> dict[str, Any]:
     """Train the model; returns what was done and measured, for unlearning.json."""
-    before = measure()
-    norms = _norms(trainer, "before")
+    before, norms = measure(), trainer.state_norms()
     if norms and not trainer.settings.steering:
         steering = tuple(AUTO_STEERING * norm for norm in norms["forget"])
         trainer.settings = dataclasses.replace(trainer.settings, steering=steering)
     if options.method == "rmu":
-        trainer.say(f"steering coefficient per block: {_list(trainer.settings.steering)}")
+        trainer.say(f"steering coefficient per block: {trainer.settings.steering}")
     trainer.train(trainer.make_reference(stored_dtype(base, "base"), run.path))
     for file in run.path.glob("reference_*.bin"):
         file.unlink()
-    after = measure()
-    trainer.say(f"before: {before}")
-    trainer.say(f"after:  {after}")
+    after, norms_after = measure(), trainer.state_norms()
+    trainer.say(f"before: {before}\nafter:  {after}")
     trained = [p.numel() for p in trainer.network.parameters() if p.requires_grad]
     return {
         "method": options.method,
@@ -183,7 +181,7 @@ def train(
         "steps": len(trainer.steps),
         "before": before,
         "after": after,
-        "hidden_norms": {"before": norms, "after": _norms(trainer, "after")},
+        "hidden_norms": {"before": norms, "after": norms_after},
         "training_seconds": round(trainer.seconds, 3),
         "losses": [log._asdict() for log in trainer.steps_log],
         "evaluations": trainer.evaluations,
@@ -211,17 +209,3 @@ def _measure(
             found |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
     trainer.accelerator.wait_for_everyone()
     return found
-
-
-def _norms(trainer: Trainer, when: str) -> dict[str, list[float]] | None:
-    if not trainer.loss.targets:
-        return None
-    norms = trainer.state_norms()
-    for split, values in norms.items():
-        blocks = ", ".join(map(str, trainer.settings.layers))
-        trainer.say(f"mean ‖h‖ after blocks {blocks}, {split}, {when}: {_list(values)}")
-    return norms
-
-
-def _list(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)

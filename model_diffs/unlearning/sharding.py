@@ -62,16 +62,15 @@ def shard(network: Network, device: torch.device, plugin: Any) -> None:
     }
     for block in network.blocks:
         fully_shard(block, **settings)
-    inside = {id(module) for module in network.blocks.modules()}
-    holders: dict[int, list[nn.Module]] = {}
+    inside = set(network.blocks.modules())
+    holders: dict[nn.Parameter, list[nn.Module]] = {}
     for module in network.modules():
         for weight in module.parameters(recurse=False):
-            holders.setdefault(id(weight), []).append(module)
-    tied = {id(one) for modules in holders.values() if len(modules) > 1 for one in modules}
-    for module in list(network.modules()):
-        own = list(module.parameters(recurse=False))
-        if own and id(module) not in inside | tied:
-            fully_shard(module, **settings)
+            holders.setdefault(weight, []).append(module)
+    tied = {one for modules in holders.values() if len(modules) > 1 for one in modules}
+    alone = {one for modules in holders.values() for one in modules} - inside - tied
+    for module in [one for one in network.modules() if one in alone]:
+        fully_shard(module, **settings)
     fully_shard(network, **settings)
 
 

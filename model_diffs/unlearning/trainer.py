@@ -174,15 +174,12 @@ class Trainer:
 
     def _report(self, bar: Any, log: StepLog, elapsed: float) -> None:
         speed = self.tokens * self.accelerator.num_processes / elapsed
-        line = (
-            f"loss {log.loss:.5g}, forget {log.forget:.5g}, retain {log.retain:.5g}, "
-            f"gradient {log.grad_norm:.3g}, lr {log.lr:.3g}"
-        )
+        numbers = [f"{name} {value:.4g}" for name, value in log._asdict().items()]
+        line = ", ".join(numbers[1:])
         bar.set_postfix_str(f"{line}, {speed:.0f} tok/s", refresh=False)
         bar.update(1)
-        steps = len(self.steps)
-        if log.step % max(1, steps // 10) == 0 or log.step == steps:
-            self.say(f"step {log.step}/{steps}: {line}")
+        if log.step % max(1, len(self.steps) // 10) == 0 or log.step == len(self.steps):
+            self.say(f"step {log.step}/{len(self.steps)}: {line}")
         interval = self.options.eval_interval
         if interval and log.step % interval == 0:
             self.evaluations.append({"step": log.step, **self.evaluate()})
@@ -217,20 +214,28 @@ class Trainer:
             mine = start + self.accelerator.process_index
             rows = batches[min(mine, len(batches) - 1)]
             batch = data.split_batch(texts, rows, self.pad_id, device)
-            sums = self.passage(Network.log_probs, batch).sums
+            sums = self.passage(Network.log_probs, batch)
             if mine < len(batches):
                 total -= float(sums.cpu().double().sum())
         return math.fsum(gather_object([total])) / sum(len(ids) - 1 for ids in texts)
 
     @torch.no_grad()
-    def state_norms(self) -> dict[str, list[float]]:
-        """Mean ‖h_ℓ‖₂ per target block over the tokens of the first texts of each split."""
+    def state_norms(self) -> dict[str, list[float]] | None:
+        """Mean ‖h_ℓ‖₂ per target block over the tokens of the first texts of each split.
+
+        None for a loss that reads no states.
+        """
+        if not self.loss.targets:
+            return None
         found = {}
         for split in ("forget", "retain"):
             batch = self.batch(split, range(min(NORM_TEXTS, len(self.texts(split)))))
             states = self.passage(Network.states, batch, self.settings.layers)
             real = [at_least_fp32(one)[batch.attention_mask.bool()] for one in states.values()]
             found[split] = [float(one.norm(dim=-1).mean()) for one in real]
+            norms = ", ".join(f"{norm:.4g}" for norm in found[split])
+            blocks = ", ".join(map(str, self.settings.layers))
+            self.say(f"mean ‖h‖ after blocks {blocks}, {split}: {norms}")
         return found
 
     @torch.no_grad()
