@@ -93,28 +93,26 @@ def layer_rows(rows: Sequence[Row]) -> list[Row]:
     Norms are roots of sums of squares; energies are shares of the block's whole update, Σ‖dW‖²,
     None where nothing changed.
     """
-    layer = itemgetter("layer")
-    return [_layer_row(i, [*of]) for i, of in groupby(sorted(rows, key=layer), layer)]
-
-
-def _layer_row(layer: int, rows: Sequence[Row]) -> Row:
-    changed = [row for row in rows if row["nullspace_energy"] is not None]
-    update, original = (
-        math.hypot(*(row[norm] for row in rows)) for norm in ("update_norm", "original_norm")
-    )
-
-    def share(column: str) -> float | None:
-        weighted = (row["update_norm"] ** 2 * row[column] for row in changed)
-        return math.fsum(weighted) / update**2 if changed else None
-
-    return {
-        "layer": layer,
-        **{column: share(column) for column in SUMMARISED[:4]},
-        "mean_original_eff_rank": fmean(row["original_eff_rank"] for row in rows),
-        "mean_rank_increase": fmean(row["rank_increase"] for row in rows),
-        "update_norm": update,
-        "original_norm": original,
-        "relative_update_size": update / original if original else None,
-        "count_mats": len(rows),
-        "count_changed": len(changed),
-    }
+    found = []
+    for layer, of in groupby(sorted(rows, key=itemgetter("layer")), itemgetter("layer")):
+        block = [*of]
+        changed = [row for row in block if row["nullspace_energy"] is not None]
+        update = math.hypot(*(row["update_norm"] for row in block))
+        original = math.hypot(*(row["original_norm"] for row in block))
+        energies = {
+            column: math.fsum(row["update_norm"] ** 2 * row[column] for row in changed)
+            for column in SUMMARISED[:4]
+        }
+        means = {
+            "layer": layer,
+            **{column: sum_ / update**2 if changed else None for column, sum_ in energies.items()},
+            "mean_original_eff_rank": fmean(row["original_eff_rank"] for row in block),
+            "mean_rank_increase": fmean(row["rank_increase"] for row in block),
+            "update_norm": update,
+            "original_norm": original,
+            "relative_update_size": update / original if original else None,
+            "count_mats": len(block),
+            "count_changed": len(changed),
+        }
+        found.append(means)
+    return found

@@ -6,6 +6,7 @@ the larger side by one product.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,6 @@ from model_diffs.models.checkpoints import Checkpoint, lockstep
 from model_diffs.stats.spectra import gram, rank_for_share, row_parts, singular_values, tall
 
 Row = dict[str, Any]
-RANDOM_PAIRS = 16
 SHARE = 0.99
 SUMMARISED = (
     *("effective_rank", "top10_variance_ratio", "singular_value_decay", "singular_value_ratio"),
@@ -39,15 +39,13 @@ def sample_matrices(matrices: Sequence[Matrix], count: int, seed: int) -> list[M
     if count == 0 or count >= len(matrices):
         return list(matrices)
     left = np.random.default_rng(seed).permutation(len(matrices)).tolist()
-    components = dict.fromkeys((m.component for m in matrices), 0)
-    layers = dict.fromkeys((m.layer for m in matrices), 0)
+    drawn: Counter[str | int] = Counter()  # of each component and of each layer
     chosen = []
     for _ in range(count):
-        i = min(left, key=lambda i: (components[matrices[i].component], layers[matrices[i].layer]))
+        i = min(left, key=lambda i: (drawn[matrices[i].component], drawn[matrices[i].layer]))
         left.remove(i)
         chosen.append(i)
-        components[matrices[i].component] += 1
-        layers[matrices[i].layer] += 1
+        drawn.update((matrices[i].component, matrices[i].layer))
     return [matrices[i] for i in sorted(chosen)]
 
 
@@ -140,10 +138,8 @@ def random_alignment(side: int, k: int, seed: int) -> float:
     change the distribution of the angles.
     """
     generator = torch.Generator().manual_seed(seed)
-    means = []
-    for _ in range(RANDOM_PAIRS):
-        gaussian = torch.randn(side, k, generator=generator, dtype=torch.float64)
-        means.append(torch.linalg.svdvals(torch.linalg.qr(gaussian)[0][:k]).mean())
+    draws = [torch.randn(side, k, generator=generator, dtype=torch.float64) for _ in range(16)]
+    means = [torch.linalg.svdvals(torch.linalg.qr(one)[0][:k]).mean() for one in draws]
     return float(torch.stack(means).mean())
 
 
