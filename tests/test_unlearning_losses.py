@@ -463,7 +463,8 @@ def test_lat_is_ga_under_the_perturbation(base: Network, changed: Network) -> No
             token_log_probs(changed, ids, delta[i : i + 1, : len(ids)])
             for i, ids in enumerate(FORGET)
         ]
-    assert float(terms.forget.detach()) == pytest.approx(float(torch.cat(log_probs).mean()), abs=1e-9)
+    expected = float(torch.cat(log_probs).mean())
+    assert float(terms.forget.detach()) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["lat", "cb_lat", "rmu", "npo"])
