@@ -47,25 +47,18 @@ class Options(ComparisonOrTable, Figures):
 
 def draw(run: Run, table: "pd.DataFrame") -> None:
     """Both figures of each split."""
-    from model_diffs.core.figures import (
-        BASE,
-        STATES,
-        STYLES,
-        Panel,
-        column_line,
-        layer_figure,
-        model_colour,
-    )
+    from model_diffs.core import figures
+    from model_diffs.core.figures import STATES, Panel, column_line, layer_figure
 
     title, (base, changed) = title_of(run.planned), names_of(run.planned)
-    colour = model_colour(run.planned.model_b or title)
+    colour = figures.model_colour(run.planned.model_b or title)
     mean = "mean over tokens, 95 % interval over texts"
     for split, rows in table.groupby("split", sort=False):
-        style = STYLES[str(split)]
+        style = figures.STYLES[str(split)]
         norms, diffs = [], []
         for norm, sign in (("L1", "₁"), ("L2", "₂")):
             sizes = [
-                column_line(rows, f"model_a_norm_{norm}", base, BASE, style),
+                column_line(rows, f"model_a_norm_{norm}", base, figures.BASE, style),
                 column_line(rows, f"model_b_norm_{norm}", changed, colour, style),
             ]
             change = [column_line(rows, f"mean_dh_{norm}", mean, colour, style)]

@@ -26,8 +26,7 @@ from model_diffs.core.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from model_diffs.core.figures import Panel
+    from matplotlib.figure import Figure as Drawn
 
 STEP = Step(
     number=5,
@@ -67,38 +66,35 @@ def planned_runs(options: Options) -> list[PlannedRun]:
     return [PlannedRun(folder, "side by side", decided, options.model_a)]
 
 
-def gather(run: Run, options: Options, source: str, script: str) -> "pd.DataFrame":
-    """One table of all comparisons, in the order they were given."""
+def gather(run: Run, options: Options, name: str, source: str, script: str) -> "pd.DataFrame":
+    """Write one table of all comparisons, in the order they were given."""
     import pandas as pd
 
     base, tables = naming.model_label(options.model_a), []
     for model_b in options.model_b:
         path = Path(options.outroot, naming.comparison_label(options.model_a, model_b), source)
-        found = read_table(path, f"{script} makes it")
+        tables.append(read_table(path, f"{script} makes it"))
+        tables[-1].insert(0, "comparison", naming.short_label(model_b, base))
         run.reads(path)
-        found.insert(0, "comparison", naming.short_label(model_b, base))
-        tables.append(found)
-    return pd.concat(tables, ignore_index=True)
+    return run.table(name, pd.concat(tables))
 
 
-def panels_of(
-    table: "pd.DataFrame", by: str, groups: Triples, quantities: Triples, **look: Any
-) -> "list[Panel]":
-    """A panel per quantity (column, heading, unit) and group of rows (value in column `by`,
-    heading, line style), with a line per comparison that has a number."""
-    from model_diffs.core.figures import Panel, column_line, model_colour
+def draw(
+    table: "pd.DataFrame", heading: str, by: str, groups: Triples, quantities: Triples, **look: Any
+) -> "Drawn":
+    """A panel per quantity (column, title, unit) and group of rows (value in column `by`, title,
+    line style), with a line per comparison."""
+    from model_diffs.core.figures import Panel, column_line, layer_figure, model_colour
 
-    names, panels = list(table.comparison.unique()), []
+    names, panels = list(table["comparison"].unique()), []
     for column, what, unit in quantities:
-        for value, heading, style in groups:
-            rows = table[table[by] == value]
+        for value, title, style in groups:
             lines = [
-                column_line(rows[rows.comparison == n], column, n, model_colour(n, names), style)
-                for n in names
+                column_line(rows, column, str(name), model_colour(str(name), names), style)
+                for name, rows in table[table[by] == value].groupby("comparison", sort=False)
             ]
-            drawn = [line for line in lines if line.x]
-            panels.append(Panel(f"{heading}: {what}", unit, drawn, **look))
-    return panels
+            panels.append(Panel(f"{title}: {what}", unit, lines, **look))
+    return layer_figure(heading, panels, legend="below")
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
@@ -108,21 +104,19 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     title = options.title or f"changed models against {naming.model_label(options.model_a)}"
     components = (("mlp", "MLP", "-"), ("attn", "Attention", "-"))
     splits = [(split, f"{split} texts", style) for split, style in figures.STYLES.items()]
+    states: dict[str, Any] = {"reference": 0.0, "xlabel": figures.STATES}
     for planned in todo:
         with open_run(planned) as run:
-            table = gather(run, options, "param_stats/per_layer.csv", "collect_param_stats.py")
-            run.table("weights", table)
-            panels = panels_of(table, "group", components, WEIGHTS, from_zero=True)
+            source, script = "param_stats/per_layer.csv", "collect_param_stats.py"
+            table = gather(run, options, "weights", source, script)
             heading = f"How the weights changed: {title}"
-            run.figure("weights", figures.layer_figure(heading, panels, legend="below"))
+            figure = draw(table, heading, "group", components, WEIGHTS, from_zero=True)
+            run.figure("weights", figure)
 
-            source = "activation_stats/activation_stats.csv"
-            table = gather(run, options, source, "collect_activation_norms.py")
-            run.table("activations", table)
-            look = {"reference": 0.0, "xlabel": figures.STATES}
-            panels = panels_of(table, "split", splits, STATES, **look)
+            source, script = "activation_stats/activation_stats.csv", "collect_activation_norms.py"
+            table = gather(run, options, "activations", source, script)
             heading = f"How hidden states moved: {title}"
-            run.figure("activations", figures.layer_figure(heading, panels, legend="below"))
+            run.figure("activations", draw(table, heading, "split", splits, STATES, **states))
 
 
 if __name__ == "__main__":
