@@ -45,9 +45,8 @@ def test_seeds_of_an_entry_add_a_row_of_mean_and_standard_deviation(tmp_path: Pa
 
 def test_results_stand_beside_models_and_failed_ones_need_no_folder(tmp_path: Path) -> None:
     made = [model(tmp_path, name, 0.2) for name in ("base__cb", "base__cb_lat")]
-    found = table(
-        [*made, tmp_path / "base__rmu"], {"cb": "done", "cb_lat": "skipped", "rmu": "failed"}
-    )
+    folders = [*made, tmp_path / "base__rmu"]
+    found = table(folders, dict(zip(folders, ("done", "skipped", "failed"), strict=True)))
     rows = [line.split()[:3] for line in found.splitlines()[1:]]
     assert rows == [
         ["base__cb", "done", "0.200"],

@@ -5,15 +5,14 @@ uv run python -m model_diffs.unlearning.summary --report unlearned_models/miniat
 """
 
 import argparse
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from model_diffs.core.errors import BadInput
+from model_diffs.core.folders import read_json, read_record
 from model_diffs.core.options import flag
-from model_diffs.core.results import read_record
 from model_diffs.core.script import run_script
 
 # Columns of the table where a run has them; the rest is in the report.
@@ -22,10 +21,10 @@ MEASURED = ("hazard_accuracy", "adjacent_accuracy", "general_accuracy", "forget_
 
 def read_run(folder: Path) -> dict[str, Any]:
     """The `unlearning.json` of a model folder. BadInput where there is none."""
-    try:
-        return json.loads((folder / "unlearning.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError) as error:
-        raise BadInput(f"{folder}: no unlearning.json; give folders made by unlearn.py") from error
+    found = read_json(folder / "unlearning.json")
+    if found is None:
+        raise BadInput(f"{folder}: no unlearning.json; give folders made by unlearn.py")
+    return found
 
 
 def cell(value: Any) -> str:
@@ -35,20 +34,18 @@ def cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def table(folders: Sequence[Path], results: Mapping[str, str]) -> str:
+def table(folders: Sequence[Path], results: Mapping[Path, str]) -> str:
     """One row per model, and one with mean and standard deviation where several differ in seed.
 
-    Models are named `<base>__<entry>[__seed<N>]`; `results` gives an entry's result (done, skipped,
-    failed), and may then name models that were not made.
+    Models are named `<base>__<entry>[__seed<N>]`. `results` by folder (done, skipped, failed): then
+    a model need not have been made.
     """
     import pandas as pd
 
     rows = []
     for folder in folders:
-        entry = re.sub(r"__seed-?\d+$", "", folder.name)
-        said = [results[key] for name in (folder.name, entry) for key in results
-                if f"__{name}".endswith(f"__{key}")]  # fmt: skip
-        row: dict[str, Any] = {"entry": entry, "model": folder.name, "result": (*said, "–")[0]}
+        row: dict[str, Any] = {"model": folder.name, "result": results.get(folder)}
+        row["entry"] = re.sub(r"__seed-?\d+$", "", folder.name)
         if not results or (folder / "unlearning.json").exists():
             run = read_run(folder)
             row |= {name: run["after"].get(name) for name in MEASURED}
@@ -65,7 +62,7 @@ def table(folders: Sequence[Path], results: Mapping[str, str]) -> str:
             named = pd.Series({"model": f"{label}: mean of {len(seeds)}"})
             summaries.append(pd.concat([named, mean, spread]))
     whole = pd.concat([found, pd.DataFrame(summaries)]) if summaries else found
-    whole = whole.drop(columns=["entry"] if results else ["entry", "result"])
+    whole = whole.drop(columns="entry")
     shown = {"seconds": "{:.0f}".format, "GB": "{:.1f}".format}
     for name in whole.columns[1:]:
         whole[name] = [
