@@ -56,14 +56,11 @@ def unlearned_model(options: Options) -> str:
 
 def show(label: str, summary: dict[str, Any], hazard: str) -> None:
     """One line of the result."""
-    fell = summary["contexts_of_top_latents"]["fell"]
-    fvu = summary["fvu"]["all"]
+    fell, fvu = summary["contexts_of_top_latents"]["fell"], summary["fvu"]["all"]
     shares = f"{'no latent of one data set fell':31}"
     if fell["latents"]:
-        shares = (
-            f"{fell['share'][hazard]:6.0%} of {fell['latents']:<3} "
-            f"{fell['chance'][hazard]:6.0%} {fell['p_value'][hazard]:9.2g}"
-        )
+        share, chance, p = (fell[key][hazard] for key in ("share", "chance", "p_value"))
+        shares = f"{share:6.0%} of {fell['latents']:<3} {chance:6.0%} {p:9.2g}"
     print(f"{label:28} {shares} {fvu['a']['mean']:9.3f} {fvu['b']['mean']:9.3f}")
 
 
@@ -72,13 +69,13 @@ def main() -> None:
     options = parse(Options, None, __doc__)
     if Path(options.forget_text).stem == Path(options.retain_text).stem:
         raise BadInput("--forget-text and --retain-text need files of two different names")
-    changed = [options.filtered, unlearned_model(options)]
     more = ["--dataset", options.forget_text, options.retain_text]
     more += ["--force"] if options.force else []
     trained = ["--model", options.model_a, "--outdir", options.outdir, *DICTIONARY, *more]
-    execute(train_itda, trained)
-    compared = ["--itda", options.outdir, "--model-a", options.model_a, "--model-b", *changed]
+    compared = ["--itda", options.outdir, "--model-a", options.model_a, "--model-b"]
+    compared += [options.filtered, unlearned_model(options)]
     compared += ["--outroot", options.outroot, "--top", str(options.top), *more]
+    execute(train_itda, trained)
     execute(diff, compared)
     print(f"\n{'':28} hazard contexts, latents that fell       mean FVU")
     print(f"{'':28} {'share':>6}        {'chance':>6} {'p':>9} {'base':>9} {'changed':>9}")

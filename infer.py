@@ -27,7 +27,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Compute, option
 from model_diffs.core.script import run_script
 from model_diffs.models import generation
-from model_diffs.models.generation import Sampling, Speaker
+from model_diffs.models.generation import Sampling
 
 QUIT = ("quit", "exit")
 
@@ -79,12 +79,12 @@ def ask(options: Options, models: Sequence[str]) -> list[str]:
     from model_diffs.models.loading import one_by_one
 
     outputs: list[str] = []
-
-    def use(speaker: Speaker) -> None:
-        outputs.extend(generation.generate(speaker, [options.prompt or ""], options))
-
-    load = partial(generation.load, options, device_map=options.device_map)
-    one_by_one(load, models, use)
+    prompts = [options.prompt or ""]
+    one_by_one(
+        partial(generation.load, options, device_map=options.device_map),
+        models,
+        lambda speaker: outputs.extend(generation.generate(speaker, prompts, options)),
+    )
     return outputs
 
 

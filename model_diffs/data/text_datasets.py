@@ -229,35 +229,32 @@ def _folder(name: str) -> tuple[str, str | None] | None:
 
 
 def _from_rows(source: str, config: str | None) -> list[str]:
-    """Texts of a data set in a folder or on the hub."""
-    found = []
-    for number, row in enumerate(_rows(source, config)):
-        text = text_in(row)
-        if text is None:
-            fields, names = " or ".join(TEXT_FIELDS), ", ".join(sorted(row))
-            raise BadInput(f"{source}, row {number}: no text in {fields}; its fields are {names}")
-        found.append(article_text({"text": text}))
-    wikitext = "wikitext" in f"{Path(source).name} {config}".lower()
-    least = LEAST_CHARACTERS if wikitext else 0
-    samples = Samples(found, {"repository": source})
-    return choose(samples, 0, 0, least_characters=least).texts
-
-
-def _rows(source: str, config: str | None) -> Iterator[Mapping[str, Any]]:
-    """Rows of a data set's train split. A folder is read in place, without a copy in a cache."""
+    """Texts of a data set in a folder, which is read in place without a copy, or on the hub."""
     import datasets
 
     with hub_errors(source, "give a text file with one sample per line"):
         try:
-            yield from datasets.load_dataset(
+            rows = datasets.load_dataset(
                 source,
                 config,
                 split="train",
                 streaming=Path(source).is_dir(),
                 token=os.environ.get("HF_TOKEN") or False,
             )
+            texts = [_text_of(row, f"{source}, row {number}") for number, row in enumerate(rows)]
         except (datasets.exceptions.DatasetsError, ValueError) as error:
             # No such data set or no access to it; no data files; a configuration or split that it
             # does not have.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BadInput(f"{source}: {reason}") from error
+    wikitext = "wikitext" in f"{Path(source).name} {config}".lower()
+    samples, least = Samples(texts, {"repository": source}), LEAST_CHARACTERS if wikitext else 0
+    return choose(samples, 0, 0, least_characters=least).texts
+
+
+def _text_of(row: Mapping[str, Any], place: str) -> str:
+    text = text_in(row)
+    if text is None:
+        fields, names = " or ".join(TEXT_FIELDS), ", ".join(sorted(row))
+        raise BadInput(f"{place}: no text in {fields}; its fields are {names}")
+    return article_text({"text": text})

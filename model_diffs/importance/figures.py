@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from model_diffs.core.figures import MLP, plt
 
-KINDS = ("histogram", "scatter")
 _NAMED = 5  # of the largest dimensions of a layer
 _BINS = 80
 _MANY = 4000  # dots above which they are drawn small
@@ -65,26 +64,25 @@ def _layer_histogram(axes: Axes, values: np.ndarray, label: str) -> None:
     axes.axvline(0.0, color="#999999", lw=0.8)
     axes.set_xlabel(label)
     axes.set_ylabel("dimensions (log scale)")
-    zeros, top = int((values == 0).sum()), ", ".join(str(i) for i in _largest(values))
-    note = f"{len(values):,} dimensions"
+    zeros, note = int((values == 0).sum()), f"{len(values):,} dimensions"
     if zeros:
         note = f"{zeros:,} of {len(values):,} are exactly zero"
-    note += f"\nlargest: {top}" if top else ""
+    if top := _largest(values).tolist():
+        note += f"\nlargest: {', '.join(map(str, top))}"
     axes.text(0.98, 0.97, note, transform=axes.transAxes, ha="right", va="top", fontsize=9)
 
 
 def _layer_scatter(axes: Axes, values: np.ndarray, label: str) -> None:
     """Each dimension a dot at its number; the largest ringed, and named where there is room."""
     _dots(axes, np.arange(len(values)), values, 9.0)
-    span = float(np.ptp(values)) or 1.0
-    placed: list[tuple[float, float]] = []
-    for place in _largest(values):
-        at = (float(place), float(values[place]))
-        axes.scatter(*at, s=26, facecolor="none", edgecolor=_HIGHLIGHT, lw=1.2)
-        x, y = at[0] / len(values), at[1] / span
-        if all(abs(x - a) > 0.09 or abs(y - b) > 0.05 for a, b in placed):
-            _name(axes, place, at, (5, 3), fontsize=9)
-            placed.append((x, y))
+    top = _largest(values)
+    axes.scatter(top, values[top], s=26, facecolor="none", edgecolor=_HIGHLIGHT, lw=1.2)
+    at = np.stack([top / len(values), values[top] / (float(np.ptp(values)) or 1.0)], axis=1)
+    named: list[int] = []
+    for i, place in enumerate(top):
+        if all((np.abs(at[i] - at[named]) > (0.09, 0.05)).any(axis=1)):
+            _name(axes, place, (float(place), float(values[place])), (5, 3), fontsize=9)
+            named.append(i)
     axes.axhline(0.0, **_ZERO_LINE)
     axes.set_xlim(-0.01 * len(values), 1.06 * len(values))
     axes.set_xlabel("dimension")
@@ -139,6 +137,11 @@ def _layers_scatter(axes: Axes, shown: Shown) -> None:
     axes.set_ylabel(shown.label)
 
 
+_ONE = {"histogram": _layer_histogram, "scatter": _layer_scatter}
+_ALL = {"histogram": _layers_histogram, "scatter": _layers_scatter}
+KINDS = tuple(_ONE)
+
+
 def draw(
     title: str, kinds: Sequence[str], shown: Sequence[Shown], layer: int | None = None
 ) -> Figure:
@@ -160,9 +163,8 @@ def draw(
     for row, kind in zip(grid, kinds, strict=True):
         for axes, one in zip(row, shown, strict=True):
             if layer is None:
-                (_layers_histogram if kind == "histogram" else _layers_scatter)(axes, one)
+                _ALL[kind](axes, one)
             else:
-                of_layer = _layer_histogram if kind == "histogram" else _layer_scatter
-                of_layer(axes, one.layers[layer], one.label)
+                _ONE[kind](axes, one.layers[layer], one.label)
             axes.set_title(one.heading)
     return figure
