@@ -129,7 +129,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     found = store.of_comparisons(options, todo)
 
     def pooled(model: str) -> "list[NDArray[Any]]":
-        return [found.models[split.name, model].read("pooled").pooled for split in splits]
+        return [found.models[split.name, model].read("pooled") for split in splits]
 
     label, of_base = model_label(options.model_a), pooled(options.model_a)
     documents = {s.name: len(states) for s, states in zip(splits, of_base, strict=True)}

@@ -67,16 +67,15 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     pairs = [(planned.model_a, planned.model_b) for planned in todo]
     models = [model for pair in pairs for model in pair]
     found = store.statistics(options, models, pairs, fresh=options.force)
-    norms = ("tokens", "norm_l1", "norm_l2")
     for planned in todo:
         with open_run(planned) as run:
             tables, texts = [], []
             for split in found.splits:
-                base = found.models[split.name, planned.model_a].read(*norms)
-                changed = found.models[split.name, planned.model_b].read(*norms)
-                difference = found.differences[split.name, planned.model_b].read()
-                tables.append(norm_table(split.name, base, changed, difference, options.seed))
-                texts.append(text_table(split.name, difference))
+                base = found.models[split.name, planned.model_a]
+                changed = found.models[split.name, planned.model_b]
+                difference = found.differences[split.name, planned.model_b]
+                tables.append(norm_table(base, changed, difference, options.seed))
+                texts.append(text_table(difference))
             run.table("activation_stats", pd.concat(tables))
             run.table("per_text", pd.concat(texts))
             store.describe(run, found)

@@ -154,7 +154,7 @@ def probe(run: Run, found: "Statistics", options: Options) -> dict[str, Any]:
     from model_diffs.stats.cross_validation import design
 
     saved = [found.models[split, run.planned.model_a] for split in ("forget", "retain")]
-    forget, retain = (one.read("last").last for one in saved)
+    forget, retain = (one.read("last") for one in saved)
     plan = design(len(forget), len(retain), options.folds, options.seed)
     scaled = not options.no_standardize
     settings = probes.Settings(options.C, options.max_iter, scaled, options.seed)

@@ -1,15 +1,17 @@
 """Activation statistics against a loop over single texts and tokens, in fp64."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_diffs.activations import store
-from model_diffs.activations.saved import entry
+from model_diffs.activations.saved import Saved, entry
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Pass
 from model_diffs.core.results import PlannedRun
@@ -65,6 +67,11 @@ def states_of(folder: str, text: str, max_length: int) -> tuple[list[int], np.nd
     return ids, torch.stack(output.hidden_states)[:, 0].double().numpy()
 
 
+def everything(saved: Saved) -> SimpleNamespace:
+    """All tensors of an entry."""
+    return SimpleNamespace(**load_file(saved.path))
+
+
 @pytest.mark.parametrize(
     "family", [*FAMILIES[:3], *(pytest.param(f, marks=pytest.mark.study) for f in FAMILIES[3:])]
 )
@@ -81,8 +88,8 @@ def test_statistics_equal_a_loop_over_tokens(
         start = int(family in tiny_models.WITH_BOS and ids[0] == bos)
         h_a, h_b = h_a[:, start:], h_b[:, start:]
         counted.append(h_a)
-        own = found.models["forget", a].read()
-        change = found.differences["forget", b].read()
+        own = everything(found.models["forget", a])
+        change = everything(found.differences["forget", b])
         assert own.tokens[row] == len(ids) - start
         sums = {"dh_l1": 0.0, "dh_l2": 0.0, "dh_rel": 0.0, "cosine": 0.0}
         norms = {"norm_l1": 0.0, "norm_l2": 0.0}
@@ -104,7 +111,7 @@ def test_statistics_equal_a_loop_over_tokens(
         np.testing.assert_allclose(own.pooled[row], h_a.mean(1), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(own.last[row], h_a[:, -1], rtol=1e-5, atol=1e-5)
     tokens = np.concatenate(counted, axis=1)
-    own = found.models["forget", a].read("mean", "scatter")
+    own = everything(found.models["forget", a])
     for state, rows in enumerate(tokens):
         np.testing.assert_allclose(own.mean[state], rows.mean(0), rtol=1e-5, atol=1e-6)
         covariance = np.cov(rows.T, bias=True)
@@ -125,14 +132,18 @@ def test_statistics_do_not_depend_on_batches_or_order_of_models(
     one = store.statistics(options(tmp_path / "x"), [a, b], [(a, b)])
     other = store.statistics(options(tmp_path / "y", **changed), [a, b], [(a, b)])
     for key, saved in one.models.items():
-        for name, value in vars(saved.read()).items():
+        for name, value in vars(everything(saved)).items():
             np.testing.assert_allclose(
-                getattr(other.models[key].read(), name), value, rtol=1e-5, atol=1e-5, err_msg=name
+                getattr(everything(other.models[key]), name),
+                value,
+                rtol=1e-5,
+                atol=1e-5,
+                err_msg=name,
             )
     for key, saved in one.differences.items():
-        for name, value in vars(saved.read()).items():
+        for name, value in vars(everything(saved)).items():
             np.testing.assert_allclose(
-                getattr(other.differences[key].read(), name), value, rtol=1e-5, atol=1e-5
+                getattr(everything(other.differences[key]), name), value, rtol=1e-5, atol=1e-5
             )
     assert not list((tmp_path / "y").rglob("*.partial")), "the disk cache is removed"
 
@@ -192,7 +203,7 @@ def test_models_of_one_folder_name_have_statistics_of_their_own(
     found = [store.statistics(options(tmp_path), [model]).models for model in (one, two)]
     saved = found[0]["forget", one], found[1]["forget", two]
     assert saved[0].path != saved[1].path
-    assert not np.allclose(saved[0].read("norm_l2").norm_l2, saved[1].read("norm_l2").norm_l2)
+    assert not np.allclose(saved[0].read("norm_l2"), saved[1].read("norm_l2"))
     assert [[*entry.record()["models"]] for entry in saved] == [[one], [two]]
     texts_read.clear()
     for model in (one, two):
@@ -229,7 +240,7 @@ def test_a_model_against_itself_has_no_difference(
     copy = str(tiny_models.save("gpt_neox", tmp_path / "copy", seed=0))
     for other in (copy, a):
         found = store.statistics(options(tmp_path), [a], [(a, other)])
-        change = found.differences["retain", other].read()
+        change = everything(found.differences["retain", other])
         assert not change.dh_l1.any() and not change.dh_l2.any() and not change.dh_rel.any()
         np.testing.assert_allclose(change.cosine / change.tokens[:, None], 1, rtol=1e-6)
 
@@ -239,10 +250,10 @@ def test_means_of_texts_give_the_mean_of_the_table(
 ) -> None:
     a, b = folders["gpt_neox"]
     found = store.statistics(options(tmp_path), [a, b], [(a, b)])
-    base, changed = (found.models["forget", model].read() for model in (a, b))
-    difference = found.differences["forget", b].read()
-    table = norm_table("forget", base, changed, difference, 42)
-    texts = text_table("forget", difference)
+    base, changed = (found.models["forget", model] for model in (a, b))
+    difference = found.differences["forget", b]
+    table = norm_table(base, changed, difference, 42)
+    texts = text_table(difference)
     assert texts["text"].tolist() == [0, 1, 2]
     mean = np.average(texts["mean_dh_rel"], weights=texts["tokens"])
     assert mean == pytest.approx(table["mean_dh_rel"][1:].mean(), rel=1e-12)
@@ -267,7 +278,7 @@ def test_texts_without_counted_tokens_are_left_out(
 ) -> None:
     a, _ = folders["gpt_neox"]  # "No." has three byte tokens
     found = store.statistics(options(tmp_path, skip_first=3), [a])
-    assert found.models["forget", a].read().documents.tolist() == [0, 2]
+    assert found.models["forget", a].read("documents").tolist() == [0, 2]
     assert found.models["forget", a].record()["left_out"]["documents"] == 1
 
 

@@ -10,11 +10,10 @@ transformers.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
@@ -95,13 +94,10 @@ class Saved(NamedTuple):
         """Whether the entry is there and can be read."""
         return self.path.is_file() and results.read_record(self.planned.folder) is not None
 
-    def read(self, *names: str) -> Any:
-        """The statistics, or only the named fields of them (the others are empty arrays)."""
-        kind = DifferenceStatistics if self.model_b else ModelStatistics
-        every = [f.name for f in fields(kind)]
+    def read(self, name: str) -> Array:
+        """A tensor by its name in `ModelStatistics` or `DifferenceStatistics`."""
         with safe_open(self.path, framework="numpy") as handle:
-            loaded = {name: handle.get_tensor(name) for name in names or every}
-        return kind(**{**dict.fromkeys(every, np.empty(0)), **loaded})
+            return handle.get_tensor(name)
 
     def states(self, name: str) -> Iterator[Array]:
         """One state of a `[S, …]` tensor after another: all at once can be gigabytes."""

@@ -50,8 +50,8 @@ def spectra(saved: Saved, name: str) -> Floats:
 
     `name` says whose, in messages.
     """
-    tokens = int(saved.read("tokens").tokens.sum())
-    states = len(saved.read("mean").mean)
+    tokens = int(saved.read("tokens").sum())
+    states = len(saved.read("mean"))
     bar = progress(saved.states("scatter"), f"covariance, {name}", total=states, unit="state")
     found = [
         eigenvalues(scatter / tokens, f"covariance of {name}, state {state}")
