@@ -181,3 +181,12 @@ def test_a_damaged_model_gives_one_line_and_no_folder(base, tmp_path):
         run("collect_param_stats", "--model-a", base, "--model-b", broken, "--outroot", out)
     assert "\n" not in str(caught.value)
     assert not out.exists()
+
+
+def test_a_table_without_blocks_is_refused(tmp_path):
+    row = {"layer": -1, "group": "other", "dW_fro": 1.0, "W_fro": 2.0, "dW_stable_rank": 1.0}
+    pd.DataFrame([row]).to_csv(tmp_path / "per_matrix.csv", index=False)
+    words = ("--per-matrix-csv", tmp_path / "per_matrix.csv", "--outdir", tmp_path / "out")
+    with pytest.raises(BadInput, match="no matrix of a block"):
+        run("analyze_mlp_vs_attn", *words)
+    assert not (tmp_path / "out").exists()
