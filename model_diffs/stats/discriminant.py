@@ -5,8 +5,6 @@ with a d × d matrix. The shrunk covariance is a diagonal plus one rank per docu
 documents than dimensions a system of the documents' size is enough (Woodbury).
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,14 +12,6 @@ from model_diffs.core.errors import BadInput
 from model_diffs.stats.cross_validation import Design
 
 Floats = NDArray[np.float64]
-
-
-class _Class(NamedTuple):
-    """One class in training: its shrunk covariance is diag(diagonal) + rowsᵀ rows."""
-
-    mean: Floats
-    diagonal: Floats
-    rows: Floats
 
 
 def shrinkage(Z: Floats) -> float:
@@ -40,13 +30,12 @@ def shrinkage(Z: Floats) -> float:
     return float(beta / delta) if beta > 0 else 0.0
 
 
-def _class_of(X: Floats, prior: float) -> _Class:
-    """Mean and covariance, times `prior`, of one class `[documents, d]`.
+def _shrunk(X: Floats, mean: Floats, prior: float) -> tuple[Floats, Floats]:
+    """Covariance of one class `[n, d]` times `prior`: diagonal and rows of diag + rowsᵀ rows.
 
     Shrunk in features of unit variance, so that a few huge dimensions do not set the target.
     """
-    n, mean = len(X), X.mean(0)
-    centred = X - mean
+    n, centred = len(X), X - mean
     variance = (centred**2).mean(0)
     # A feature that varies by rounding alone is constant and keeps its scale (as in scikit-learn).
     eps = np.finfo(np.float64).eps
@@ -55,7 +44,7 @@ def _class_of(X: Floats, prior: float) -> _Class:
     Z = centred / scale
     gamma = shrinkage(Z)
     rows = np.sqrt(prior * (1 - gamma) / n) * centred
-    return _Class(mean, prior * gamma * (Z**2).mean() * scale**2, rows)
+    return prior * gamma * (Z**2).mean() * scale**2, rows
 
 
 def _solve(diagonal: Floats, rows: Floats, vector: Floats) -> Floats:
@@ -72,18 +61,17 @@ def decision(train: Floats, labels: NDArray[np.bool_], test: Floats) -> Floats:
 
     Raises BadInput where the training documents of each class are all alike.
     """
-    forget = _class_of(train[labels], float(labels.mean()))
-    retain = _class_of(train[~labels], float(1 - labels.mean()))
-    diagonal = forget.diagonal + retain.diagonal
+    forget, retain = train[labels].mean(0), train[~labels].mean(0)
+    of_forget = _shrunk(train[labels], forget, labels.mean())
+    of_retain = _shrunk(train[~labels], retain, 1 - labels.mean())
+    diagonal, rows = of_forget[0] + of_retain[0], np.concatenate([of_forget[1], of_retain[1]])
     if not (diagonal > 0).all():
         raise BadInput(
             "the documents within each split have the same states, there is no spread to compare "
             "with: give texts that differ"
         )
-    rows = np.concatenate([forget.rows, retain.rows])
-    direction = _solve(diagonal, rows, forget.mean - retain.mean)
-    middle = (forget.mean + retain.mean) / 2
-    return (test - middle) @ direction + np.log(labels.sum() / (~labels).sum())
+    direction = _solve(diagonal, rows, forget - retain)
+    return (test - (forget + retain) / 2) @ direction + np.log(labels.sum() / (~labels).sum())
 
 
 def out_of_fold(states: Floats, plan: Design) -> Floats:
