@@ -124,15 +124,17 @@ def write(
     """Tables, figure and summary of one comparison."""
     from model_diffs.diagnostics import projections
 
-    changed, targets = run.planned.model_b, changes.targets
-    rows = projections.metric_rows(targets, changed, totals, seed)
+    changed = run.planned.model_b
+    targets = [target for target in changes.targets if changed in target.reads]
+    rows = [projections.metric_row(target, changed, totals, seed) for target in targets]
     table = run.table("projection_metrics", rows, projections.COLUMNS)
-    run.table("per_text", projections.text_table(targets, changed, totals, passes))
+    names = [target.matrix.name for target in targets]
+    run.table("per_text", projections.text_table(names, changed, totals, passes))
     if rows:
         draw(run, table)
     else:
         print(f"{run.planned.label}: no MLP matrix differs; there is nothing to draw")
-    run.document("summary", projections.summary(table, changes, changed))
+    run.document("summary", projections.summary(table, changes))
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:

@@ -8,25 +8,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from model_diffs.activations.passes import SplitPass
-from model_diffs.diagnostics import weight_results
-from model_diffs.diagnostics.row_space import (
-    EFFECT,
-    EFFECT_TOKENS,
-    NORM,
-    RATIO,
-    TOKENS,
-    Changes,
-    Target,
-    Totals,
-)
+from model_diffs.diagnostics import row_space, weight_results
+from model_diffs.diagnostics.row_space import Changes, Target, Totals
 from model_diffs.stats.intervals import RESAMPLES, document_weights, percentile_interval
 
 Floats = NDArray[np.float64]
 # Quantity → columns of its sum and of its number of tokens.
 MEANS = {
-    "proj_ratio": (RATIO, TOKENS),
-    "proj_norm": (NORM, TOKENS),
-    "effect": (EFFECT, EFFECT_TOKENS),
+    "proj_ratio": (row_space.RATIO, row_space.TOKENS),
+    "proj_norm": (row_space.NORM, row_space.TOKENS),
+    "effect": (row_space.EFFECT, row_space.EFFECT_TOKENS),
 }
 _PROJECTIONS = (
     *("forget_proj_ratio", "retain_proj_ratio", "forget_proj_norm", "retain_proj_norm"),
@@ -48,30 +39,24 @@ _SUMMARISED = (
 
 
 def text_table(
-    targets: Sequence[Target], changed: str, totals: Totals, passes: Sequence[SplitPass]
+    names: Sequence[str], changed: str, totals: Totals, passes: Sequence[SplitPass]
 ) -> pd.DataFrame:
-    """per_text.csv: sums over the tokens of a text, so that texts can be resampled."""
+    """per_text.csv: sums over the tokens of a text, for the matrices `names`."""
     rows = []
     for one in passes:
         split, documents = one.split.name, one.tokens.documents.tolist()
-        for name in (target.matrix.name for target in targets if changed in target.reads):
+        for name in names:
             lines = totals[split, name, changed].tolist()
             for text, (ratio, _, tokens, effect, moved) in zip(documents, lines, strict=True):
                 rows.append((split, text, name, ratio, int(tokens), effect, int(moved)))
     return pd.DataFrame(rows, columns=[*TEXT_COLUMNS])
 
 
-def metric_rows(
-    targets: Sequence[Target], changed: str, totals: Totals, seed: int
-) -> list[dict[str, Any]]:
-    """Rows of projection_metrics.csv: one per matrix that `changed` changed.
+def metric_row(target: Target, changed: str, totals: Totals, seed: int) -> dict[str, Any]:
+    """Row of projection_metrics.csv for one matrix that `changed` changed.
 
-    None where no token of a split has an input other than zero.
+    Without cells where no token of a split has an input other than zero.
     """
-    return [_row(target, changed, totals, seed) for target in targets if changed in target.reads]
-
-
-def _row(target: Target, changed: str, totals: Totals, seed: int) -> dict[str, Any]:
     name, k = target.matrix.name, len(target.reads[changed].V_k)
     row = {
         "layer": target.matrix.layer,
@@ -84,7 +69,7 @@ def _row(target: Target, changed: str, totals: Totals, seed: int) -> dict[str, A
     # The splits are independent samples: documents of one are not paired with those of the other.
     for own_seed, split in enumerate(("forget", "retain"), start=seed):
         sums = totals[split, name, changed]
-        row[f"{split}_tokens"] = int(sums[:, TOKENS].sum())
+        row[f"{split}_tokens"] = int(sums[:, row_space.TOKENS].sum())
         for quantity, columns in MEANS.items():
             found[f"{split}_{quantity}"] = _token_mean(sums, *columns, own_seed)
     forget, retain = found["forget_proj_ratio"], found["retain_proj_ratio"]
@@ -115,11 +100,10 @@ def _quotient(forget: Floats, retain: Floats) -> Floats:
     return forget / retain if (retain > 0).all() else np.full_like(forget, np.nan)
 
 
-def summary(table: pd.DataFrame, changes: Changes, changed: str) -> dict[str, Any]:
+def summary(table: pd.DataFrame, changes: Changes) -> dict[str, Any]:
     """Counts, and means over the changed matrices, in total and by type."""
-    unchanged = changes.unchanged[changed]
     return weight_results.summary(table, _SUMMARISED, "k", "weight_type") | {
-        "matrices": len(table) + unchanged,
-        "matrices_unchanged": unchanged,
+        "matrices": changes.measured,
+        "matrices_unchanged": changes.measured - len(table),
         "expert_output_matrices_left_out": changes.expert_outputs_left_out,
     }

@@ -74,8 +74,9 @@ class Changes(NamedTuple):
     """All changes against one base."""
 
     targets: list[Target]
-    unchanged: dict[str, int]
-    """Number of unchanged matrices by changed model."""
+    """Matrices that differ in some changed model."""
+    measured: int
+    """Matrices compared."""
     expert_outputs_left_out: int
 
 
@@ -95,19 +96,13 @@ def read_changes(
     experts = {m.layer for m in matrices if m.expert is not None or ".experts." in m.name}
     measured = [m for m in matrices if m.layer not in experts or m.component in INPUT_COMPONENTS]
     targets = []
-    unchanged = {other.model: 0 for other in changed}
     for matrix, stored, others in lockstep(base, changed, measured):
         W = stored.float()
-        reads = {}
-        for other, W_B in others:
-            found = reads_of((W_B.float() - W).to(device), top_k, dtype)
-            if found is None:
-                unchanged[other.model] += 1
-            else:
-                reads[other.model] = Reads(*(part.cpu() for part in found))
+        found = ((one, reads_of((B.float() - W).to(device), top_k, dtype)) for one, B in others)
+        reads = {one.model: Reads(*(part.cpu() for part in new)) for one, new in found if new}
         if reads:
             targets.append(Target(matrix, reads, W.to(dtype) if matrix.layer in experts else None))
-    return Changes(targets, unchanged, len(matrices) - len(measured))
+    return Changes(targets, len(measured), len(matrices) - len(measured))
 
 
 def move_to_device(targets: Sequence[Target], device: torch.device) -> None:
@@ -146,10 +141,9 @@ def token_values(x: Tensor, Wx: Tensor, reads: Reads) -> Tensor:
     moved = torch.linalg.vector_norm((x.to(R.dtype) @ R.T).float(), dim=1)
     size = torch.linalg.vector_norm(Wx.float(), dim=1)
 
-    def ratio(part: Tensor, whole: Tensor) -> Tensor:
-        return torch.where(whole > 0, part / whole, torch.zeros_like(part))
-
-    columns = [ratio(inside, norm), inside, norm > 0, ratio(moved, size), size > 0]
+    ratio = torch.where(norm > 0, inside / norm, 0.0)
+    effect = torch.where(size > 0, moved / size, 0.0)
+    columns = [ratio, inside, norm > 0, effect, size > 0]
     return torch.stack([column.float() for column in columns], 1)
 
 
