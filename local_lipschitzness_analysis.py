@@ -16,6 +16,7 @@ Writes <outroot>/<A>__to__<B>/lipschitzness/{lipschitzness_summary.csv, per_text
 lipschitzness_analysis.png, summary.json}.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from model_diffs.activations.passes import SplitPass
-    from model_diffs.diagnostics.sensitivity import TextRow
 
 STEP = Step(
     number=12,
@@ -133,76 +133,50 @@ def pick_dtype(options: Options) -> "torch.dtype":
     return dtype
 
 
-def take_sample(options: Options, models: list[str]) -> "list[SplitPass]":
-    """Evenly spread texts of both splits; every model must read the same tokens."""
-    from model_diffs.activations.passes import SplitPass
-    from model_diffs.data.texts import read_splits
-    from model_diffs.diagnostics.sensitivity import spread_sample
-    from model_diffs.models import devices, loading
-
-    splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
-    tokenizer = loading.common_tokenizer(models, options.trust_remote_code)
-    device = devices.pick_device(options.device)
-    sample = [SplitPass.of(split, tokenizer, options, device) for split in splits]
-    for one in sample:
-        one.tokens = spread_sample(one.tokens, options.lipschitz_samples, options.seed)
-    return sample
-
-
 def measure(
     model: str, options: Options, sample: "list[SplitPass]", dtype: "torch.dtype"
-) -> "list[TextRow]":
-    """All rows of one model, which is in memory meanwhile."""
+) -> "pd.DataFrame":
+    """per_text.csv of one model, which is in memory meanwhile."""
+    import pandas as pd
+
     from model_diffs.activations.passes import Reader
     from model_diffs.diagnostics import lipschitz, sensitivity
     from model_diffs.models import loading
 
-    fields = sensitivity.Settings._fields
-    settings = sensitivity.Settings(**{name: getattr(options, name) for name in fields})
+    settings = sensitivity.Settings(
+        options.epsilon, options.num_perturbations, options.tol, options.max_iters, options.seed
+    )
     loaded = loading.load_model(model, sample[0].device, dtype, options.trust_remote_code)
     lipschitz.make_differentiable(loaded)
     reader = Reader(model, loaded)
-    rows = [row for one in sample for row in sensitivity.measure(reader, one, settings)]
-    unfinished = sum(not row.jacobian_converged for row in rows)
+    texts = pd.concat([sensitivity.measure(reader, one, settings) for one in sample])
+    unfinished = int((~texts["jacobian_converged"]).sum())
     if unfinished:
         print(
             f"warning: {model}: the Jacobian norm of {unfinished} texts did not converge to "
             f"{options.tol} in {options.max_iters} iterations; raise --max-iters",
             file=sys.stderr,
         )
-    return rows
+    return texts
 
 
-def draw_points(axes: "Axes", x: list[float], intervals: Any, **look: Any) -> None:
-    """Means with their intervals: (mean, low, high) for each x."""
-    import numpy as np
-
-    mean, low, high = np.reshape([*intervals], (-1, 3)).T.astype(float)
+def draw_points(axes: "Axes", shift: float, intervals: "pd.DataFrame", **look: Any) -> None:
+    """Means with their intervals: mean, low and high of the points 0, 1, … moved by `shift`."""
+    mean, low, high = intervals.to_numpy(float).T
+    x = [place + shift for place in range(len(mean))]
     axes.errorbar(x, mean, [mean - low, high - mean], fmt="o", capsize=3, **look)
     axes.grid(axis="x", visible=False)
 
 
-def draw_levels(axes: "Axes", table: "pd.DataFrame", metric: str, looks: list[Any]) -> None:
-    """One metric: mean over texts and interval per split, for each model's (name, colour)."""
-    columns = [f"avg_{metric}{end}" for end in ("", "_low", "_high")]
-    parts = (rows for _, rows in table.groupby("model", sort=False))
-    for (name, colour), shift, rows in zip(looks, (-0.12, 0.12), parts, strict=False):
-        x = [place + shift for place in range(len(rows))]
-        draw_points(axes, x, rows[columns].to_numpy(), color=colour, label=name, ms=6)
-    splits = list(table["data"].unique())
-    axes.set_xticks(range(len(splits)), [f"{split}\ntexts" for split in splits])
-    axes.set_xlim(-0.6, len(splits) - 0.4)
-    axes.set_ylim(bottom=0)
-
-
 def draw_changes(axes: "Axes", change: dict[str, Any], colour: str) -> None:
     """Each metric of B over that of A with its paired interval; forget filled, retain open."""
+    import pandas as pd
+
+    undefined = dict.fromkeys(("mean", "low", "high"), math.nan)
     for split, face, shift in (("forget", colour, -0.1), ("retain", "white", 0.1)):
-        relative = [change[split].get(metric, {}).get("relative") for metric in PANELS]
-        x = [place + shift for place, one in enumerate(relative) if one]
-        found = [[1 + one[end] for end in ("mean", "low", "high")] for one in relative if one]
-        look: dict[str, Any] = {"color": colour, "mfc": face, "ms": 7, "label": f"{split} texts"}
-        draw_points(axes, x, found, **look)
+        of_split = [change[split].get(metric, {}) for metric in PANELS]
+        relative = 1 + pd.DataFrame([one.get("relative", undefined) for one in of_split])
+        draw_points(axes, shift, relative, color=colour, mfc=face, ms=7, label=f"{split} texts")
     axes.axhline(1, color="#999999", lw=0.9, zorder=0)
     axes.text(len(PANELS) - 0.42, 1, "unchanged", ha="right", va="bottom", fontsize=9, color="#777")
     low, high = axes.get_ylim()
@@ -225,53 +199,57 @@ def draw(run: Run, table: "pd.DataFrame", change: dict[str, Any]) -> None:
         layout="constrained",
         height_ratios=(1.0, 0.9),
     )
-    looks = list(zip(names_of(run.planned), (BASE, colour), strict=True))
+    looks = list(zip(names_of(run.planned), (BASE, colour), (-0.12, 0.12), strict=True))
     for metric, (title, ylabel) in PANELS.items():
-        draw_levels(axes[metric], table, metric, looks)
-        axes[metric].set(title=title, ylabel=ylabel)
+        columns, cell = [f"avg_{metric}{end}" for end in ("", "_low", "_high")], axes[metric]
+        models = (rows[columns] for _, rows in table.groupby("model", sort=False))
+        for (name, look, shift), means in zip(looks, models, strict=False):
+            draw_points(cell, shift, means, color=look, label=name, ms=6)
+        cell.set(xticks=(0, 1), xticklabels=("forget\ntexts", "retain\ntexts"), xlim=(-0.6, 1.6))
+        cell.set(title=title, ylabel=ylabel)
+        cell.set_ylim(bottom=0)
     axes["lipschitz"].legend(loc="lower left", fontsize=9)
     draw_changes(axes["change"], change, colour)
     figure.suptitle(f"Sensitivity to the input: {title_of(run.planned)}", fontsize=13)
     run.figure("lipschitzness_analysis", figure)
 
 
-def write(
-    run: Run, rows: "list[list[TextRow]]", sample: "list[SplitPass]", dtype: "torch.dtype"
-) -> None:
-    """Tables, figure and summary of one comparison; `rows` of base and changed model."""
+def write(run: Run, base: "pd.DataFrame", changed: "pd.DataFrame", options: Options) -> None:
+    """Tables, figure and summary of one comparison."""
     import pandas as pd
 
-    from model_diffs.activations import passes
     from model_diffs.diagnostics import sensitivity
 
-    seed, epsilon = (run.planned.arguments[name] for name in ("seed", "epsilon"))
-    base, changed = map(pd.DataFrame, rows)
-    texts = run.table("per_text", pd.concat([base, changed], ignore_index=True))
-    summary = sensitivity.summary_rows(texts, seed)
-    change = sensitivity.changes(base, changed, seed)
+    texts = run.table("per_text", pd.concat([base, changed]))
+    summary = sensitivity.summary_rows(texts, options.seed)
+    change = sensitivity.changes(base, changed, options.seed)
     draw(run, run.table("lipschitzness_summary", summary, sensitivity.COLUMNS), change)
-    run.document("summary", {"changes": change, "epsilon": epsilon})
-    passes.describe(run, [run.planned.model_a, run.planned.model_b], sample, dtype)
-    run.record(
-        texts_measured={one.split.name: len(one.tokens.ids) for one in sample},
-        jacobian_not_converged=int((~texts["jacobian_converged"]).sum()),
-    )
+    run.document("summary", {"changes": change, "epsilon": options.epsilon})
+    run.record(jacobian_not_converged=int((~texts["jacobian_converged"]).sum()))
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Measure the comparisons; the base once for all of them."""
+    from model_diffs.activations import passes
+    from model_diffs.diagnostics.sensitivity import spread_sample
     from model_diffs.models.checkpoints import Checkpoint, check_configs
 
     base, models = Checkpoint.open(options.model_a), [planned.model_b for planned in todo]
     for model in models:
         check_configs(base, Checkpoint.open(model))
-    sample, dtype = take_sample(options, [options.model_a, *models]), pick_dtype(options)
-    of_base: list[TextRow] = []
+    # Every model must read the same tokens.
+    sample, _ = passes.of_splits(options, [base.model, *models])
+    for one in sample:
+        one.tokens = spread_sample(one.tokens, options.lipschitz_samples, options.seed)
+    measured, dtype = {one.split.name: len(one.tokens.ids) for one in sample}, pick_dtype(options)
+    of_base: pd.DataFrame | None = None
     for planned in todo:
         with open_run(planned) as run:
-            of_base = of_base or measure(options.model_a, options, sample, dtype)
-            changed = measure(planned.model_b, options, sample, dtype)
-            write(run, [of_base, changed], sample, dtype)
+            if of_base is None:
+                of_base = measure(base.model, options, sample, dtype)
+            write(run, of_base, measure(planned.model_b, options, sample, dtype), options)
+            passes.describe(run, [base.model, planned.model_b], sample, dtype)
+            run.record(texts_measured=measured)
 
 
 if __name__ == "__main__":

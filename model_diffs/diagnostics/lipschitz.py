@@ -1,8 +1,10 @@
 """Sensitivity of a model around a text: perturbations, gradients and the norm of the Jacobian.
 
-x are the outputs of the embedding module `[B, T, d]`, f(x) the final hidden states. Positions that
-do not count (padding, BOS) are held fixed and ignored. Every number is per text; texts of a batch
-do not interact, so one pass, or one product with the Jacobian, serves all of them.
+x are the outputs of the embedding module `[B, T, d]`, which the trunk takes as `inputs_embeds`:
+scaling inside that module (Gemma) is part of x, positions (GPT-2, OPT) are not. f(x) are the final
+hidden states. Positions that do not count (padding, BOS) are held fixed and ignored. Every number
+is per text; texts of a batch do not interact, so one pass, or one product with the Jacobian, serves
+all of them.
 """
 
 import math
@@ -31,15 +33,6 @@ class Output(NamedTuple):
     """`[B, T, vocabulary]`."""
 
 
-def embed(anatomy: Anatomy, batch: loading.Batch) -> Tensor:
-    """Outputs of the embedding module, which the trunk takes as `inputs_embeds`.
-
-    Scaling inside the embedding module (Gemma) is part of x; positions (GPT-2, OPT) are not.
-    """
-    with torch.no_grad():
-        return anatomy.embedding(batch.input_ids)
-
-
 def trunk_function(anatomy: Anatomy, attention_mask: Tensor) -> Function:
     """f: embeddings → final hidden states."""
 
@@ -52,12 +45,9 @@ def trunk_function(anatomy: Anatomy, attention_mask: Tensor) -> Function:
 def run(model: nn.Module, anatomy: Anatomy, x: Tensor, attention_mask: Tensor) -> Output:
     """Hidden states and logits of one pass."""
     kept: list[Tensor] = []
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        kept.append(output[0])
-
     with loading.hooks() as handles:
-        handles.append(anatomy.trunk.register_forward_hook(keep))
+        keep = anatomy.trunk.register_forward_hook(lambda _, args, output: kept.append(output[0]))
+        handles.append(keep)
         logits = model(inputs_embeds=x, attention_mask=attention_mask, use_cache=False).logits
     return Output(kept[-1], logits)
 
@@ -73,7 +63,7 @@ def make_differentiable(model: Any) -> None:
         model.set_experts_implementation("eager")
 
 
-# ── perturbations ─────────────────────────────────────────────────────────────────────────────────
+# ── perturbations and gradients ───────────────────────────────────────────────────────────────────
 
 
 def norms(values: Tensor, counted: Tensor) -> Tensor:
@@ -99,25 +89,14 @@ def perturbations(
     return (drawn.to(x.device) * radius).to(x.dtype)
 
 
-class Response(NamedTuple):
-    """Effect of perturbations, per text `[B]`."""
-
-    lipschitz: Tensor
-    """max over perturbations of ‖f(x+δ) − f(x)‖ / ‖δ‖, Frobenius over the counted tokens."""
-    output_variance: Tensor
-    """Unbiased variance of the logits, averaged over the counted tokens and the vocabulary."""
-
-
 def respond(
-    outputs: Callable[[Tensor], Output],
-    x: Tensor,
-    counted: Tensor,
-    deltas: Tensor,
-    per_pass: int,
-) -> Response:
-    """Run the model on x + δ, `per_pass` perturbations at a time.
+    outputs: Callable[[Tensor], Output], x: Tensor, counted: Tensor, deltas: Tensor, per_pass: int
+) -> tuple[Tensor, Tensor]:
+    """Largest response and variance of the logits per text `[B]`, `per_pass` x + δ at a time.
 
-    ‖δ‖ is that of the difference in x's dtype. `outputs` takes `[rows · B, T, d]`.
+    The response is ‖f(x+δ) − f(x)‖ / ‖δ‖, Frobenius over the counted tokens, ‖δ‖ that of the
+    difference in x's dtype; the variance is unbiased, averaged over the counted tokens and the
+    vocabulary. `outputs` takes `[rows · B, T, d]`.
     """
     centre = outputs(x)
     largest = torch.zeros(len(x), device=x.device)
@@ -136,25 +115,16 @@ def respond(
     count = len(deltas)
     variance = (second - first.square() / count) / (count - 1)
     per_token = variance.clamp_min(0).mean(-1)
-    return Response(largest, torch.where(counted, per_token, 0.0).sum(1) / counted.sum(1))
-
-
-# ── gradients ─────────────────────────────────────────────────────────────────────────────────────
-
-
-class Gradient(NamedTuple):
-    """Per text `[B]`; NaN where a text has a single token and so predicts none."""
-
-    norm: Tensor
-    loss: Tensor
+    return largest, torch.where(counted, per_token, 0.0).sum(1) / counted.sum(1)
 
 
 def gradient_norms(
     outputs: Callable[[Tensor], Output], x: Tensor, batch: loading.Batch, counted: Tensor
-) -> Gradient:
-    """‖∂L/∂x‖ over the counted tokens, L the text's mean next-token loss in nats.
+) -> tuple[Tensor, Tensor]:
+    """‖∂L/∂x‖ over the counted tokens and L, the text's mean next-token loss in nats: `[B]` each.
 
-    Every token with a predecessor is predicted, whether it counts or not.
+    Every token with a predecessor is predicted, whether it counts or not. NaN where a text has a
+    single token and so predicts none.
     """
     x = x.detach().requires_grad_()
     logits = outputs(x).logits[:, :-1].float()
@@ -166,8 +136,8 @@ def gradient_norms(
     loss = torch.where(predicted, losses, 0.0).sum(1) / tokens.clamp_min(1)
     # The gradient of the sum contains each text's own: no other text's loss depends on its x.
     (gradient,) = torch.autograd.grad(loss.sum(), x)
-    found = (norms(gradient, counted), loss.detach())
-    return Gradient(*(torch.where(tokens > 0, values, math.nan) for values in found))
+    norm = torch.where(tokens > 0, norms(gradient, counted), math.nan)
+    return norm, torch.where(tokens > 0, loss.detach(), math.nan)
 
 
 # ── the Jacobian ──────────────────────────────────────────────────────────────────────────────────
@@ -229,18 +199,17 @@ def jacobian_norms(
         basis.append(v.float())
         tridiagonal[:, step, step] = _inner(basis[-1], product).double().cpu()
         largest = np.linalg.eigvalsh(tridiagonal[:, : step + 1, : step + 1])[:, -1]
-        iterations[quiet < 2] = step + 1
-        found = np.where(quiet < 2, np.sqrt(largest.clip(0)), values)
+        running, found = quiet < 2, np.sqrt(largest.clip(0))
+        iterations += running
         still = np.abs(found - values) <= tolerance * found
-        quiet = np.where(still, quiet + 1, np.where(quiet < 2, 0, quiet))
-        values = found
-        if (quiet >= 2).all():
+        quiet = np.where(running, np.where(still, quiet + 1, 0), quiet)
+        values = np.where(running, found, values)
+        if (quiet == 2).all():
             break
         v, beta = _next_direction(product, basis)
         v = v.to(x.dtype)
-        for place in ((step, step + 1), (step + 1, step)):
-            tridiagonal[:, *place] = beta.double().cpu()
-    return JacobianNorm(*(torch.from_numpy(part) for part in (values, iterations, quiet >= 2)))
+        tridiagonal[:, step + 1, step] = beta.double().cpu()  # eigvalsh reads the lower triangle
+    return JacobianNorm(*(torch.from_numpy(part) for part in (values, iterations, quiet == 2)))
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

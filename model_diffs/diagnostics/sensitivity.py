@@ -1,7 +1,6 @@
 """Step 12: the sensitivity of one model on a sample of texts, and its change from A to B."""
 
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,9 @@ from model_diffs.models import devices
 from model_diffs.stats.intervals import mean_interval, ratio_interval
 
 METRICS = ("lipschitz", "gradient_norm", "output_variance", "jacobian_norm")
+MEASURED = (*METRICS, "jacobian_iterations", "jacobian_converged", "loss")
+"""Of per_text.csv, after `model`, `data`, `text` (its position in the split) and counted `tokens`.
+Gradient norm and mean next-token loss (nats) are empty where a text has a single token."""
 COLUMNS = (
     *("model", "data", *(f"{kind}_{metric}" for metric in METRICS[:3] for kind in ("avg", "std"))),
     *(f"avg_{metric}_{end}" for metric in METRICS[:3] for end in ("low", "high")),
@@ -44,26 +46,6 @@ class Settings(NamedTuple):
     seed: int
 
 
-class TextRow(NamedTuple):
-    """Row of per_text.csv."""
-
-    model: str
-    data: str
-    text: int
-    """Its position in the split."""
-    tokens: int
-    """Tokens that count."""
-    lipschitz: float
-    gradient_norm: float | None
-    """None where the text has a single token."""
-    output_variance: float
-    jacobian_norm: float
-    jacobian_iterations: int
-    jacobian_converged: bool
-    loss: float | None
-    """Mean next-token loss, nats."""
-
-
 def spread_sample(tokens: Tokens, count: int, seed: int) -> Tokens:
     """`count` documents at even distances from a seeded first one; all where `count` is 0."""
     total = len(tokens.ids)
@@ -71,16 +53,12 @@ def spread_sample(tokens: Tokens, count: int, seed: int) -> Tokens:
         return tokens
     offset = np.random.default_rng(seed).random()
     rows = np.floor((np.arange(count) + offset) * total / count).astype(int)
-    return Tokens(
-        ids=[tokens.ids[row] for row in rows],
-        starts=[tokens.starts[row] for row in rows],
-        documents=tokens.documents[rows],
-        left_out=tokens.left_out,
-    )
+    ids, starts = [tokens.ids[row] for row in rows], [tokens.starts[row] for row in rows]
+    return tokens._replace(ids=ids, starts=starts, documents=tokens.documents[rows])
 
 
-def measure(reader: Reader, one: SplitPass, settings: Settings) -> list[TextRow]:
-    """Sensitivity of one model on every document of a split, in their order.
+def measure(reader: Reader, one: SplitPass, settings: Settings) -> pd.DataFrame:
+    """per_text.csv of one model on one split, documents in their order.
 
     The model comes from `lipschitz.make_differentiable`. Processes share the texts and all get all
     rows. Raises BadInput where an output is not finite.
@@ -91,33 +69,18 @@ def measure(reader: Reader, one: SplitPass, settings: Settings) -> list[TextRow]
     most = _STATES // (max(tokens.lengths) * per_token)
     order = length_batches(tokens.lengths, max(1, min(one.batch_size, most)))
     bar = progress(devices.share(order), f"{label} {split}", unit="batch")
-    values = torch.zeros(len(tokens.ids), len(METRICS) + 3, dtype=torch.float64)
+    values = torch.zeros(len(tokens.ids), len(MEASURED), dtype=torch.float64)
     for at in padded_batches(tokens, bar, one.pad_id, one.device):
         seeds = [_seed(settings.seed, split, int(tokens.documents[row])) for row in at.rows]
         values[at.rows] = _measure_batch(reader, at, seeds, settings)
-    rows = []
-    places = zip(tokens.documents, tokens.counts, strict=True)
-    lines = devices.sum_over_processes(values).tolist()
-    for (text, count), line in zip(places, lines, strict=True):
-        noise, gradient, variance, jacobian, iterations, converged, loss = line
-        if not all(map(math.isfinite, (noise, variance, jacobian))):
-            advice = "use --dtype fp32, or check the weights"
-            raise BadInput(f"{label}: NaN or Inf on {split} text {text}: {advice}")
-        row = TextRow(
-            model=label,
-            data=split,
-            text=int(text),
-            tokens=int(count),
-            lipschitz=noise,
-            gradient_norm=None if math.isnan(gradient) else gradient,
-            output_variance=variance,
-            jacobian_norm=jacobian,
-            jacobian_iterations=int(iterations),
-            jacobian_converged=bool(converged),
-            loss=None if math.isnan(gradient) else loss,
-        )
-        rows.append(row)
-    return rows
+    found = pd.DataFrame(devices.sum_over_processes(values).numpy(), columns=[*MEASURED])
+    finite = np.isfinite(found.drop(columns=["gradient_norm", "loss"])).all(axis=1)
+    if not finite.all():
+        text, advice = tokens.documents[finite.argmin()], "use --dtype fp32, or check the weights"
+        raise BadInput(f"{label}: NaN or Inf on {split} text {text}: {advice}")
+    places = {"model": label, "data": split, "text": tokens.documents, "tokens": tokens.counts}
+    kinds = {"jacobian_iterations": int, "jacobian_converged": bool}
+    return pd.DataFrame(places).join(found.astype(kinds))
 
 
 def _seed(seed: int, split: str, document: int) -> int:
@@ -129,8 +92,8 @@ def _seed(seed: int, split: str, document: int) -> int:
 def _measure_batch(
     reader: Reader, at: TokenBatch, seeds: Sequence[int], settings: Settings
 ) -> Tensor:
-    """Per text `[B, 7]`: the metrics, iterations, converged, loss."""
-    x, counted = lipschitz.embed(reader.anatomy, at.batch), at.counted
+    """MEASURED of the texts of a batch, `[B, 7]`."""
+    x, counted = reader.anatomy.embedding(at.batch.input_ids).detach(), at.counted
     if not bool((torch.linalg.vector_norm(x.float(), dim=-1)[counted] > 0).all()):
         raise BadInput(f"{reader.name}: a token's embedding is zero, no distance is relative to it")
 
@@ -138,17 +101,16 @@ def _measure_batch(
         mask = at.batch.attention_mask.repeat(len(embedded) // len(x), 1)
         return lipschitz.run(reader.model, reader.anatomy, embedded, mask)
 
-    deltas = lipschitz.perturbations(
-        x, counted, settings.epsilon, settings.num_perturbations, seeds
-    )
+    count = settings.num_perturbations
+    deltas = lipschitz.perturbations(x, counted, settings.epsilon, count, seeds)
     per_pass = max(1, _LOGITS // (counted.numel() * reader.anatomy.head.weight.shape[0]))
     with torch.no_grad():
-        response = lipschitz.respond(outputs, x, counted, deltas, per_pass)
-    gradient = lipschitz.gradient_norms(outputs, x, at.batch, counted)
+        response, variance = lipschitz.respond(outputs, x, counted, deltas, per_pass)
+    gradient, loss = lipschitz.gradient_norms(outputs, x, at.batch, counted)
     trunk = lipschitz.trunk_function(reader.anatomy, at.batch.attention_mask)
     jacobian = lipschitz.jacobian_norms(trunk, x, counted, seeds, settings.tol, settings.max_iters)
-    columns = [response.lipschitz, gradient.norm, response.output_variance, *jacobian]
-    return torch.stack([c.cpu().double() for c in [*columns, gradient.loss]], 1)
+    columns = [response, gradient, variance, *jacobian, loss]
+    return torch.stack([column.cpu().double() for column in columns], 1)
 
 
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────
