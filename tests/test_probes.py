@@ -169,12 +169,13 @@ def test_last_layer_gives_the_answers_of_the_model(
 def test_earlier_layers_equal_the_model_without_the_blocks_above(tmp_path: Path) -> None:
     model, tokenizer = tiny_models.build("llama", seed=3), tiny_models.tokenizer("llama")
     asked = load_questions(tiny_study.questions(tmp_path / "q.jsonl", 12))
-    scores = logit_lens.scores_by_layer(model, tokenizer, asked, batch_size=5)
+    whole = logit_lens.answers_by_layer(model, tokenizer, asked, batch_size=5)
     for layers in (2, 1):
         model.model.layers = model.model.layers[:layers]
         model.config.num_hidden_layers = layers
-        cut = logit_lens.scores_by_layer(model, tokenizer, asked)
-        np.testing.assert_allclose(scores[layers], cut[-1], rtol=1e-5)
+        cut = logit_lens.answers_by_layer(model, tokenizer, asked)
+        for one, other in zip(whole[layers], cut[-1], strict=True):
+            assert one.margin == pytest.approx(other.margin, rel=1e-5, abs=1e-4)
 
 
 # ── the script ────────────────────────────────────────────────────────────────────────────────────

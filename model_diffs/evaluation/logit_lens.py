@@ -8,9 +8,7 @@ there (nostalgebraist 2020, "interpreting GPT: the logit lens"). Sentences are s
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model_diffs.data.questions import Question
@@ -34,10 +32,10 @@ def _logits(model: Any, anatomy: Anatomy, state: int, hidden: Tensor) -> Tensor:
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
-def scores_by_layer(
+def answers_by_layer(
     model: nn.Module, tokenizer: Any, questions: Sequence[Question], batch_size: int = 64
-) -> NDArray[np.float64]:
-    """Log-probability of every completed sentence from every state, `[S, questions, choices]`.
+) -> list[list[Answer]]:
+    """The answers read from each state; those of the last are the model's own.
 
     `batch_size` counts sentences. The model is in evaluation mode.
     """
@@ -53,15 +51,7 @@ def scores_by_layer(
         loading.stream_states(anatomy, batch, receive)
         return scores
 
-    return scoring.sentence_scores(model, tokenizer, questions, batch_size, score_batch)
-
-
-def answers_by_layer(
-    model: nn.Module, tokenizer: Any, questions: Sequence[Question], batch_size: int = 64
-) -> list[list[Answer]]:
-    """The answers read from each state; those of the last are the model's own."""
-    scores = scores_by_layer(model, tokenizer, questions, batch_size)
-    return [scoring.answers(questions, layer) for layer in scores]
+    return scoring.read_answers(model, tokenizer, questions, batch_size, score_batch)
 
 
 def question_rows(answers: Sequence[Sequence[Answer]]) -> list[dict[str, Any]]:

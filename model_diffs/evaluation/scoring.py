@@ -26,8 +26,6 @@ class Answer(NamedTuple):
     id: str
     domain: str
     fold: str | None
-    chosen: int
-    """Index of the likeliest choice, the first of them in a tie."""
     correct: bool
     """Whether the correct choice is likelier than every other: a tie is not correct."""
     margin: float
@@ -85,15 +83,32 @@ def encode_sentences(
     return sequences, index
 
 
+def answers(questions: Sequence[Question], scores: NDArray[np.float64]) -> list[Answer]:
+    """Compare the scores of the choices, `[questions, choices]`.
+
+    Raises BadInput for a score that is not finite.
+    """
+    result = []
+    for question, row in zip(questions, scores, strict=True):
+        if not np.isfinite(row).all():
+            raise BadInput(
+                f"question {question.id}: a log-probability is not finite; check the weights, or "
+                "use a wider --dtype"
+            )
+        margin = float(row[question.answer] - np.delete(row, question.answer).max())
+        result.append(Answer(question.id, question.domain, question.fold, margin > 0, margin))
+    return result
+
+
 @torch.inference_mode()
-def sentence_scores(
+def read_answers(
     model: nn.Module,
     tokenizer: Any,
     questions: Sequence[Question],
     batch_size: int,
     score_batch: Callable[[loading.Batch], Sequence[Tensor]],
-) -> NDArray[np.float64]:
-    """Log-probabilities of all completed sentences: `[readings, questions, choices]`.
+) -> list[list[Answer]]:
+    """The answers of each reading of a model, the questions in their order.
 
     `score_batch` gives `sentence_log_probabilities` of a batch for each reading of it: one for a
     model's own output, one per hidden state for a logit lens. `batch_size` counts sentences and
@@ -109,25 +124,7 @@ def sentence_scores(
         for rows in progress(batches, "questions", unit="batch")
     ]
     place = np.concatenate(batches).argsort()
-    return torch.cat(scores, 1).numpy()[:, place[index]]
-
-
-def answers(questions: Sequence[Question], scores: NDArray[np.float64]) -> list[Answer]:
-    """Compare the scores of the choices, `[questions, choices]`.
-
-    Raises BadInput for a score that is not finite.
-    """
-    result = []
-    for question, row in zip(questions, scores, strict=True):
-        if not np.isfinite(row).all():
-            raise BadInput(
-                f"question {question.id}: a log-probability is not finite; check the weights, or "
-                "use a wider --dtype"
-            )
-        margin = float(row[question.answer] - np.delete(row, question.answer).max())
-        domain, fold = question.domain, question.fold
-        result.append(Answer(question.id, domain, fold, int(row.argmax()), margin > 0, margin))
-    return result
+    return [answers(questions, one[place[index]]) for one in torch.cat(scores, 1).numpy()]
 
 
 def score(
@@ -146,10 +143,10 @@ def score(
     training = model.training
     model.eval()
     try:
-        (scores,) = sentence_scores(model, tokenizer, questions, batch_size, score_batch)
+        (given,) = read_answers(model, tokenizer, questions, batch_size, score_batch)
     finally:
         model.train(training)
-    return answers(questions, scores)
+    return given
 
 
 def accuracies(given: Sequence[Answer], seed: int = 42) -> list[Accuracy]:
