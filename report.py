@@ -7,7 +7,8 @@ conclusions from their intervals by stated rules, and writes a page that needs n
     uv run report.py --model-a ./models/miniature-base --filtered miniature-filtered \\
         --model-b ./models/miniature-filtered ./unlearned_models/miniature-base__npo
 
-Writes <outroot>/report/: report.html, signature.csv (one row per comparison), signature.png.
+Writes <outroot>/report/: report.html, signature.csv (one row per comparison), signature.png; where
+a study has several seeds signature_seeds.csv (mean and standard deviation over them).
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ STEP = Step(
     folder=inventory.FOLDER,
     question="What did each intervention do?",
     scope="study",
-    tables=(Table("signature"),),
+    tables=(Table("signature"), Table("signature_seeds")),
 )
 
 
@@ -67,6 +68,7 @@ def planned_runs(options: Options) -> list[PlannedRun]:
 def write_report(run: results.Run, options: Options) -> None:
     """Assemble, draw and write the page."""
     from model_diffs.report import assembling, conditions, page, signature_figure
+    from model_diffs.stats.seeds import over_seeds
 
     outroot, scripts = Path(options.outroot), load_steps()
     chosen = choose_comparisons(outroot, options.model_a, options.model_b)
@@ -82,7 +84,9 @@ def write_report(run: results.Run, options: Options) -> None:
     signature = dataclasses.replace(signature, provenance=provenance)
     run.reads(*inventory.files_of(found, ".csv", ".json", ".png", ".svg"))
     run.reads(*(one.folder / results.RECORD for one in found if one.there))
-    run.table("signature", assembling.signature_rows(signature))
+    seeds = over_seeds(run.table("signature", assembling.signature_rows(signature)))
+    if len(seeds):
+        run.table("signature_seeds", seeds)
     image = b""
     if signature.measures:
         run.figure("signature", signature_figure.draw(signature))

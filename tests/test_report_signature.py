@@ -21,6 +21,7 @@ from model_diffs.report.formatting import number
 from model_diffs.report.signature import Signature
 from model_diffs.report.tables import measures_table
 from model_diffs.stats.estimates import Difference, Estimate, Sample, difference
+from model_diffs.stats.seeds import over_seeds
 
 ROOT = Path(__file__).parents[1]
 FILTERED, NPO = "base__to__filtered", "base__to__npo"
@@ -335,3 +336,24 @@ def test_docs_have_the_declared_measures() -> None:
     assert measures_table(SCRIPTS) in (ROOT / "docs/signature.md").read_text()
     for key in (*AT_A_GLANCE, *SUMMARY):
         assert key in MEASURES
+
+
+def test_models_of_several_seeds_give_mean_and_standard_deviation() -> None:
+    names = ["base__rmu__seed1", "base__rmu__seed2", "base__npo__seed1", "base__cb"]
+    table = pd.DataFrame(
+        {
+            "comparison": [f"base__to__{name}" for name in names],
+            "base": "base",
+            "changed": names,
+            "filtered": False,
+            "dh": [1.0, 3.0, 5.0, 7.0],
+            "dh_low": 0.0,
+            "rank": [2.0, None, 2.0, 2.0],
+        }
+    )
+    found = over_seeds(table)
+    assert found["changed"].tolist() == ["base__rmu"] and found["seeds"].tolist() == [2]
+    assert [*found.columns] == [
+        *("base", "changed", "seeds", "dh_mean", "dh_std", "rank_mean", "rank_std")
+    ]
+    assert found.loc[0, "dh_mean"] == 2 and found.loc[0, "dh_std"] == pytest.approx(2**0.5)

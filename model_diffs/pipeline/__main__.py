@@ -247,7 +247,7 @@ def close(folder: Path) -> None:
         from model_diffs.unlearning.summary import table as summary
 
         made = {Path(f): result for f, result in outcome.items() if "unlearned_models" in f}
-        print("\n" + summary(list(made), made))
+        print("\n" + summary([*made], made))
     elif not any(ran.values()):
         _print_places(content["outroot"], content["rows"], False)
 
