@@ -63,6 +63,12 @@ class Sums(NamedTuple):
         return Sums(layers, self.counts + more.counts)
 
 
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def _run_batch(
     reader: Reader, lens: Lens, options: Options, at: TokenBatch, seconds: dict[int, float]
 ) -> Sums:
@@ -72,28 +78,21 @@ def _run_batch(
     that is watched; one for gradients goes back once for all layers.
     """
     layers, device, gradients = [*seconds], at.counted.device, options.aggregate_by == "gradients"
-    entered: dict[int, Tensor] = {}
-    held: dict[int, Tensor] = {}
-    sums: dict[int, Tensor] = {}
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
+    entered, held, sums = dict[int, Tensor](), dict[int, Tensor](), dict[int, Tensor]()
 
     def keep(layer: int, x: Tensor) -> Tensor:
         entered[layer] = counted_rows(x.detach(), at.counted)
         return x
 
     def add(layer: int, x: Tensor, gradient: Tensor | None = None) -> None:
-        started = now()
+        started = _now(device)
         slope = None if gradient is None else counted_rows(gradient, at.counted)
         x = counted_rows(x, at.counted)
         sums[layer] = lens.sums(layer, x, entered.get(layer), slope).cpu()
         if not bool(torch.isfinite(sums[layer]).all()):
             problem = f"layer {layer} is not finite: use --dtype fp32, or look at the weights"
             raise BadInput(f"{reader.name}: {problem}")
-        seconds[layer] += now() - started
+        seconds[layer] += _now(device) - started
 
     def receive(layer: int, x: Tensor) -> Tensor:
         if gradients:
@@ -102,10 +101,10 @@ def _run_batch(
             add(layer, x)
         return x
 
-    loss, predictions, into = 0.0, 0, layers if lens.wants_entered else []
+    loss, predictions = 0.0, 0
     with (
         torch.inference_mode(not gradients),
-        watch(reader.anatomy, "mlp_in", into, keep),
+        watch(reader.anatomy, "mlp_in", layers if lens.wants_entered else [], keep),
         watch(reader.anatomy, options.site, layers, receive),
     ):
         if gradients:

@@ -61,7 +61,6 @@ def analyse(
     """Measure. Also the metadata that all powers share, and the files of the texts."""
     device = devices.pick_device(options.device)
     dtype = devices.pick_dtype(options.dtype, device)
-    seed_everything(options.seed)
     started = time.perf_counter()
     split = text_datasets.read_dataset(options.dataset, options.max_samples, options.seed)
     tokenizer = loading.load_tokenizer(options.model, options.trust_remote_code)
@@ -234,6 +233,7 @@ def run(
     Leaves with 130 where interrupted. Raises BadInput, when the rest is saved, for what could not
     be normalised.
     """
+    seed_everything(options.seed)
     measured, about, text_files = analyse(options, checkpoint, layers, lens_on, facts or {})
     if not results.is_main_process():
         return

@@ -31,8 +31,7 @@ class Trained(NamedTuple):
 def mlp_outputs(model: nn.Module, tokens: Tokens, pad_id: int, texts_per_pass: int) -> list[Tensor]:
     """What each block's MLP gives at the counted tokens, `[tokens, hidden]` fp32 per block."""
     anatomy = locate(model)
-    layers = range(len(anatomy.blocks))
-    device = next(model.parameters()).device
+    layers, device = range(len(anatomy.blocks)), next(model.parameters()).device
     parts: list[list[Tensor]] = [[] for _ in layers]
     batches = length_batches(tokens.lengths, texts_per_pass)
     bar = progress(batches, "MLP outputs", unit="batch")
