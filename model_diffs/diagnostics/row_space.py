@@ -140,7 +140,6 @@ def token_values(x: Tensor, Wx: Tensor, reads: Reads) -> Tensor:
     R = reads.R.to(x.device, non_blocking=True)
     moved = torch.linalg.vector_norm((x.to(R.dtype) @ R.T).float(), dim=1)
     size = torch.linalg.vector_norm(Wx.float(), dim=1)
-
     ratio = torch.where(norm > 0, inside / norm, 0.0)
     effect = torch.where(size > 0, moved / size, 0.0)
     columns = [ratio, inside, norm > 0, effect, size > 0]
