@@ -62,8 +62,8 @@ class Trainer:
     retain: Tokens
     pad_id: int
     accelerator: Accelerator
-    resume: Path | None = None
-    """Where interrupted training is kept; None: nowhere."""
+    resume: Path = Path()
+    """Where interrupted training is kept, every --checkpoint-every steps."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """What a kept state must have been made with."""
     adapter: Any = None
@@ -214,9 +214,9 @@ class Trainer:
             mine = start + self.accelerator.process_index
             rows = batches[min(mine, len(batches) - 1)]
             batch = data.split_batch(texts, rows, self.pad_id, device)
-            sums = self.passage(Network.log_probs, batch)
+            log_probs = self.passage(Network.log_probs, batch)
             if mine < len(batches):
-                total -= float(sums.cpu().double().sum())
+                total -= float(log_probs.cpu().double().sum())
         return math.fsum(gather_object([total])) / sum(len(ids) - 1 for ids in texts)
 
     @torch.no_grad()
@@ -266,29 +266,25 @@ class Trainer:
 
     # ── interrupted runs ──────────────────────────────────────────────────────────────────────────
 
-    def _state(self) -> dict[str, Any]:
-        """What a resumed run needs: the weights that are trained, optimisers, schedules, logs."""
-        trained = {n: p.detach() for n, p in self.network.named_parameters() if p.requires_grad}
-        return {
-            "weights": trained,
-            "parts": [one.state_dict() for one in (*self.optimizers, *self.schedules)],
-            "log": [tuple(one) for one in self.steps_log],
-            "evaluations": self.evaluations,
-        }
-
     def _keep(self, step: int) -> None:
         every = self.options.checkpoint_every
-        if not every or step % every or self.resume is None or step == len(self.steps):
+        if not every or step % every or step == len(self.steps):
             return
         if self.accelerator.is_main_process:
-            save_state(self.resume, self._state(), self.arguments)
+            trained = {n: p.detach() for n, p in self.network.named_parameters() if p.requires_grad}
+            state = {
+                "weights": trained,
+                "parts": [one.state_dict() for one in (*self.optimizers, *self.schedules)],
+                "log": [tuple(one) for one in self.steps_log],
+                "evaluations": self.evaluations,
+            }
+            save_state(self.resume, state, self.arguments)
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> int:
         """Take up what an interrupted run left; returns the number of steps that are done."""
-        state = None
-        if self.options.checkpoint_every and self.resume is not None:
-            state = load_state(self.resume, self.arguments)
+        every = self.options.checkpoint_every
+        state = load_state(self.resume, self.arguments) if every else None
         if state is None:
             return 0
         self.network.load_state_dict(state["weights"], strict=False)
