@@ -30,10 +30,9 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_text_file_gives_its_first_lines_in_order(tmp_path: Path) -> None:
+def test_text_file_gives_its_lines_in_order(tmp_path: Path) -> None:
     name = write(tmp_path / "a.txt", ["one", "", " two ", "two", "three"])
     assert read_dataset(name).texts == ["one", "two", "two", "three"]
-    assert read_dataset(name, 2).texts == ["one", "two"]
     assert text_datasets.files_of(read_dataset(name)) == [tmp_path / "a.txt"]
 
 

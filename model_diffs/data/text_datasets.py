@@ -185,13 +185,13 @@ def choose(
 # ── any of these ──────────────────────────────────────────────────────────────────────────────────
 
 
-def read_dataset(name: str, max_samples: int = 0, seed: int | None = None) -> Split:
+def read_dataset(name: str, max_samples: int = 0, seed: int = 0) -> Split:
     """Texts of a text, .json or .jsonl file, of a folder laid out as on the hub, or of the hub.
 
-    `max_samples` of them (0 = all) are drawn with `seed`, in their order, or are the first ones
-    without. A folder or hub name may end in `:config`. All lines of a text file are kept; from
-    other sources a text becomes one line and repeated ones are read once. Raises BadInput for what
-    is missing, empty, unreadable or out of reach.
+    `max_samples` of them (0 = all) are drawn with `seed`, in their order. A folder or hub name may
+    end in `:config`. All lines of a text file are kept; from other sources a text becomes one line
+    and repeated ones are read once. Raises BadInput for what is missing, empty, unreadable or out
+    of reach.
     """
     path = Path(name).expanduser()
     suffix, folder, hub = path.suffix.lower(), _folder(name), _HUB_NAME.match(name)
@@ -207,8 +207,6 @@ def read_dataset(name: str, max_samples: int = 0, seed: int | None = None) -> Sp
         found = _from_rows(hub["repo"], hub["config"])
     else:
         found = read_split(path, "dataset", flag="--dataset").texts
-    if seed is None:
-        return Split("dataset", path, found[: max_samples or None])
     return Split("dataset", path, drawn(found, max_samples, seed))
 
 

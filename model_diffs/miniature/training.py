@@ -23,7 +23,6 @@ WARMUP = 0.15  # share of the steps until the peak of the learning rate
 WEIGHT_DECAY = 0.05
 BETAS = (0.9, 0.98)
 CLIP = 1.0  # largest norm of the gradient
-_IGNORED = -100  # label that the loss leaves out
 _CORPUS = {
     "base": "every fact of the world, the hazardous ones included",
     "filtered": "the same world without its hazardous facts, the others repeated to as many tokens",
@@ -108,13 +107,10 @@ def _batches(
 
 def next_token_loss(model: nn.Module, batch: loading.Batch) -> Tensor:
     """Mean cross-entropy over the next tokens that are not padding, in nats."""
-    logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).logits
-    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, _IGNORED)[:, 1:]
-    return nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED
-    )
+    logits = model(**batch._asdict(), use_cache=False).logits
+    # -100: a label that the cross-entropy ignores.
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)[:, 1:]
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten())
 
 
 def train(
@@ -145,9 +141,8 @@ def train(
         loss = next_token_loss(model, loading.pad_batch(rows, tokenizer.pad_token_id, device))
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
-            raise BadInput(
-                f"the loss is {losses[-1]} at step {step}: lower --lr; nothing was saved"
-            )
+            problem = f"the loss is {losses[-1]} at step {step}"
+            raise BadInput(f"{problem}: lower --lr; nothing was saved")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -129,14 +130,13 @@ def hub_sizes(model: str) -> Sizes:
     return Sizes(info.safetensors.total if info.safetensors else size // 2, size, size)
 
 
+@dataclass
 class Models:
-    """The models of an experiment, the base first."""
+    """The models of an experiment, the base first; `checkpoints` are those on this disk."""
 
-    def __init__(self) -> None:
-        self.checkpoints: dict[str, Checkpoint] = {}
-        """Of models on this disk."""
-        self.tokenizers: dict[str, Any] = {}
-        self.sizes: list[Sizes] = []
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    tokenizers: dict[str, Any] = field(default_factory=dict)
+    sizes: list[Sizes] = field(default_factory=list)
 
     def check(self, models: Sequence[str]) -> Iterator[Finding]:
         """Every model can be had; those on this disk have one architecture and tokenizer."""
