@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # no screen is needed, and none is touched
 import matplotlib.pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -162,8 +163,12 @@ def layer_figure(
     for cell, panel in zip(grid.flat, panels, strict=False):
         _draw_panel(cell, panel, legend == "each")
     if legend != "each":
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+        shown: dict[str, Artist] = {}
+        for cell in grid.flat:
+            handles, labels = cell.get_legend_handles_labels()
+            shown |= dict(zip(labels, handles, strict=True))
+        ncols = min(6, len(shown))
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=ncols)
     for cell in grid.flat[len(panels) :]:
         cell.remove()
     figure.suptitle(title, fontsize=13)
