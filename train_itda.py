@@ -126,16 +126,9 @@ def atom_rows(one: "Trained", texts: "Reading", tokenizer: Any) -> list[AtomRow]
 
 def summary(one: "Trained") -> dict[str, Any]:
     """What summary.json holds. No times: the same inputs give the same bytes."""
-    judged = one.judged
-    return {
-        "layer": one.layer,
-        "atoms": one.count,
-        "tokens_seen": one.tokens,
-        "fvu": {name: float(value) for name, value in judged.fvu._asdict().items()},
-        "fvu_tokens": judged.tokens,
-        "dead_share": judged.dead_share,
-        "dead_tokens": judged.dead_tokens,
-    }
+    fvu = {name: float(value) for name, value in one.judged.fvu._asdict().items()}
+    found = {"layer": one.layer, "atoms": one.count, "tokens_seen": one.tokens}
+    return found | one.judged._asdict() | {"fvu": fvu}
 
 
 def draw(run: Run, rows: "pd.DataFrame") -> None:
@@ -172,7 +165,8 @@ def write(
     print(
         f"{run.planned.folder}: {one.count} atoms from {one.tokens} tokens, FVU "
         f"{judged.fvu.mean:.3f} [{judged.fvu.low:.3f}, {judged.fvu.high:.3f}] on the last "
-        f"{judged.tokens}, share of dead atoms {dead} in {judged.dead_tokens}, {speed:,} tokens/s"
+        f"{judged.fvu_tokens}, share of dead atoms {dead} in {judged.dead_tokens}, {speed:,} "
+        "tokens/s"
     )
 
 

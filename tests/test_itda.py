@@ -213,7 +213,7 @@ def test_pass_ends_once_a_full_dictionary_is_judged(
     x = [state[1:] for state in place.states[: len(found.rows) * SETTINGS.batch_size]]
     later = torch.from_numpy(np.concatenate(x))[full.tokens :]
     fvu = ITDA(found.atoms, found.atom_indices, {"layer": 1, "k": 4}).encode(later).fvu
-    assert found.judged.tokens == len(later)
+    assert found.judged.fvu_tokens == len(later)
     assert found.judged.fvu.mean == pytest.approx(float(fvu.double().mean()), rel=1e-4)
 
 

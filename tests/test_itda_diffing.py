@@ -14,7 +14,7 @@ from model_diffs.activations.tokens import padded_batches
 from model_diffs.dictionaries import examples, reading, tables
 from model_diffs.dictionaries.diffing import ModelDiffing
 from model_diffs.dictionaries.itda import ITDA
-from model_diffs.dictionaries.sums import BatchCodes, ModelTotals, PairedSums, sum_codes
+from model_diffs.dictionaries.sums import BatchCodes, ModelTotals, sum_codes
 
 
 @pytest.fixture(scope="module")
@@ -117,15 +117,20 @@ def test_base_is_encoded_once_for_all_changed_models(
 # ── errors and tests over documents ───────────────────────────────────────────────────────────────
 
 
-def halves(itda: ITDA, states: torch.Tensor, order: np.ndarray) -> PairedSums:
+def totals_of(documents: int, latents: int = 3) -> ModelTotals:
+    """Empty sums over documents of one data set."""
+    return ModelTotals(latents, torch.zeros(documents, dtype=torch.int64), 1)
+
+
+def halves(itda: ITDA, states: torch.Tensor, order: np.ndarray) -> ModelTotals:
     """Documents `[D, tokens, d]` of one model, split in two and set against each other in pairs."""
-    paired = PairedSums(itda.size)
-    size = states.shape[1]
+    paired, size = totals_of(len(order) // 2, itda.size), states.shape[1]
     places = torch.cartesian_prod(torch.arange(20), torch.arange(size))
     for start in range(0, len(order) // 2, 20):
         sides = [order[start : start + 20], order[len(order) // 2 :][start : start + 20]]
         codes = [itda.encode(states[side].flatten(0, 1)) for side in sides]
-        paired.add(*(sum_codes(c, places, 20, itda.size) for c in codes))
+        a, b = (sum_codes(c, places, 20, itda.size) for c in codes)
+        paired.add(b, a, list(range(start, start + 20)))
     return paired
 
 
@@ -157,12 +162,12 @@ def test_p_values_of_two_halves_of_one_model_are_uniform(study: tiny_study.Study
 
 
 def test_rare_latents_have_no_p_value() -> None:
-    paired = PairedSums(3)
-    codes = [
+    paired = totals_of(3)
+    a, b = [
         _codes([[0, 1], [1, 1], [0, 1]], [[0.0, 1.0], [1.0, 2.0], [0.0, 3.0]]),
         _codes([[0, 1], [1, 1], [0, 1]], [[2.0, 1.0], [1.0, 2.0], [2.0, 3.5]]),
     ]
-    paired.add(*codes)
+    paired.add(b, a, [0, 1, 2])
     changes = paired.changes()
     assert np.isnan(changes.p_value).all() and np.isnan(changes.q_value).all()
     assert changes.documents.tolist() == [2, 3, 0]
@@ -170,8 +175,8 @@ def test_rare_latents_have_no_p_value() -> None:
 
 
 def test_single_document_has_no_error_and_no_verdict_on_fit(study: tiny_study.Study) -> None:
-    paired = PairedSums(3)
-    paired.add(_codes([[0, 1]], [[1.0, 1.0]]), _codes([[0, 1]], [[2.0, 1.0]]))
+    paired = totals_of(1)
+    paired.add(_codes([[0, 1]], [[2.0, 1.0]]), _codes([[0, 1]], [[1.0, 1.0]]), [0])
     assert np.isnan(paired.changes().std_error).all()
     one = study.root / "one.txt"
     one.write_text((study.root / "forget.txt").read_text().splitlines()[0] + "\n")
@@ -192,12 +197,13 @@ def _codes(indices: list[list[int]], values: list[list[float]]) -> Any:
 def test_p_value_is_students_over_documents_with_the_latent() -> None:
     draw = np.random.default_rng(1)
     d = draw.normal(0.4, 1.0, 15)
-    paired = PairedSums(3)
-    for value in [*d.tolist(), *[0.0] * 40]:
+    paired = totals_of(55)
+    for row, value in enumerate([*d.tolist(), *[0.0] * 40]):
         if value:  # latent 0 in both models, B's higher by `value`; latent 1 alike everywhere
-            paired.add(_codes([[0, 1]], [[3.0, 1.0]]), _codes([[0, 1]], [[3.0 + value, 1.0]]))
+            a, b = (_codes([[0, 1]], [[3.0 + more, 1.0]]) for more in (0.0, value))
         else:
-            paired.add(_codes([[1, 1]], [[1.0, 0.0]]), _codes([[1, 1]], [[1.0, 0.0]]))
+            a = b = _codes([[1, 1]], [[1.0, 0.0]])
+        paired.add(b, a, [row])
     changes = paired.changes()
     assert changes.documents[0] == 15
     assert changes.p_value[0] == pytest.approx(stats.ttest_1samp(d, 0).pvalue, rel=1e-3)
@@ -211,7 +217,7 @@ def test_memory_does_not_grow_with_tokens(study: tiny_study.Study) -> None:
     opened = diffing(study)
 
     def kept(totals: ModelTotals) -> int:
-        tensors = [*vars(totals).values(), *totals.top, *vars(totals.paired).values(), *totals.kept]
+        tensors = [*vars(totals).values(), *totals.top, *totals.kept]
         return sum(t.numel() for t in tensors if isinstance(t, torch.Tensor))
 
     sizes = []

@@ -56,7 +56,7 @@ class Comparison(NamedTuple):
     base: ModelTotals
     changed: ModelTotals
     changes: pd.DataFrame
-    """As `PairedSums.changes` gives them."""
+    """As `ModelTotals.changes` gives them."""
     fits: dict[str, Fit]
     """Of all texts, under `all`, and of each data set under its name where there are several."""
     order: np.ndarray
@@ -179,7 +179,7 @@ class ModelDiffing:
                     totals.keep(codes, at.places, texts.tokens.documents[at.rows])
 
     def _comparison(self, base: ModelTotals, changed: ModelTotals, texts: Reading) -> Comparison:
-        changes, seed = changed.paired.changes(), self.options.seed
+        changes, seed = changed.changes(), self.options.seed
         counts, a, b = (x.numpy() for x in (base.counts, base.unexplained, changed.unexplained))
         read = counts > 0  # --max-steps may leave documents unread
         subsets = {"all": read}

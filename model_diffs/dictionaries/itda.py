@@ -24,7 +24,7 @@ from torch import Tensor
 from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries import pursuit
 from model_diffs.dictionaries.pursuit import Codes
-from model_diffs.dictionaries.tensor_files import load_tensor, load_tensors
+from model_diffs.dictionaries.tensor_files import load_tensors
 
 TENSORS, METADATA = "atoms.safetensors", "metadata.yaml"
 PUBLISHED = {"atoms": "atoms.pt", "atom_indices": "atom_indices.pt"}
@@ -93,13 +93,14 @@ class ITDA:
                 f"{folder}: no atoms; looked for {TENSORS} and {PUBLISHED['atoms']}. "
                 "Train it again with train_itda.py"
             )
-        if published:
-            found = {name: load_tensor(folder / file) for name, file in PUBLISHED.items()}
-        else:
-            found = load_tensors(folder / TENSORS)
-        if not found.keys() >= PUBLISHED.keys():
-            raise BadInput(f"{folder}: no {' and '.join(PUBLISHED)} in it; train it again")
-        atoms, indices = found["atoms"].float(), found["atom_indices"].long()
+        try:
+            if published:
+                found = {name: load_tensors(folder / file)[""] for name, file in PUBLISHED.items()}
+            else:
+                found = load_tensors(folder / TENSORS)
+            atoms, indices = found["atoms"].float(), found["atom_indices"].long()
+        except KeyError as error:
+            raise BadInput(f"{folder}: no {' and '.join(PUBLISHED)} in it: refused") from error
         if atoms.ndim != 2 or not len(atoms) or indices.shape != (len(atoms), 2):
             raise BadInput(
                 f"{folder}: atoms are {list(atoms.shape)} and their indices {list(indices.shape)}; "

@@ -94,19 +94,10 @@ def _best(products: Tensor, work: Tensor, floor: Tensor) -> tuple[Tensor, Tensor
 
 
 def merged(codes: Codes) -> Codes:
-    """The same codes, the coefficients of repeated atoms added up; slots by atom, unused last."""
-    # Unused slots go behind all atoms, so that they do not join atom 0.
-    unused = codes.values == 0
-    order = codes.indices.masked_fill(unused, torch.iinfo(torch.int64).max)
-    order, place = order.sort(dim=1, stable=True)
-    values = codes.values.gather(1, place)
-    new = torch.ones_like(order)
-    new[:, 1:] = (order[:, 1:] != order[:, :-1]).long()
-    group = new.cumsum(1) - 1
-    sums = torch.zeros_like(values).scatter_add_(1, group, values)
-    indices = codes.indices.gather(1, place)
-    first = torch.zeros_like(indices).scatter_reduce_(1, group, indices, "amax")
-    return Codes(first.masked_fill(sums == 0, 0), sums, codes.fvu)
+    """The same codes, the coefficients of a repeated atom added up in its first slot."""
+    first = (codes.indices[:, :, None] == codes.indices[:, None]).byte().argmax(2)
+    values = torch.zeros_like(codes.values).scatter_add_(1, first, codes.values)
+    return Codes(codes.indices.masked_fill(values == 0, 0), values, codes.fvu)
 
 
 def decode(codes: Codes, atoms: Tensor) -> Tensor:

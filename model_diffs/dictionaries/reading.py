@@ -24,14 +24,11 @@ class Reading(NamedTuple):
     """Texts of one or several data sets, one after the other, as tokens."""
 
     splits: list[Split]
+    texts: list[str]
+    """All of them, including documents without a counted token."""
     tokens: Tokens
     sources: np.ndarray
     """`[documents]` index of the split that a document is from."""
-
-    @property
-    def texts(self) -> list[str]:
-        """All texts, including documents without a counted token."""
-        return [text for split in self.splits for text in split.texts]
 
     @property
     def names(self) -> list[str]:
@@ -60,7 +57,7 @@ def read(
     texts = [text for split in splits for text in split.texts]
     tokens = tokenise(tokenizer, texts, options.seq_len, keep_bos, skip_first)
     sources = np.repeat(np.arange(len(splits)), [len(split.texts) for split in splits])
-    return Reading(splits, tokens, sources[tokens.documents])
+    return Reading(splits, texts, tokens, sources[tokens.documents])
 
 
 def describe(run: Run, models: Sequence[str], reading: Reading, **facts: Any) -> None:

@@ -91,8 +91,13 @@ def find(source: str) -> list[Found]:
     """
     root, repository = Path(source).expanduser(), ""
     if not naming.is_local(source):
-        root, files = _hub_files(source)
+        from huggingface_hub import list_repo_files, snapshot_download
+
         repository = source
+        with hub_errors(source):
+            files = list_repo_files(**_on_hub(source))
+            patterns = [f"*{name}" for name in set(CONFIG_OF.values())]
+            root = Path(snapshot_download(**_on_hub(source), allow_patterns=patterns))
     elif root.is_dir():
         files = [path.relative_to(root).as_posix() for path in root.rglob("*")]
     else:
@@ -115,16 +120,6 @@ def _on_hub(source: str) -> dict[str, Any]:
     repository, _, revision = source.partition("@")
     token = os.environ.get("HF_TOKEN") or False
     return {"repo_id": repository, "revision": revision or None, "token": token}
-
-
-def _hub_files(source: str) -> tuple[Path, list[str]]:
-    """Folder with the configurations of a hub repository, and all files that it has."""
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    with hub_errors(source):
-        files = list_repo_files(**_on_hub(source))
-        patterns = [f"*{name}" for name in set(CONFIG_OF.values())]
-        return Path(snapshot_download(**_on_hub(source), allow_patterns=patterns)), files
 
 
 def fetch(found: Found) -> Found:

@@ -97,17 +97,19 @@ class SparseActivations(NamedTuple):
 
 
 class ModelTotals:
-    """One model's sums over all documents, and its `paired` sums against the base.
+    """One model's sums over all documents, and its changes from the base.
 
     `sources` `[documents]`: index of the data set that each is from; `contexts`: how many documents
     are kept per latent.
     """
 
     def __init__(self, latents: int, sources: Tensor, contexts: int) -> None:
-        self.sources, self.contexts, self.paired = sources.long(), contexts, PairedSums(latents)
-        self.tokens = 0.0
+        self.sources, self.contexts = sources.long(), contexts
         self.kept: list[SparseActivations] = []
         self.sums, self.fires = torch.zeros(2, latents, dtype=torch.float64)
+        # A document's sum is d more than in the base and has n tokens: Σ d, Σ d², Σ d·n, and the
+        # number of documents in which either model uses the latent.
+        self.d, self.dd, self.dn, self.documents_with = torch.zeros(4, latents, dtype=torch.float64)
         # [documents]: Σ FVU and counted tokens.
         self.unexplained, self.counts = torch.zeros(2, len(sources), dtype=torch.float64)
         # [data sets, m]: Σ over documents of |Σ coefficients|.
@@ -117,10 +119,13 @@ class ModelTotals:
 
     def add(self, codes: BatchCodes, base: BatchCodes, rows: list[int]) -> None:
         """Add a batch of the documents `rows`, and what the base's codes of it are."""
-        self.paired.add(base, codes)
         self.sums += codes.sums.sum(0)
         self.fires += codes.fires.sum(0)
-        self.tokens += float(codes.counts.sum())
+        d = codes.sums - base.sums
+        self.d += d.sum(0)
+        self.dd += d.square().sum(0)
+        self.dn += (d * codes.counts[:, None]).sum(0)
+        self.documents_with += ((base.fires > 0) | (codes.fires > 0)).sum(0)
         where = torch.tensor(rows)
         self.unexplained[where] = codes.unexplained
         self.counts[where] = codes.counts
@@ -148,36 +153,15 @@ class ModelTotals:
     @property
     def mean(self) -> Array:
         """`[m]` mean coefficient over tokens, zeros included."""
-        return (self.sums / self.tokens).numpy()
+        return (self.sums / self.counts.sum()).numpy()
 
     @property
     def frequency(self) -> Array:
         """`[m]` share of tokens that use the latent."""
-        return (self.fires / self.tokens).numpy()
-
-
-class PairedSums:
-    """Sums over documents of d = (sum in B) − (sum in A), enough for means, errors and tests."""
-
-    def __init__(self, latents: int) -> None:
-        zeros = torch.zeros(4, latents, dtype=torch.float64)
-        self.d, self.dd, self.dn, self.documents_with = zeros.unbind()
-        self.tokens = self.tokens_squared = 0.0
-        self.documents = 0
-
-    def add(self, a: BatchCodes, b: BatchCodes) -> None:
-        """Add a batch that both models have read."""
-        d = b.sums - a.sums
-        self.d += d.sum(0)
-        self.dd += d.square().sum(0)
-        self.dn += (d * a.counts[:, None]).sum(0)
-        self.documents_with += ((a.fires > 0) | (b.fires > 0)).sum(0)
-        self.tokens += float(a.counts.sum())
-        self.tokens_squared += float(a.counts.square().sum())
-        self.documents += len(a.counts)
+        return (self.fires / self.counts.sum()).numpy()
 
     def changes(self) -> pd.DataFrame:
-        """A row per latent: changes from A to B and tests of no change.
+        """A row per latent: changes from the base and tests of no change.
 
         `difference` of mean coefficients over all tokens: Σ d / Σ n, with the `std_error` of the
         linearised ratio (Cochran 1977, eq. 2.39), NaN for a single document. `p_value`: Student's
@@ -187,10 +171,11 @@ class PairedSums:
         Benjamini–Hochberg over the tested latents; NaN for others.
         """
         d, dd, dn, m = (x.numpy() for x in (self.d, self.dd, self.dn, self.documents_with))
-        difference = d / self.tokens
-        spread = dd - 2 * difference * dn + difference**2 * self.tokens_squared
-        scale = self.documents / (self.documents - 1) if self.documents > 1 else np.nan
-        std_error = np.sqrt(np.maximum(spread, 0.0) * scale) / self.tokens
+        n = self.counts[self.counts > 0].numpy()
+        difference = d / n.sum()
+        spread = dd - 2 * difference * dn + difference**2 * np.square(n).sum()
+        scale = len(n) / (len(n) - 1) if len(n) > 1 else np.nan
+        std_error = np.sqrt(np.maximum(spread, 0.0) * scale) / n.sum()
         tested = m >= LEAST_DOCUMENTS
         p, q = np.full((2, len(d)), np.nan)
         if tested.any():

@@ -32,11 +32,3 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         if not isinstance(tensor, Tensor):
             raise BadInput(f"{path} holds a {type(tensor).__name__}, not a tensor: refused")
     return tensors
-
-
-def load_tensor(path: Path) -> Tensor:
-    """The tensor that was saved alone in a file, as `load_tensors` reads it."""
-    found = load_tensors(path)
-    if list(found) != [""]:
-        raise BadInput(f"{path} holds named tensors, not a single one: refused")
-    return found[""]

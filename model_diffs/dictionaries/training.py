@@ -48,7 +48,7 @@ class Judged(NamedTuple):
 
     fvu: Interval
     """Mean over the tokens read last, each encoded before it could become an atom."""
-    tokens: int
+    fvu_tokens: int
     dead_share: float | None
     """Share of atoms that none of `dead_tokens` uses; None where there is no such token."""
     dead_tokens: int
