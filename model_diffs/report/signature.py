@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from model_diffs.core.step import Measure
 from model_diffs.core.tables import Source
-from model_diffs.stats.estimates import Estimate
+
+if TYPE_CHECKING:
+    from model_diffs.stats.estimates import Estimate
 
 Role = Literal["filtered", "control", "unlearned"]
 
@@ -82,9 +84,9 @@ class Signature:
     """All of them; a section is shown for those with a measure."""
     measures: Sequence[Measure]
     """Those with at least one number."""
-    values: Mapping[tuple[str, str], Estimate]
+    values: "Mapping[tuple[str, str], Estimate]"
     """By comparison label and measure key; absent where there is none."""
-    base_values: Mapping[str, Estimate]
+    base_values: "Mapping[str, Estimate]"
     """By measure key: the base's own number, where it has one."""
     sentences: Sequence[Sentence]
     missing: Sequence[Missing]

@@ -17,6 +17,6 @@ def over_seeds(table: "pd.DataFrame") -> "pd.DataFrame":
     entry = table["changed"].str.replace(r"__seed\d+$", "", regex=True)
     groups = table[entry != table["changed"]].groupby(["base", entry.rename("entry")])
     found = groups[keys].agg(["mean", "std"])
-    found.columns = [f"{key}_{what}" for key, what in found.columns]
+    found.columns = ["_".join(names) for names in found.columns]
     found.insert(0, "seeds", groups.size())
     return found[found["seeds"] > 1].reset_index().rename(columns={"entry": "changed"})
