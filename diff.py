@@ -90,21 +90,21 @@ def write(
     from model_diffs.core.figures import model_colour
     from model_diffs.dictionaries import examples, itda, reading, tables
 
-    planned = run.planned
-    title, names = f"{title_of(planned)}, layer {opened.itda.layer}", names_of(planned)
+    planned, layer = run.planned, opened.itda.layer
+    title, names = title_of(planned), names_of(planned)
     latents = tables.latents(found, opened.itda, options.itda)
     run.table("latents", latents.drop(columns="before"))
     shares = tables.shares(found, latents, texts, options.top)
     notes = tables.notes(found.fits["all"], shares, names[1])
     run.document("summary", tables.summary(found.fits, latents, shares, notes))
-    heading, colour = f"Model diffing: {title}", model_colour(planned.model_b)
+    heading, colour = f"Model diffing, layer {layer}: {title}", model_colour(planned.model_b)
     run.figure(STEP.folder, tables.figure(found.fits, latents, heading, names, colour))
     page = examples.page(
         found,
         latents,
         texts,
         opened.tokenizer,
-        title=title,
+        title=f"{title}, layer {layer}",
         names=names,
         notes=notes,
         shown=options.top,
