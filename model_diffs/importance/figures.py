@@ -45,12 +45,11 @@ def _edges(low: float, high: float) -> np.ndarray:
 def _dots(axes: Axes, x: np.ndarray, values: np.ndarray, size: float) -> None:
     """Dots; where there are many, small and pale ones except for the largest thousandth."""
     style: dict[str, Any] = {"color": MLP, "lw": 0, "rasterized": True}
-    if len(values) <= _MANY:
-        axes.scatter(x, values, s=size, alpha=0.55, **style)
-        return
-    top = _largest(values, len(values) // 1000)
-    axes.scatter(x, values, s=1.2, alpha=0.3, **style)
-    axes.scatter(x[top], values[top], s=size, alpha=0.8, **style)
+    many = len(values) > _MANY
+    axes.scatter(x, values, s=1.2 if many else size, alpha=0.3 if many else 0.55, **style)
+    if many:
+        top = _largest(values, len(values) // 1000)
+        axes.scatter(x[top], values[top], s=size, alpha=0.8, **style)
 
 
 # ── one layer ─────────────────────────────────────────────────────────────────────────────────────
@@ -137,9 +136,9 @@ def _layers_scatter(axes: Axes, shown: Shown) -> None:
     axes.set_ylabel(shown.label)
 
 
-_ONE = {"histogram": _layer_histogram, "scatter": _layer_scatter}
-_ALL = {"histogram": _layers_histogram, "scatter": _layers_scatter}
-KINDS = tuple(_ONE)
+_OF_LAYER = {"histogram": _layer_histogram, "scatter": _layer_scatter}
+_OF_ALL = {"histogram": _layers_histogram, "scatter": _layers_scatter}
+KINDS = tuple(_OF_LAYER)
 
 
 def draw(
@@ -151,20 +150,14 @@ def draw(
     width, tall = 9.0 if columns == 1 else 12.0, height * rows + 0.5
     figure, grid = plt.subplots(rows, columns, figsize=(width, tall), squeeze=False)
     # Fixed margins: computing them takes longer than drawing, and there are many figures.
-    figure.subplots_adjust(
-        left=1.0 / width,
-        bottom=0.62 / tall,
-        right=1 - 0.25 / width,
-        top=1 - 0.85 / tall,
-        wspace=0.22,
-        hspace=1.3 / height,
-    )
+    figure.subplots_adjust(left=1.0 / width, right=1 - 0.25 / width, wspace=0.22)
+    figure.subplots_adjust(bottom=0.62 / tall, top=1 - 0.85 / tall, hspace=1.3 / height)
     figure.suptitle(title, fontsize=12, y=1 - 0.2 / tall, va="top")
     for row, kind in zip(grid, kinds, strict=True):
         for axes, one in zip(row, shown, strict=True):
             if layer is None:
-                _ALL[kind](axes, one)
+                _OF_ALL[kind](axes, one)
             else:
-                _ONE[kind](axes, one.layers[layer], one.label)
+                _OF_LAYER[kind](axes, one.layers[layer], one.label)
             axes.set_title(one.heading)
     return figure
