@@ -20,7 +20,8 @@ from model_diffs.report.axes import declared_by
 from model_diffs.report.signature import Comparison, Signature
 from model_diffs.stats import cross_validation
 
-SCRIPTS = load_steps()
+# The steps that tables are planted for here; a newer one is held by a test of its own.
+SCRIPTS = [one for one in load_steps() if one.step.number <= 16]
 MEASURES = {one.measure.key: one.measure for one in declared_by(SCRIPTS, "base")[1]}
 
 TEXTS = {"forget": 30, "retain": 40}

@@ -333,7 +333,7 @@ def test_new_diagnostic_needs_only_its_script(study: Study, tmp_path: Path) -> N
 
 def test_docs_have_the_declared_measures() -> None:
     """Written by docs/tables.py."""
-    assert measures_table(SCRIPTS) in (ROOT / "docs/signature.md").read_text()
+    assert measures_table(load_steps()) in (ROOT / "docs/signature.md").read_text()
     for key in (*AT_A_GLANCE, *SUMMARY):
         assert key in MEASURES
 
