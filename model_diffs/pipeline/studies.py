@@ -143,7 +143,7 @@ def typed(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, UnionType):
         (kind,) = (part for part in get_args(kind) if part is not type(None))
     if is_dataclass(kind):
-        return _fill(kind, value, where)
+        return _fill(kind, value, f"{where}.")
     if get_origin(kind) is tuple:
         values = value if isinstance(value, list | tuple) else [value]
         return tuple(typed(get_args(kind)[0], one, where) for one in values)
@@ -174,18 +174,21 @@ def _table(value: Any, where: str) -> dict[str, Any]:
     return {key.replace("-", "_"): one for key, one in value.items()}
 
 
-def _fill(kind: Any, table: Any, where: str, **given: Any) -> Any:
-    """A dataclass from a TOML table. Keys that it lacks become its `arguments`, if it has these."""
+def _fill(kind: Any, table: Any, prefix: str, **given: Any) -> Any:
+    """A dataclass from a TOML table. Keys that it lacks become its `arguments`, if it has these.
+
+    `prefix`: what stands before a key in messages.
+    """
     hints = typing.get_type_hints(kind)
     known = [name for name in hints if name not in (*given, "arguments")]
     others: dict[str, Any] = {}
-    for key, value in _table(table, where).items():
+    for key, value in _table(table, prefix.rstrip(": .")).items():
         if key in known:
-            given[key] = typed(hints[key], value, f"{where}.{key}")
+            given[key] = typed(hints[key], value, f"{prefix}{key}")
         elif "arguments" in hints:
             others[key] = value
         else:
-            raise unknown(key, known, where)
+            raise unknown(key, known, prefix.rstrip(": ."))
     return kind(**given, **({"arguments": others} if "arguments" in hints else {}))
 
 
@@ -204,7 +207,7 @@ def find_study(study: str, folder: Path = FOLDER) -> Path:
 
 
 def _entry(name: str, table: Any, where: str) -> Unlearn:
-    one: Unlearn = _fill(Unlearn, table, where, name=name)
+    one: Unlearn = _fill(Unlearn, table, f"{where}.", name=name)
     one = replace(one, method=one.method or name)
     if one.method not in METHODS:
         raise BadInput(f"{where}: {one.method} is no method; there are: {', '.join(METHODS)}")
@@ -244,4 +247,4 @@ def read_study(study: str, folder: Path = FOLDER) -> Study:
     given["steps"] = {
         number: _table(table, f"{path}: steps.{number}") for number, table in steps.items()
     }
-    return check(_fill(Study, content, str(path), **given))
+    return check(_fill(Study, content, f"{path}: ", **given))
