@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -215,13 +216,14 @@ def test_a_killed_run_is_missing_and_its_files_are_removed_later(tmp_path: Path)
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
     planned = PlannedRun(folder, "x", {})
     assert not folder.exists() and results.state(planned).status == "missing"
     assert len(list(tmp_path.iterdir())) == 1
     write(planned)
     assert [p.name for p in tmp_path.iterdir()] == ["step"]
+    process.communicate()
 
 
 def test_a_result_replaces_only_its_own_folder(tmp_path: Path) -> None:

@@ -66,13 +66,15 @@ def replace(new: Path, final: Path) -> None:
 
 
 def _process_lives(pid: int) -> bool:
+    import psutil
+
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        # A killed process that nobody has waited for yet still has its number.
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        pass  # another user's
-    return True
+    except psutil.AccessDenied:  # another user's
+        return True
 
 
 def remove_leftovers(folder: Path) -> None:
