@@ -15,7 +15,7 @@ from model_diffs.core.step import comparison_runs, load_script, load_steps
 from model_diffs.pipeline import units as process
 from model_diffs.pipeline.environment import Settings
 from model_diffs.pipeline.plan import Planner
-from model_diffs.pipeline.studies import Models, Study, Texts, Unlearn
+from model_diffs.pipeline.studies import Dictionary, Models, Study, Texts, Unlearn
 from model_diffs.pipeline.units import Unit
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +77,17 @@ def test_what_reads_a_result_that_will_be_made_again_follows(tmp_path: Path) -> 
     assert again.targets[0].status == "follows", "its table is missing and will be made first"
     make(named(units_of(tmp_path), "collect_param_stats.py"))
     again = named(units_of(tmp_path), "plot_param_stats.py")
+    assert again.targets[0].status == "complete"
+
+
+def test_what_reads_a_dictionary_that_will_be_trained_follows(tmp_path: Path) -> None:
+    dictionary = Dictionary(str(tmp_path / "itda"), {"layer": 3})
+    make(named(units_of(tmp_path, dictionary=dictionary), "diff.py"))
+    units = units_of(tmp_path, dictionary=dictionary)
+    assert named(units, "train_itda.py").targets[0].status == "missing"
+    assert named(units, "diff.py").targets[0].status == "follows"
+    make(named(units, "train_itda.py"))
+    again = named(units_of(tmp_path, dictionary=dictionary), "diff.py")
     assert again.targets[0].status == "complete"
 
 

@@ -135,7 +135,8 @@ def test_one_model_per_method_a_failure_and_what_is_complete(
     assert first.returncode == 1 and "--layer-id 9" in first.stdout + first.stderr
     assert (project / "unlearned_models/tiny__ga/model.safetensors").is_file()
     assert not (project / "unlearned_models/tiny__rmu").exists()
-    second = shell(tmp_path, environment, script, "study.toml").stdout.splitlines()
+    only = {**environment, "METHODS": "ga"}
+    second = shell(tmp_path, only, script, "study.toml").stdout.splitlines()
     assert any("tiny__ga" in line and "skipped" in line for line in second)
     missing = shell(tmp_path, environment, script, "nothing")
     assert missing.returncode == 2 and "miniature" in missing.stderr

@@ -6,6 +6,8 @@ What a unit would fill is asked of its script.
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from model_diffs.core import options, results
 from model_diffs.core.errors import BadInput
@@ -55,13 +57,16 @@ class Unit:
 # ── states ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _dirties(target: Target, unit: Unit, dirty: set[str]) -> bool:
+def _dirties(target: Target, unit: Unit, chosen: Any, dirty: set[str]) -> bool:
     """Whether something that this folder reads will be made anew."""
-    planned = target.planned
-    owner = planned.folder.parent
-    reads = {str(owner / folder) for folder in unit.script.step.reads}
-    models = {os.path.abspath(m) for m in (planned.model_a, planned.model_b) if m}
-    return bool(dirty & (reads | models))
+    planned, step = target.planned, unit.script.step
+    if step.scope == "study" or not planned.model_a:  # reads the results of all models
+        made = {Path(one).name for one in dirty}
+        return bool(made & {step.folder, *step.reads}) or bool(dirty and unit.script.name == REPORT)
+    reads = {str(planned.folder.parent / folder) for folder in step.reads}
+    # Models, and folders that an option names, such as a dictionary.
+    named = [planned.model_a, planned.model_b, *(v for v in vars(chosen).values() if v)]
+    return bool(dirty & (reads | {os.path.abspath(v) for v in named if isinstance(v, str)}))
 
 
 def with_states(units: Iterable[Unit], force: bool) -> list[Unit]:
@@ -78,10 +83,7 @@ def with_states(units: Iterable[Unit], force: bool) -> list[Unit]:
             target = Target(planned, status, reason)
             if force and status == "complete":
                 target = Target(planned, "stale", "--force")
-            of_study = step.scope == "study" or not planned.model_a
-            if not target.pending and (
-                _dirties(target, unit, dirty) or all_dirty or (of_study and dirty)
-            ):
+            if not target.pending and (all_dirty or _dirties(target, unit, chosen, dirty)):
                 target.status = "follows"
             if target.pending:
                 dirty |= {str(planned.folder), os.path.abspath(planned.folder)}
