@@ -110,7 +110,8 @@ def test_an_unreadable_record_is_stale(tmp_path: Path) -> None:
 
 
 def test_result_of_another_model_of_the_same_name_is_stale(tmp_path: Path) -> None:
-    write(plan(tmp_path / "step", model_b="one/model"))
+    with results.open_run(plan(tmp_path / "step", model_b="one/model")) as run:
+        run.record(models={"one/model": {"bytes": 1}})
     found = results.state(plan(tmp_path / "step", model_b="two/model"))
     assert found == ("stale", "it is of one/model, not of two/model")
 
