@@ -151,12 +151,13 @@ def make_plan(folder: Path, words: list[str]) -> None:
     print(f"study:   {study.name} ({study.path})\nbase:    {study.base}")
     for model, role in planner.changed.items():
         print(f"changed: {model} ({role})")
-    complete = sum(row["status"] in ("complete", "follows") for row in rows)
+    targets = [one for unit in planned for one in unit.targets]
+    complete = sum(one.status in ("complete", "follows") or one.forced for one in targets)
     print(f"device:  {_device(settings)}")
     print(f"done:    {complete} of {len(rows)} results are complete\n")
     for unit in planned:
         for one in unit.targets:
-            if one.status == "stale" and not chosen.force:
+            if one.status == "stale" and not one.forced:
                 print(f"step {unit.number}  {one.planned.label}: stale, {one.reason}")
     todo = [(position, unit) for position, unit in enumerate(planned) if unit.todo]
     if todo and not chosen.dry_run:

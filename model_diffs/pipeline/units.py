@@ -26,6 +26,8 @@ class Target:
     status: str
     """`complete`, `stale` or `missing`; `follows`: complete, but what it reads will change."""
     reason: str
+    forced: bool = False
+    """Complete, and made again by --force."""
 
     @property
     def pending(self) -> bool:
@@ -82,7 +84,7 @@ def with_states(units: Iterable[Unit], force: bool) -> list[Unit]:
             status, reason = results.state(planned)
             target = Target(planned, status, reason)
             if force and status == "complete":
-                target = Target(planned, "stale", "--force")
+                target = Target(planned, "stale", "--force", forced=True)
             if not target.pending and (all_dirty or _dirties(target, unit, chosen, dirty)):
                 target.status = "follows"
             if target.pending:
