@@ -116,6 +116,18 @@ def test_result_of_another_model_of_the_same_name_is_stale(tmp_path: Path) -> No
     assert found == ("stale", "it is of one/model, not of two/model")
 
 
+def test_a_result_of_another_hub_model_in_one_folder_is_stale(tmp_path: Path) -> None:
+    """Files of the hub's cache are in neither model's folder, whatever the record calls it."""
+    snapshot = tmp_path / "cache" / "model.safetensors"
+    snapshot.parent.mkdir()
+    snapshot.write_text("weights")
+    with results.open_run(plan(tmp_path / "step", model="org/one")) as run:
+        run.reads(snapshot)
+        run.record(models={"base": {"bytes": 7}})
+    assert results.state(plan(tmp_path / "step", model="org/one")).status == "complete"
+    assert results.state(plan(tmp_path / "step", model="org/two")).status == "stale"
+
+
 def test_a_moved_model_is_recognised_and_a_changed_one_is_not(tmp_path: Path) -> None:
     weights = tmp_path / "here" / "model" / "model.safetensors"
     weights.parent.mkdir(parents=True)
