@@ -130,6 +130,7 @@ def test_one_model_per_method_a_failure_and_what_is_complete(
     (tmp_path / "study.toml").write_text(STUDY.format(tmp_path))
     script = str(project / "create_all_unlearning_models.sh")
     environment |= {"UV_NO_SYNC": "1", "UV_PROJECT_ENVIRONMENT": sys.prefix}
+    environment |= {"METHODS": "ga rmu"}  # all ten: tests/test_unlearn.py
 
     first = shell(tmp_path, environment, script, "study.toml")
     assert first.returncode == 1 and "--layer-id 9" in first.stdout + first.stderr
