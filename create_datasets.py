@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from model_diffs.core import folders
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import natural, option, recorded
+from model_diffs.core.options import natural, option, recorded, seedable
 from model_diffs.core.results import RECORD, PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
 from model_diffs.core.step import Step
@@ -52,8 +52,8 @@ class Options:
     retain_revision: str | None = option(None, "commit or tag of Salesforce/wikitext")
     with_answers: bool = option(False, "WMDP-bio: append the correct choice to its question")
     samples: int = option(500, "samples per split; 0 = all", check=natural)
-    seed: int = option(42, "seed of the choice of samples")
-    outdir: str = option("data", "folder of the three files", recorded=False)
+    seed: int = option(42, "seed of the choice of samples", check=seedable)
+    outdir: str = option("data", "folder of the three files", recorded=False, written=True)
     force: bool = option(
         False, "make them again, and replace files that this script did not write", recorded=False
     )

@@ -48,6 +48,18 @@ positive = _within(lambda value: 0 < value < math.inf, "a number above 0")
 natural = _within(lambda value: 0 <= value < math.inf, "a number of at least 0")
 fraction = _within(lambda value: 0 < value <= 1, "above 0 and at most 1")
 share = _within(lambda value: 0 <= value < 1, "at least 0 and below 1")
+# What every generator of random numbers takes: NumPy's seed has 32 bits, torch's 64, and the seeds
+# that are derived from one (for a layer, say) must fit as well.
+seedable = _within(lambda value: 0 <= value < 2**32, f"a seed from 0 to {2**32 - 1}")
+
+
+def _finite(text: str) -> float:
+    """A float; ValueError for NaN and infinities, which no option means."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
+
 
 
 def option(
@@ -58,15 +70,18 @@ def option(
     convert: Callable[[str], Any] | None = None,
     recorded: bool = True,
     repeat: bool = False,
+    written: bool = False,
 ) -> Any:
     """A documented field of an options dataclass.
 
     `check` gets each converted value and raises ValueError; `convert` replaces the conversion by
     the field's type. `recorded=False`: not part of what decides a result, as where it is written.
     `repeat`: the values of a tuple's flag given several times add up; otherwise the last one holds.
+    `written`: a place for results; every other file or folder named is read.
     """
-    about = {"help": help, "check": check, "convert": convert}
-    return field(default=default, metadata={**about, "recorded": recorded, "repeat": repeat})
+    about: dict[str, Any] = {"help": help, "check": check, "convert": convert}
+    about |= {"recorded": recorded, "repeat": repeat, "written": written}
+    return field(default=default, metadata=about)
 
 
 def recorded(options: Any) -> dict[str, Any]:
@@ -102,10 +117,11 @@ def flag(name: str) -> str:
 
 
 def _converter(one: Field[Any], kind: Any) -> Callable[[str], Any]:
+    kind = _finite if kind is float else kind
     convert, check = one.metadata["convert"] or kind, one.metadata["check"]
 
     def read(text: str) -> Any:
-        known = {int: "an integer", float: "a number"}.get(convert)
+        known = {int: "an integer", _finite: "a number"}.get(convert)
         reason = known and f"{text!r} is not {known}"
         try:
             value, reason = convert(text), None
@@ -174,9 +190,11 @@ def parse(kind: type[T], argv: Sequence[str] | None, description: str | None) ->
 class Run:
     """Results."""
 
-    outroot: str = option("outputs", "folder of all results", recorded=False)
-    outdir: str | None = option(None, "place the one result folder here instead", recorded=False)
-    seed: int = option(42, "seed of everything random")
+    outroot: str = option("outputs", "folder of all results", recorded=False, written=True)
+    outdir: str | None = option(
+        None, "place the one result folder here instead", recorded=False, written=True
+    )
+    seed: int = option(42, "seed of everything random", check=seedable)
     force: bool = option(False, "run again what is complete", recorded=False)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from model_diffs.core.options import Compute, Run, fraction, natural, option, positive
+from model_diffs.core.options import Compute, Run, fraction, natural, option, positive, seedable
 from model_diffs.data.text_datasets import WIKITEXT
 
 
@@ -39,7 +39,7 @@ class Training(DatasetTexts):
     )
     keep_bos: bool = option(False, "count BOS positions as tokens")
     skip_first: int = option(0, "leave out the first N positions of a sample", check=natural)
-    seed: int = option(42, "of the choice of samples")
+    seed: int = option(42, "of the choice of samples", check=seedable)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from model_diffs.core.options import Compute, natural, option, positive
+from model_diffs.core.options import Compute, natural, option, positive, seedable
 from model_diffs.data.text_datasets import WIKITEXT
 
 _RANGE = re.compile(r"^\s*(\d+)\s*(?:-\s*(\d+)\s*)?$")
@@ -49,7 +49,7 @@ class Reading:
     batch_size: int = option(4, "texts per pass", check=positive)
     keep_bos: bool = option(False, "count BOS positions as tokens")
     skip_first: int = option(0, "leave out the first N positions of a text", check=natural)
-    seed: int = option(42, "seed of the sample of texts")
+    seed: int = option(42, "seed of the sample of texts", check=seedable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,5 +81,5 @@ class Options(Reading, Measurement, Compute):
     """Output."""
 
     save_outputs: bool = option(False, "write a folder of results")
-    save_consolidated: str | None = option(None, "write all arrays to this .npz file")
-    outroot: str = option("outputs", "folder of all results", recorded=False)
+    save_consolidated: str | None = option(None, "write all arrays to this .npz file", written=True)
+    outroot: str = option("outputs", "folder of all results", recorded=False, written=True)

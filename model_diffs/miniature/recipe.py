@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from model_diffs.core.options import option, positive
+from model_diffs.core.options import option, positive, seedable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Training."""
 
-    seed: int = option(42, "seed of the world and of the training")
+    seed: int = option(42, "seed of the world and of the training", check=seedable)
     steps: int = option(500, "training steps", check=positive)
     lr: float = option(4e-3, "peak of the one-cycle schedule", check=positive)
     batch_size: int = option(128, "sentences per step", check=positive)

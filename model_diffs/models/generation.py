@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
 from model_diffs.core.folders import whole_file
-from model_diffs.core.options import Compute, fraction, option, positive
+from model_diffs.core.options import Compute, fraction, option, positive, seedable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Sampling:
     temperature: float = option(0.7, "divides the logits", check=positive)
     top_p: float = option(0.95, "share of probability to sample from", check=fraction)
     greedy: bool = option(False, "always the likeliest token")
-    seed: int = option(42, "same seed, same text")
+    seed: int = option(42, "same seed, same text", check=seedable)
 
 
 class Speaker(NamedTuple):

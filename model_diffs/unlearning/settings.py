@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Literal
 
 from model_diffs.core import methods, options
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import Compute, Run, Splits, natural, option, positive, share
+from model_diffs.core.options import (
+    Compute,
+    Run,
+    Splits,
+    natural,
+    option,
+    positive,
+    seedable,
+    share,
+)
 
 if TYPE_CHECKING:
     from model_diffs.unlearning.losses import Loss
@@ -114,9 +123,12 @@ class Options(Losses, Texts, Training, Compute):
         check=methods.known,
     )
     outdir: str | None = option(
-        None, "folder of the model (default: unlearned_models/<model>__<method>)", recorded=False
+        None,
+        "folder of the model (default: unlearned_models/<model>__<method>)",
+        recorded=False,
+        written=True,
     )
-    seed: int = option(Run.seed, "seed of everything random")
+    seed: int = option(Run.seed, "seed of everything random", check=seedable)
     force: bool = option(False, "run again what is complete", recorded=False)
 
 
