@@ -15,11 +15,12 @@ autoencoder per block of the base.
 
 import multiprocessing
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_diffs.core import results
+from model_diffs.core import results, step
 from model_diffs.core.options import option, recorded
 from model_diffs.core.progress import PROGRESS_LINE
 from model_diffs.core.results import PlannedRun
@@ -43,8 +44,8 @@ class Options(Recipe):
     sae: bool = option(
         False, "also train a sparse autoencoder of each MLP's output", recorded=False
     )
-    data_dir: str = option("data/miniature", "folder of the texts")
-    models_dir: str = option("models", "folder of the model folders", recorded=False)
+    data_dir: str = option("data/miniature", "folder of the texts", written=True)
+    models_dir: str = option("models", "folder of the model folders", recorded=False, written=True)
     force: bool = option(False, "make again what is complete", recorded=False)
 
 
@@ -172,7 +173,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
 
     New texts make complete models stale, and a new base its autoencoders: they join `todo`.
     """
-    texts, base, filtered, *saes = planned_runs(options)
+    texts, base, filtered, *saes = step.planned_runs(sys.modules[__name__], options)
     remade = False
     for make, stage in (make_texts, [texts]), (make_models, [base, filtered]), (make_saes, saes):
         if remade:

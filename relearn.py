@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from model_diffs.attacks.material import Attack, Material
 from model_diffs.attacks.recovered import steps_to_half, worst_case_share
-from model_diffs.core import folders, naming, results
+from model_diffs.core import folders, naming, results, step
 from model_diffs.core.options import Figures, Format, Models, option, recorded
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step, seed_everything
@@ -206,7 +206,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
             with open_run(planned) as run:
                 attack_model(run, given, base, options)
     # Attacked models make the overview stale, also where it was complete.
-    for planned in planned_runs(options):
+    for planned in step.planned_runs(sys.modules[__name__], options):
         if not planned.model_a:
             with open_run(planned) as run:
                 draw_overview(run, options)

@@ -66,7 +66,10 @@ class Options(Training, Compute, Figures):
 
     model: str = option(help="org/name[@revision] or a folder", recorded=False)
     outdir: str | None = option(
-        None, "folder of the dictionary; default: artifacts/runs/<model>__itda", recorded=False
+        None,
+        "folder of the dictionary; default: artifacts/runs/<model>__itda",
+        recorded=False,
+        written=True,
     )
     force: bool = option(False, "run again what is complete", recorded=False)
 

@@ -330,8 +330,8 @@ def test_changed_setting_makes_models_stale_and_keeps_texts(in_folder):
     assert results.state(planned("--seed", "1")[0]).status == "stale"
 
 
-def test_new_texts_make_complete_models_stale(in_folder, monkeypatch):
-    """Models that were complete when the run was planned are made again with the texts."""
+def test_only_models_of_other_texts_are_made_again_with_the_texts(in_folder, monkeypatch):
+    """Models are looked at once more when texts were made that were missing at the start."""
     made = []
 
     def make_models(todo, chosen):
@@ -342,10 +342,14 @@ def test_new_texts_make_complete_models_stale(in_folder, monkeypatch):
 
     monkeypatch.setattr(create_miniature, "make_models", make_models)
     run()
+    record = in_folder / "models/miniature-filtered/run.json"
+    content = json.loads(record.read_text())
+    content["inputs"][0]["sha256"] = "of other texts"
+    record.write_text(json.dumps(content))
     shutil.rmtree("data/miniature")
     assert [results.state(one).status for one in planned()] == ["missing", "complete", "complete"]
     run()
-    assert made == ["miniature-base", "miniature-filtered"] * 2
+    assert made == ["miniature-base", "miniature-filtered", "miniature-filtered"]
     assert [results.state(one).status for one in planned()] == ["complete"] * 3
 
 

@@ -100,7 +100,8 @@ def test_no_conclusion_when_questions_of_equal_ids_differ(copy: Study) -> None:
             path = copy.root / model / folder / "run.json"
             record = json.loads(path.read_text())
             record["arguments"]["questions"] = "data/questions.jsonl"
-            read = {"path": "../../data/questions.jsonl", "size": 900 if size < 2 else 901}
+            content = {"size": 900, "mtime_ns": 1, "ctime_ns": 1, "sha256": "12"[size == 2]}
+            read = {"path": "../../data/questions.jsonl", **content}
             path.write_text(json.dumps(record | {"inputs": [read]}))
     found = copy.read(13, 14)
     assert claims(found, "hazard_accuracy", "base", FILTERED) == ["below"]

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +88,7 @@ def test_a_changed_input_or_a_lost_output_makes_it_stale(tmp_path: Path) -> None
     source.write_text("one")
     planned = plan(tmp_path / "step")
     write(planned, source)
-    os.utime(source, ns=(time.time_ns(), time.time_ns() + 1_000_000))
+    source.write_text("two")
     assert results.state(planned).status == "stale"
     write(planned, source)
     assert results.state(planned).status == "complete"
@@ -93,6 +96,51 @@ def test_a_changed_input_or_a_lost_output_makes_it_stale(tmp_path: Path) -> None
     assert results.state(planned).status == "complete", "a result outlives what it was made from"
     (tmp_path / "step" / "values.csv").unlink()
     assert results.state(planned) == ("stale", "values.csv is gone")
+
+
+def test_equal_bytes_are_complete_whatever_their_times(tmp_path: Path) -> None:
+    source = tmp_path / "input.txt"
+    source.write_text("one")
+    planned = plan(tmp_path / "step")
+    write(planned, source)
+    for file in (source, tmp_path / "step/values.csv"):
+        os.utime(file, ns=(1, 1))
+    assert results.state(planned).status == "complete"
+    shutil.copytree(tmp_path, tmp_path.with_name("copy"), copy_function=shutil.copyfile)
+    copied = plan(tmp_path.with_name("copy") / "step")
+    assert results.state(copied).status == "complete"
+
+
+@pytest.mark.parametrize("name", ["input.txt", "step/values.csv"])
+@pytest.mark.parametrize("damage", [lambda old: b"", lambda old: old[:-1] + b"#"])
+def test_other_bytes_are_stale_even_with_their_time_restored(
+    tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    source, file = tmp_path / "input.txt", tmp_path / name
+    source.write_text("one")
+    write(plan(tmp_path / "step"), source)
+    was = file.stat()
+    file.write_bytes(damage(file.read_bytes()))
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert results.state(plan(tmp_path / "step")).status == "stale"
+
+
+def test_verify_reads_what_neither_size_nor_time_tells(tmp_path: Path, monkeypatch: Any) -> None:
+    write(plan(tmp_path / "step"))
+    record = tmp_path / "step" / "run.json"
+    content = json.loads(record.read_text())
+    content["outputs"][0]["sha256"] = "0" * 64  # as on a disk that lost a bit
+    record.write_text(json.dumps(content))
+    assert results.state(plan(tmp_path / "step")).status == "complete"
+    assert results.state(plan(tmp_path / "step"), verify=True).status == "stale"
+    monkeypatch.setenv(results.VERIFY, "1")
+    assert results.state(plan(tmp_path / "step")).status == "stale"
+
+
+def test_a_result_of_another_version_of_its_step_is_stale(tmp_path: Path) -> None:
+    write(plan(tmp_path / "step"))
+    found = results.state(replace(plan(tmp_path / "step"), version=2))
+    assert found == ("stale", "it is of version 1 of the step, not 2")
 
 
 def test_results_move_with_their_folder(tmp_path: Path) -> None:
@@ -103,10 +151,31 @@ def test_results_move_with_their_folder(tmp_path: Path) -> None:
     assert results.state(plan(tmp_path / "new" / "out" / "step")).status == "complete"
 
 
-def test_an_unreadable_record_is_stale(tmp_path: Path) -> None:
+ODD = [
+    "{",
+    "[]",
+    "null",
+    '"x"',
+    "7",
+    "[" * 10_000,
+    '{"arguments": []}',
+    '{"arguments": {}, "inputs": null}',
+]
+ODD += [
+    '{"arguments": {}, "outputs": ["values.csv"]}',
+    '{"arguments": {}, "inputs": [{"path": 1}]}',
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_an_odd_record_is_stale_and_its_result_made_again(tmp_path: Path, text: str) -> None:
     write(plan(tmp_path / "step"))
-    (tmp_path / "step" / "run.json").write_text("{")
-    assert results.state(plan(tmp_path / "step")).status == "stale"
+    (tmp_path / "step" / "run.json").write_text(text)
+    planned = replace(plan(tmp_path / "step"), script="step.py")
+    assert results.state(planned).status == "stale"
+    assert results.pending([planned]) == [planned]
+    write(planned)
+    assert results.state(planned).status == "complete"
 
 
 def test_result_of_another_model_of_the_same_name_is_stale(tmp_path: Path) -> None:
@@ -205,7 +274,7 @@ def test_run_json_has_the_facts_and_no_secret(tmp_path: Path, monkeypatch: Any) 
     assert {"command", "arguments", "seconds", "peak_memory_bytes", "python", "packages"} <= set(
         record
     )
-    assert record["outputs"] == ["values.csv"]
+    assert [entry["path"] for entry in record["outputs"]] == ["values.csv"]
     assert "hf_secret" not in text and os.uname().nodename not in text
 
 
@@ -265,3 +334,27 @@ def test_a_result_replaces_only_its_own_folder(tmp_path: Path) -> None:
     assert results.state(inner).status == "complete"
     (tmp_path / "empty").mkdir()
     write(plan(tmp_path / "empty"))
+
+
+def test_no_script_replaces_what_another_one_wrote(tmp_path: Path) -> None:
+    model = replace(plan(tmp_path / "model"), script="create.py")
+    write(model)
+    kept = (tmp_path / "model/values.csv").read_bytes()
+    other = replace(plan(tmp_path / "model", tol=1), script="measure.py", named=True)
+    for force in (False, True):
+        with pytest.raises(BadInput, match=r"was written by create\.py"):
+            results.pending([other], force)
+    (tmp_path / "model/run.json").write_text("[]")
+    with pytest.raises(BadInput, match="cannot be read"):
+        results.pending([other])
+    assert (tmp_path / "model/values.csv").read_bytes() == kept
+
+
+def test_no_result_replaces_what_it_is_made_from(tmp_path: Path) -> None:
+    write(replace(plan(tmp_path / "a/model"), script="train.py"))
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for named in ("a/model", "a/model/values.csv", "link/model"):
+        again = plan(tmp_path / "a/model", tol=1)
+        again = replace(again, script="train.py", reads=(str(tmp_path / named),))
+        with pytest.raises(BadInput, match="which this run reads"):
+            results.pending([again], force=True)

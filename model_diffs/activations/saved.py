@@ -91,8 +91,8 @@ class Saved(NamedTuple):
         return self.planned.folder / TENSORS
 
     def complete(self) -> bool:
-        """Whether the entry is there and can be read."""
-        return self.path.is_file() and results.read_record(self.planned.folder) is not None
+        """Whether the entry is there, as it was written. What is damaged is made again."""
+        return results.state(self.planned).status == "complete"
 
     def read(self, name: str) -> Array:
         """A tensor by its name in `ModelStatistics` or `DifferenceStatistics`."""

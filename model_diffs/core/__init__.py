@@ -7,6 +7,7 @@
 - `measure`: the numbers of the signature that a step declares
 - `tables`: tables under an outroot, checked as they are read
 - `naming`: folder names of models and comparisons
+- `records`, `content`: what a result records, and whether a file still holds what it held
 - `folders`, `provenance`: hidden siblings that are renamed into place; versions, memory, commit
 - `methods`: names, descriptions and colours of unlearning methods
 - `errors`, `progress`, `figures`, `tracking`: bad input, bars, one look for figures, W&B

@@ -1,7 +1,4 @@
-"""Folders and files written whole or not at all: a hidden sibling that is renamed into place.
-
-A folder of results holds its record, run.json; nothing else is ever replaced.
-"""
+"""Folders and files written whole or not at all: a hidden sibling that is renamed into place."""
 
 import errno
 import json
@@ -15,43 +12,16 @@ from typing import Any
 from model_diffs.core.errors import BadInput
 
 PARTIAL = ".partial"
-RECORD = "run.json"
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; None where there is none or it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The `run.json` of a folder; None where there is none or it cannot be read."""
-    return read_json(folder / RECORD)
-
-
-def check_replaceable(folder: Path) -> None:
-    """Raise BadInput where a result would take the place of what no run of it wrote.
-
-    A result replaces its folder as a whole: what a hand or another run put there would be lost.
-    """
-    if folder.is_file():
-        raise BadInput(f"{folder} is a file, where a folder of results would go: move it")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    if not (folder / RECORD).is_file():
-        raise BadInput(
-            f"{folder} holds files but no {RECORD}, and a result would replace them: name a new "
-            "folder, or remove that one"
-        )
-    own = (read_record(folder) or {}).get("outputs", [])
-    for record in sorted(folder.glob(f"*/**/{RECORD}")):
-        if record.relative_to(folder).as_posix() not in own:
-            raise BadInput(
-                f"{folder} holds another result, {record.parent.relative_to(folder)}, which this "
-                "one would replace: name another folder"
-            )
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end
+        return None
 
 
 def replace(new: Path, final: Path) -> None:

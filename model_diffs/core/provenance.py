@@ -36,6 +36,9 @@ def process_facts() -> dict[str, Any]:
         "git_commit": _git_commit(),
     }
     torch = sys.modules.get("torch")
+    if torch is not None:
+        # Sums over another number of threads differ in their last bits.
+        facts["threads"] = torch.get_num_threads()
     if torch is not None and torch.cuda.is_available():
         facts["device_name"] = torch.cuda.get_device_name()
         facts["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()

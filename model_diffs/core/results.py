@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from model_diffs.core import folders, options, tracking
-from model_diffs.core.folders import RECORD as RECORD
-from model_diffs.core.folders import read_record as read_record
+from model_diffs.core import content, folders, options, tracking
+from model_diffs.core.content import Content
 from model_diffs.core.provenance import process_facts
+from model_diffs.core.records import RECORD as RECORD
+from model_diffs.core.records import check_replaceable
+from model_diffs.core.records import read_record as read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +45,20 @@ class PlannedRun:
     """The base model, or the only one."""
     model_b: str = ""
     """The changed model of a comparison."""
+    script: str = field(default="", kw_only=True, compare=False)
+    """File name of the step's script: no other one may replace the folder."""
+    version: int = field(default=1, kw_only=True, compare=False)
+    """Of the step's numbers: a result of another version is stale."""
+    reads: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
+    """Files and folders that options name, which a result must not replace."""
+    named: bool = field(default=False, kw_only=True, compare=False)
+    """The folder was named by --outdir."""
     committed: list[bool] = field(default_factory=list, kw_only=True, compare=False, repr=False)
     """Not empty once this process wrote the folder."""
+
+    def check_replaceable(self) -> None:
+        """Raise BadInput where this result would destroy what is no earlier one of its kind."""
+        check_replaceable(self.folder, self.script, self.reads, self.named)
 
 
 class State(NamedTuple):
@@ -58,24 +72,11 @@ def _jsonable(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str, sort_keys=True))
 
 
-def _stat(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_mtime_ns, found.st_size
-
-
-def _unchanged(path: Path, was: tuple[int, int]) -> bool | None:
-    """Whether a file has the `_stat` that it had; None where it is gone."""
-    try:
-        return _stat(path) == was
-    except OSError:
-        return None
-
-
-def _inputs(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, tuple[int, int]]]:
-    """The files that a result was made from, with the `_stat` that they had."""
-    for entry in record.get("inputs", []):
+def _inputs(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, Content]]:
+    """The files that a result was made from, as they were."""
+    for entry in record["inputs"]:
         path = Path(os.path.abspath(folder.parent / entry["path"]))
-        yield path, (entry["mtime_ns"], entry["size"])
+        yield path, content.of_entry(entry)
 
 
 def _moved(folder: Path, record: Mapping[str, Any], old: str, new: str) -> bool:
@@ -88,11 +89,11 @@ def _moved(folder: Path, record: Mapping[str, Any], old: str, new: str) -> bool:
     ]
     # A step that only draws records no models: its tables say whether anything changed.
     same = bool(found) or not record.get("models")
-    return same and all(_unchanged(path, was) for path, was in found)
+    return same and all(content.unchanged(path, was) for path, was in found)
 
 
 def _changed_argument(planned: PlannedRun, record: Mapping[str, Any]) -> str:
-    old, new = record.get("arguments", {}), _jsonable(planned.arguments)
+    old, new = record["arguments"], _jsonable(planned.arguments)
     for key in sorted({*old, *new}, key=lambda key: (not key.startswith("model"), key)):
         was, now = old.get(key), new.get(key)
         if not (key.startswith("model") and key in old and key in new):
@@ -105,30 +106,39 @@ def _changed_argument(planned: PlannedRun, record: Mapping[str, Any]) -> str:
     return ""
 
 
-def _changed_file(folder: Path, record: Mapping[str, Any]) -> str:
-    for name in record.get("outputs", []):
-        if not (folder / name).exists():
-            return f"{name} is gone"
+def _changed_file(folder: Path, record: Mapping[str, Any], verify: bool) -> str:
+    for entry in record["outputs"]:
+        kept = content.unchanged(folder / entry["path"], content.of_entry(entry), verify)
+        if not kept:
+            return f"{entry['path']} {'is gone' if kept is None else 'is not as it was written'}"
     for path, was in _inputs(folder, record):
         # What is gone cannot be newer: the result still stands.
-        if _unchanged(path, was) is False:
+        if content.unchanged(path, was, verify) is False:
             return f"{os.path.relpath(path)} changed"
     return ""
 
 
-def state(planned: PlannedRun) -> State:
+VERIFY = "MODEL_DIFFS_VERIFY"
+"""Set by `pipeline.sh --verify`: hashes are checked even where size and times are unchanged."""
+
+
+def state(planned: PlannedRun, verify: bool = False) -> State:
     """Compare a planned run with what its folder records.
 
-    Complete: `run.json` is there, the arguments are equal, the files that were written are there,
-    and no file that was read has changed since. The result of another model of the same name is
+    Complete: `run.json` is there, arguments and the step's version are equal, and the files that
+    were written and read hold what they held. The result of another model of the same name is
     stale.
     """
     if not (planned.folder / RECORD).exists():
         return State("missing", "")
     record = read_record(planned.folder)
     if record is None:
-        return State("stale", f"{RECORD} cannot be read")
-    reason = _changed_argument(planned, record) or _changed_file(planned.folder, record)
+        return State("stale", f"{RECORD} cannot be read, or is of an earlier version")
+    version = record.get("version", 1)
+    if version != planned.version:
+        return State("stale", f"it is of version {version} of the step, not {planned.version}")
+    verify = verify or os.environ.get(VERIFY) == "1"
+    reason = _changed_argument(planned, record) or _changed_file(planned.folder, record, verify)
     return State("stale", reason) if reason else State("complete", "")
 
 
@@ -140,7 +150,7 @@ def pending(planned_runs: Iterable[PlannedRun], force: bool = False) -> list[Pla
         if status == "complete" and not force:
             print(f"{planned.folder}: complete, skipped (--force reruns it)")
             continue
-        folders.check_replaceable(planned.folder)
+        planned.check_replaceable()
         if status == "stale":
             print(f"{planned.folder}: stale, {reason}")
         todo.append(planned)
@@ -185,14 +195,15 @@ class Run:
     planned: PlannedRun
     path: Path
     facts: dict[str, Any] = field(default_factory=dict)
-    inputs: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    inputs: dict[Path, Content] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     def reads(self, *paths: Path | str) -> None:
         """Note files that the result depends on, as they are now; a later change makes it stale."""
         for path in paths:
             absolute = Path(os.path.abspath(path))
-            self.inputs.setdefault(absolute, _stat(absolute))
+            if absolute not in self.inputs:
+                self.inputs[absolute] = content.content(absolute)
 
     def record(self, **facts: Any) -> None:
         """Add facts to run.json."""
@@ -238,21 +249,25 @@ class Run:
         (self.path / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
     def _commit(self) -> dict[str, Any]:
-        written = (path for path in self.path.rglob("*") if path.is_file())
+        written = sorted(path for path in self.path.rglob("*") if path.is_file())
         parent = os.path.abspath(self.planned.folder.parent)
-        inputs = [
-            {"path": os.path.relpath(path, parent), "mtime_ns": mtime, "size": size}
-            for path, (mtime, size) in sorted(self.inputs.items())
-        ]
         record = {
             "label": self.planned.label,
+            "script": self.planned.script,
+            "version": self.planned.version,
             "command": " ".join(sys.argv),
             "arguments": _jsonable(self.planned.arguments),
             **_jsonable(self.facts),
             **process_facts(),
             "seconds": round(time.perf_counter() - self.started, 3),
-            "outputs": sorted(path.relative_to(self.path).as_posix() for path in written),
-            "inputs": inputs,
+            "outputs": [
+                {"path": path.relative_to(self.path).as_posix(), **content.content(path)._asdict()}
+                for path in written
+            ],
+            "inputs": [
+                {"path": os.path.relpath(path, parent), **was._asdict()}
+                for path, was in sorted(self.inputs.items())
+            ],
         }
         with (self.path / RECORD).open("w", encoding="utf-8") as handle:
             json.dump(record, handle, indent=2)
@@ -272,7 +287,7 @@ def open_run(planned: PlannedRun) -> Iterator[Run]:
     other than the first one write to a temporary folder that is thrown away.
     """
     if is_main_process():
-        folders.check_replaceable(planned.folder)
+        planned.check_replaceable()
         path = folders.working_folder(planned.folder)
     else:
         path = Path(tempfile.mkdtemp(prefix="model_diffs_"))

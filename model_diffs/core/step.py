@@ -15,7 +15,7 @@ Standard library only: all scripts are read in one process before anything runs.
 
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -72,6 +72,8 @@ class Step:
     """It also fills one folder for the whole study, `<outroot>/<folder>`."""
     optional: bool = False
     """A study may do without: the report does not miss it."""
+    version: int = 1
+    """Raised when the step's numbers change: older results are stale."""
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
     measures: tuple[Measure, ...] = ()
@@ -171,14 +173,38 @@ def table_runs(chosen: options.ComparisonOrTable, folder: str) -> list[PlannedRu
     return comparison_runs(chosen, folder)
 
 
+def _is_there(word: str) -> bool:
+    try:
+        return Path(word).expanduser().exists()
+    except (OSError, RuntimeError):  # longer than a name may be, or the home of nobody
+        return False
+
+
+def _named_paths(chosen: Any) -> tuple[str, ...]:
+    """What options name that is on this disk and is read: models, texts, tables."""
+    values = [getattr(chosen, f.name) for f in fields(chosen) if not f.metadata.get("written")]
+    words = [word for one in values for word in (one if isinstance(one, tuple) else (one,))]
+    return tuple(word for word in words if isinstance(word, str) and word and _is_there(word))
+
+
 def planned_runs(module: ModuleType, chosen: Any) -> list[PlannedRun]:
     """The folders that a script would fill with these options."""
+    step: Step = module.STEP
     if hasattr(module, "planned_runs"):
-        return module.planned_runs(chosen)
-    if isinstance(chosen, options.ComparisonOrTable):
-        return table_runs(chosen, module.STEP.folder)
-    plan = {"comparison": comparison_runs, "model": model_runs}[module.STEP.scope]
-    return plan(chosen, module.STEP.folder)
+        found = module.planned_runs(chosen)
+    elif isinstance(chosen, options.ComparisonOrTable):
+        found = table_runs(chosen, step.folder)
+    else:
+        plan = {"comparison": comparison_runs, "model": model_runs}[step.scope]
+        found = plan(chosen, step.folder)
+    given = {
+        "script": Path(str(module.__file__)).name,
+        "version": step.version,
+        "reads": _named_paths(chosen),
+        # Elsewhere --outdir is the ordinary way to say where a model or dictionary goes.
+        "named": step.scope != "other" and bool(getattr(chosen, "outdir", None)),
+    }
+    return [replace(one, **given) for one in found]
 
 
 def title_of(planned: PlannedRun) -> str:

@@ -79,15 +79,14 @@ class Tables:
             found = results.read_record(path.parent)
             if found is None and not path.exists():
                 raise Absent(NOT_RUN)
-            if not isinstance(found, dict):
+            if found is None:
                 raise Absent(f"failed, {folder}/{results.RECORD} cannot be read", defect=True)
             self._records[folder] = found
         return self._records[folder]
 
     def arguments(self, folder: str) -> Mapping[str, Any]:
         """The options that a result was made with."""
-        found = self.record(folder).get("arguments")
-        return found if isinstance(found, Mapping) else {}
+        return self.record(folder)["arguments"]
 
     def columns(self, path: str) -> list[str]:
         """Names of the columns of a CSV, `path` relative to the outroot. Raises Absent."""
@@ -202,13 +201,10 @@ def texts_read(record: Mapping[str, Any], splits: Iterable[str]) -> list[list[st
         raise Absent("failed, its run.json does not say on which texts", defect=True) from None
 
 
-def questions_read(record: Mapping[str, Any]) -> list[int]:
-    """Bytes of the file of questions: equal ids alone could be those of other questions."""
-    arguments, inputs = record.get("arguments"), record.get("inputs")
-    if not isinstance(arguments, Mapping) or not isinstance(inputs, list):
-        return []
-    name = Path(str(arguments.get("questions"))).name
-    return [one["size"] for one in inputs if Path(str(one["path"])).name == name]
+def questions_read(record: Mapping[str, Any]) -> list[str]:
+    """SHA-256 of the file of questions: equal ids alone could be those of other questions."""
+    name = Path(str(record["arguments"].get("questions"))).name
+    return [one["sha256"] for one in record["inputs"] if Path(one["path"]).name == name]
 
 
 THIRDS = ("early", "middle", "late")

@@ -29,8 +29,8 @@ def publish(folder: Path, record: dict[str, Any]) -> None:
         settings=wandb.Settings(console="off", silent=True),
     )
     logged: dict[str, Any] = {"seconds": record["seconds"]}
-    for name in record["outputs"]:
-        path = folder / name
+    for entry in record["outputs"]:
+        path = folder / entry["path"]
         if path.suffix == ".csv":
             frame = pd.read_csv(path)
             # A W&B table has one type per column; undefined cells stay empty.

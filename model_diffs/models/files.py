@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from model_diffs.core import naming
+from model_diffs.core import content, naming
 from model_diffs.core.errors import BadInput
 
 CONFIG = "config.json"
@@ -121,11 +121,11 @@ def _snapshot(model: str, **options: Any) -> Path:
 
 
 def fingerprint(model: str) -> str:
-    """SHA-256 that identifies the content of a model, without reading its weights or torch.
+    """SHA-256 that identifies the content of a model, without torch.
 
-    A folder: config.json, and name, size, mtime and header of each weight file, so that it stays
-    the same when the folder is moved or renamed. A hub model: its name and commit; a snapshot on
-    this disk is used without asking the hub, and the process then stays with that commit.
+    A folder: the bytes of config.json, and name and bytes of each weight file, wherever it is. A
+    hub model: its name and commit; a snapshot on this disk is used without asking the hub, and the
+    process then stays with that commit.
     """
     digest = hashlib.sha256()
     if not naming.is_local(model):
@@ -137,10 +137,9 @@ def fingerprint(model: str) -> str:
     read_config(folder)  # says in one line what is wrong with it
     digest.update((folder / CONFIG).read_bytes())
     for file in weight_files(folder)[1]:
-        stat = file.stat()
-        digest.update(f"\n{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         if file.suffix == ".safetensors":
-            digest.update(safetensors_header(file))
+            safetensors_header(file)  # says in one line where it is truncated
+        digest.update(f"\n{file.name} {content.sha256(file)}\n".encode())
     return digest.hexdigest()
 
 

@@ -36,8 +36,7 @@ def find_comparisons(outroot: Path) -> list[Comparison]:
     found: dict[str, Comparison] = {}
     for path in sorted(outroot.glob(f"*{BETWEEN}*/*/{results.RECORD}")):
         record = results.read_record(path.parent)
-        arguments = record.get("arguments") if isinstance(record, dict) else None
-        model_a = arguments.get("model_a") if isinstance(arguments, dict) else None
+        model_a = record["arguments"].get("model_a") if record else None
         if isinstance(model_a, str) and (one := _named_by(path.parts[-3], model_a)):
             found.setdefault(one.label, one)
     return sorted(found.values())

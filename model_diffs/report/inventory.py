@@ -48,7 +48,6 @@ class Result(NamedTuple):
 
 NUMBER = int | float
 TEXT = {"path": str, "texts": NUMBER, "sha256": str}
-INPUT = {"path": str, "mtime_ns": int, "size": int}
 WORDS = ("device", "device_name", "dtype", "finished", "python", "git_commit", "command")
 
 
@@ -72,27 +71,12 @@ def _texts(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
         }
 
 
-def facts(record: Any) -> dict[str, Any] | None:
-    """A run.json with every value of the type that runs write (else None in its place).
-
-    None where the record has not the shape of a run: its arguments, files or inputs.
-    """
-    record = record if isinstance(record, dict) else {"arguments": None}
-    files, inputs = record.get("outputs", []), record.get("inputs", [])
-    if not (
-        isinstance(record.get("arguments", {}), dict)
-        and isinstance(files, list)
-        and all(isinstance(name, str) for name in files)
-        and isinstance(inputs, list)
-        and all(
-            isinstance(_mapping(one).get(k), kind) for one in inputs for k, kind in INPUT.items()
-        )
-    ):
-        return None
+def facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with every value of the type that runs write (else None in its place)."""
     identity = {"bytes": NUMBER, "config_sha256": str}
     return {
-        "arguments": record.get("arguments", {}),
-        "outputs": files,
+        "arguments": record["arguments"],
+        "outputs": [entry["path"] for entry in record["outputs"]],
         "models": {
             name: {key: _of(kind, _mapping(one).get(key)) for key, kind in identity.items()}
             for name, one in _mapping(record.get("models")).items()
@@ -115,18 +99,20 @@ def _failure(folder: Path) -> str:
         return "failed"
 
 
-def _state(folder: Path, owner: str) -> tuple[str, str, dict[str, Any]]:
+def _state(folder: Path, owner: str, version: int) -> tuple[str, str, dict[str, Any]]:
     """Status, reason and facts of a folder."""
     failure = _failure(folder)
     if not (folder / results.RECORD).exists():
         return ("failed", failure, {}) if failure else ("missing", "not run", {})
-    known = facts(results.read_record(folder))
-    if known is None:
+    record = results.read_record(folder)
+    if record is None:
         return "failed", f"failed, its {results.RECORD} cannot be read", {}
+    known = facts(record)
     if failure:
         return "stale", f"{failure}; an earlier result is shown", known
     # Against its own arguments: only files can have changed.
-    status, reason = results.state(PlannedRun(folder, owner, known["arguments"]))
+    own = PlannedRun(folder, owner, known["arguments"], version=version)
+    status, reason = results.state(own)
     if status == "stale" and reason.endswith(" is gone"):
         return "failed", f"failed, {reason}", known
     if status == "stale":
@@ -157,7 +143,7 @@ def take_inventory(
         made = []
         for owner, label in _places(comparisons, step):
             folder = outroot / owner / step.folder.format(base=comparisons[0].base)
-            made.append(Result(script, owner, label, folder, *_state(folder, owner)))
+            made.append(Result(script, owner, label, folder, *_state(folder, owner, step.version)))
         if not (step.optional and all(one.status == "missing" for one in made)):
             found += made
     return found

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from model_diffs.core.errors import BadInput
-from model_diffs.core.folders import read_json, read_record
+from model_diffs.core.folders import read_json
 from model_diffs.core.options import flag
+from model_diffs.core.records import read_record
 from model_diffs.core.script import run_script
 
 # Columns of the table where a run has them; the rest is in the report.
