@@ -2,6 +2,7 @@
 
 architectures  which weight matrices a stored tensor holds, by its name
 anatomy        the parts of a live model, found by structure
+configuration  what a config.json must be and says
 files          folders and hub snapshots: resolve, fingerprint, errors of the hub in one line
 checkpoints    stored weights read by name from mapped files; two checkpoints in lockstep
 devices        devices, dtypes and processes, without transformers

@@ -10,7 +10,6 @@ is converted. It must not be written to.
 import hashlib
 import json
 import math
-import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
-from model_diffs.models import architectures, files
+from model_diffs.models import architectures, configuration, files
 from model_diffs.models.architectures import Matrix
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ _COMPARED = (
     *("num_attention_heads", "n_head", "num_key_value_heads", "intermediate_size"),
     "num_local_experts",
 )
+# As safetensors and torch spell them. Numbers of any other kind stand for weights, with scales.
+_FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
 _CHUNK = 1 << 22  # entries converted at a time where only a sum is wanted: 32 MiB in fp64
 
 
@@ -67,10 +68,11 @@ class Checkpoint:
     def open(cls, model: str) -> "Checkpoint":
         """Open a model folder or hub model.
 
-        Raises BadInput where the config or the weights are missing, truncated or corrupt.
+        Raises BadInput where the config or the weights are missing, damaged or quantised.
         """
         folder = files.resolve(model)
         config = files.read_config(folder)
+        configuration.check_not_quantised(model, config)
         index, weights = files.weight_files(folder)
         handles: dict[Path, Any] = {}
         entries: dict[str, Entry] = {}
@@ -86,6 +88,12 @@ class Checkpoint:
         tied = architectures.ties_head(config)
         names = [name for name in entries if architectures.is_weight(name, tied)]
         kept = {name: entries[name] for name in sorted(names, key=_natural)}
+        for name, entry in kept.items():
+            if entry.dtype not in _FLOATS:
+                raise BadInput(
+                    f"{name} of {model} is stored as {entry.dtype}: quantised weights cannot be "
+                    "compared; give the model that they were made from"
+                )
         depends = (*files.content_files(model),)
         return cls(model, folder, config, depends, kept, digest.hexdigest(), handles)
 
@@ -107,13 +115,17 @@ class Checkpoint:
 
     def check_vectors(self) -> None:
         """Raise BadInput, naming it, for a bias or norm with NaN or Inf."""
-        for name in set(self.entries) - {matrix.tensor for matrix in self.matrices()}:
+        self.check_finite(set(self.entries) - {matrix.tensor for matrix in self.matrices()})
+
+    def check_finite(self, names: Iterable[str]) -> None:
+        """Raise BadInput, naming it, for a tensor with NaN or Inf; one is in memory at a time."""
+        for name in names:
             check_finite(self.tensor(name), f"{name} of {self.model}")
 
     def matrix(self, matrix: Matrix, name: str = "") -> "torch.Tensor":
         """A matrix [out, in] as stored, from the tensor `name` (by default the matrix's own).
 
-        Raises BadInput, naming it, for NaN, Inf or quantised weights.
+        Raises BadInput, naming it, for NaN or Inf.
         """
         stored = matrix.take(self.tensor(name or matrix.tensor))
         check_finite(stored, f"{matrix.name} of {self.model}")
@@ -132,11 +144,9 @@ class Checkpoint:
 
 
 def check_finite(tensor: "torch.Tensor", label: str) -> None:
-    """Raise BadInput, naming `label`, where a tensor holds NaN or Inf or is not floating point."""
+    """Raise BadInput, naming `label`, where a tensor holds NaN or Inf."""
     import torch
 
-    if not tensor.is_floating_point():
-        raise BadInput(f"{label} is stored as {tensor.dtype}: quantised weights cannot be compared")
     for part in chunks(tensor):
         if not bool(torch.isfinite(part.float()).all()):
             raise BadInput(f"{label} holds NaN or Inf: the checkpoint is damaged or diverged")
@@ -168,16 +178,20 @@ def _open_safetensors(file: Path) -> tuple[Any, dict[str, Entry], bytes]:
     return handle, entries, raw
 
 
+_PLAIN = "plain tensors by name in torch's zip format: convert to safetensors"
+
+
 def _open_legacy(file: Path) -> tuple[Any, dict[str, Entry], bytes]:
     """The same of a pytorch_model.bin. Only tensors are unpickled: a file with code is refused."""
     import torch
 
     try:
         tensors = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        raise BadInput(
-            f"{file} is corrupt, or not plain tensors in torch's zip format: convert to safetensors"
-        ) from error
+    except Exception as error:  # unpickling a damaged file can raise any
+        raise BadInput(f"{file} is corrupt, or not {_PLAIN}") from error
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        raise BadInput(f"{file} holds something other than {_PLAIN}")
     entries = {
         name: Entry(file, tuple(t.shape), str(t.dtype).removeprefix("torch."))
         for name, t in tensors.items()

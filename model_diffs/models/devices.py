@@ -23,7 +23,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # `meta` has no numbers
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"device {name!r} is not there; use --device auto or cpu") from error
     return device

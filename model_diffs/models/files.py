@@ -17,6 +17,7 @@ from typing import Any
 
 from model_diffs.core import content, naming
 from model_diffs.core.errors import BadInput
+from model_diffs.models import configuration
 
 CONFIG = "config.json"
 _HUB_NAME = re.compile(r"^(?P<repo>[\w][\w.-]*(?:/[\w][\w.-]*)?)(?:@(?P<revision>[\w][\w./-]*))?$")
@@ -162,18 +163,17 @@ def safetensors_header(file: Path) -> bytes:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of the language model in `folder`. BadInput where it is missing or not JSON."""
+    """config.json of the language model in `folder`. BadInput where it is missing or damaged."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadInput(f"{folder}: no {CONFIG}; this is not a model folder") from error
-    except ValueError as error:
+    except IsADirectoryError as error:
+        raise BadInput(f"{path} is a folder: this is not a model folder") from error
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not valid JSON: copy the model again") from error
-    if "text_config" in config:
-        inherited = {k: config[k] for k in ("tie_word_embeddings",) if k in config}
-        return {**inherited, **config["text_config"]}
-    return config
+    return configuration.language_model(path, config)
 
 
 def weight_files(folder: Path) -> tuple[Path | None, list[Path]]:
@@ -201,9 +201,11 @@ def weight_map(index: Path) -> dict[str, str]:
     Raises BadInput where it is not one, and for a shard that is missing or not beside it.
     """
     try:
-        found = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{index} is not a weight index: copy the model again") from error
+    if not (found and isinstance(found, dict) and all(isinstance(n, str) for n in found.values())):
+        raise BadInput(f"{index}: weight_map names no shard for each tensor: copy the model again")
     for name in sorted(set(found.values())):
         if Path(name).name != name:
             raise BadInput(f"{index} names {name!r}, which is not a file beside it")
