@@ -102,7 +102,7 @@ def test_a_worked_example():
 def test_each_different_sentence_is_encoded_once():
     questions = make_questions(4)
     twice = [*questions, *(q._replace(id=q.id + "again") for q in questions)]
-    sequences, index = scoring.encode_sentences(tiny_models.tokenizer(), twice, None)
+    sequences, index = scoring.encode_sentences(tiny_models.tokenizer(), twice)
     assert len(sequences) == 16
     assert (index[:4] == index[4:]).all()
 

@@ -56,7 +56,7 @@ class _Victim:
         # Evaluation mode throughout: with dropout, two runs of one attack would differ.
         self.network = Network(load_model(model, self.device, dtype, options.trust_remote_code))
         self.tokenizer = load_tokenizer(model, options.trust_remote_code)
-        longest = min(options.max_length, self.network.positions or options.max_length)
+        longest = min(options.max_length, self.tokenizer.model_max_length)
         self.texts: dict[str, list[list[int]]] = {}
         for name in ("attack", *SPLITS):
             ids = texts.encode(self.tokenizer, getattr(material, name), longest)

@@ -8,7 +8,6 @@ and `prompt` that it has. Headings and fragments of WikiText are left out.
 """
 
 import hashlib
-import json
 import os
 import random
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model_diffs.core.errors import BadInput
-from model_diffs.data.texts import Split, json_lines, read_split, read_text
+from model_diffs.data.texts import Split, json_lines, json_value, read_split, read_text
 from model_diffs.models.files import hub_errors
 
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
@@ -106,10 +105,7 @@ def _json_texts(path: Path, content: str, fields: Sequence[str]) -> Iterator[str
     if path.suffix.lower() == ".jsonl":
         values = json_lines(path, content)
     else:
-        try:
-            items = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
+        items = json_value(str(path), content)
         if not isinstance(items, list):
             raise BadInput(f"{path}: a JSON list is expected, of texts or objects")
         values = ((f"{path}, item {number}", item) for number, item in enumerate(items, start=1))

@@ -28,13 +28,50 @@ class Split(NamedTuple):
 
 
 def read_text(path: Path, missing: str) -> str:
-    """Content of a file. BadInput where it is not UTF-8, or not there: `no such <missing>`."""
+    """Content of a file, without a byte order mark.
+
+    BadInput where it is not UTF-8, has a NUL (naming the line), or is not there: `no such
+    <missing>`.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8").removeprefix("\ufeff")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise BadInput(f"{path}: no such {missing}") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
+    line = content.partition("\0")[0].count("\n") + 1
+    check_characters(f"{path}, line {line}", content)
+    return content
+
+
+def check_characters(place: str, value: Any) -> None:
+    """Raise BadInput where a text, or a text in a JSON value, holds what no text can.
+
+    That is a NUL, or half of a surrogate pair, which JSON can spell.
+    """
+    if isinstance(value, str):
+        if "\0" in value:
+            raise BadInput(f"{place}: a NUL character; remove it, or name a file of text")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise BadInput(f"{place}: half of a surrogate pair; write the character") from error
+    elif isinstance(value, list | dict):
+        for part in [*value, *(value.values() if isinstance(value, dict) else ())]:
+            check_characters(place, part)
+
+
+def json_value(place: str, content: str) -> Any:
+    """The value that JSON spells. BadInput, naming `place`, where it is none or no text inside."""
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        line = f", line {error.lineno}" if "\n" in content else ""
+        raise BadInput(f"{place}{line}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # too long a number, too many brackets
+        raise BadInput(f"{place}: not JSON that can be read ({error})") from error
+    check_characters(place, value)
+    return value
 
 
 def json_lines(path: Path, content: str) -> Iterator[tuple[str, Any]]:
@@ -42,11 +79,7 @@ def json_lines(path: Path, content: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             place = f"{path}, line {number}"
-            try:
-                yield place, json.loads(line)
-            except json.JSONDecodeError as error:
-                problem = f"not JSON ({error.msg}); one value per line is expected"
-                raise BadInput(f"{place}: {problem}") from error
+            yield place, json_value(place, line)
 
 
 def read_split(path: str | Path, name: str, max_samples: int = 0, flag: str = "") -> Split:
@@ -86,14 +119,23 @@ def read_splits(forget_text: str, retain_text: str, max_samples: int) -> list[Sp
 def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Token ids of each text, special tokens included, cut to `max_length`.
 
-    Raises BadInput for a text that gives no token.
+    Raises BadInput for a text that gives no token, and for one that is still longer than what the
+    model takes (the tokenizer's `model_max_length`): it would fail inside the model, or be read at
+    positions that were never trained.
     """
+    longest = min(max_length, 2**31)  # what the tokenizer's own integers hold
     encoded = tokenizer(
-        list(texts), truncation=True, max_length=max_length, return_attention_mask=False
+        list(texts), truncation=True, max_length=longest, return_attention_mask=False
     )["input_ids"]
     for text, ids in zip(texts, encoded, strict=True):
         if not ids:
             raise BadInput(f"the text {text[:60]!r} has no token in this tokenizer: remove it")
+        if len(ids) > tokenizer.model_max_length:
+            raise BadInput(
+                f"the text {text[:60]!r} has {len(ids)} tokens, the model takes "
+                f"{tokenizer.model_max_length}: shorten it, or cut texts with --max-length "
+                "(--seq-len)"
+            )
     return encoded
 
 

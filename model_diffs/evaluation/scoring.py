@@ -60,24 +60,19 @@ def sentence_log_probabilities(logits: Tensor, batch: loading.Batch) -> Tensor:
 
 
 def encode_sentences(
-    tokenizer: Any, questions: Sequence[Question], positions: int | None
+    tokenizer: Any, questions: Sequence[Question]
 ) -> tuple[list[list[int]], NDArray[np.int64]]:
     """Token ids of every distinct completed sentence, and the sentence of each choice.
 
-    Returns the sequences and an index `[questions, choices]` into them. `positions`: the longest
-    sequence that the model takes, None for no limit. Raises BadInput for a longer sentence, which
-    would be scored without its choice if it were cut, and for one of a single token.
+    Returns the sequences and an index `[questions, choices]` into them. Raises BadInput for a
+    sentence longer than the model takes, which would be scored without its choice if it were cut,
+    and for one of a single token.
     """
     sentences = [question.sentences() for question in questions]
     place: dict[str, int] = {}
     index = np.array([[place.setdefault(s, len(place)) for s in four] for four in sentences])
     sequences = texts.encode(tokenizer, list(place), max_length=2**30)
     for sentence, ids in zip(place, sequences, strict=True):
-        if positions is not None and len(ids) > positions:
-            raise BadInput(
-                f"the question {sentence[:60]!r} has {len(ids)} tokens, the model takes "
-                f"{positions}: shorten it"
-            )
         if len(ids) < 2:
             raise BadInput(f"the question {sentence[:60]!r} has a single token: nothing to score")
     return sequences, index
@@ -114,8 +109,7 @@ def read_answers(
     model's own output, one per hidden state for a logit lens. `batch_size` counts sentences and
     affects speed and memory only.
     """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    sequences, index = encode_sentences(tokenizer, questions, positions)
+    sequences, index = encode_sentences(tokenizer, questions)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     device = next(model.parameters()).device
     batches = texts.length_batches([len(ids) for ids in sequences], batch_size)

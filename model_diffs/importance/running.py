@@ -64,8 +64,7 @@ def analyse(
     started = time.perf_counter()
     split = text_datasets.read_dataset(options.dataset, options.max_samples, options.seed)
     tokenizer = loading.load_tokenizer(options.model, options.trust_remote_code)
-    limit = checkpoint.config.get("max_position_embeddings") or options.max_length
-    length = min(options.max_length, limit)
+    length = min(options.max_length, tokenizer.model_max_length)
     tokens = tokenise(tokenizer, split.texts, length, options.keep_bos, options.skip_first)
     lens = lens_on(device)
     model = loading.load_model(options.model, device, dtype, options.trust_remote_code)

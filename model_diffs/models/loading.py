@@ -1,6 +1,7 @@
 """Models and tokenizers: loaded, placed, fed, and read layer by layer."""
 
 import gc
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,25 +15,33 @@ from transformers.utils import logging as transformers_logging
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Compute
-from model_diffs.models import files
+from model_diffs.models import architectures, configuration, files
 from model_diffs.models.anatomy import Anatomy
 from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.models.devices import free_memory, pick_device, pick_dtype
 
 transformers_logging.disable_progress_bar()
 Loaded = TypeVar("Loaded")
+UNLIMITED = 10**9  # positions of a model that names no limit
 
 # ── models ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
 def _bad_input(message: str) -> Iterator[None]:
-    """Turn what transformers raises for unusable files into one line."""
+    """Turn what transformers raises for unusable files into one line, and its own lines into none.
+
+    What it would log is in the error, or said by the caller.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     try:
         yield
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # a damaged configuration, tokenizer or weight can raise any
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{message}: {first_line}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def load_model(
@@ -62,6 +71,10 @@ def load_model(
     missing = sorted(report.get("missing_keys") or [])
     if missing:
         raise BadInput(f"{model} lacks {len(missing)} weights, such as {missing[0]}")
+    unused = sorted(filter(architectures.is_weight, report.get("unexpected_keys") or []))
+    if unused:
+        says = f"{len(unused)} stored tensors are not used, such as {unused[0]}"
+        print(f"warning: {model}: {says}", file=sys.stderr)
     return (loaded if device_map else loaded.to(device)).eval()
 
 
@@ -102,8 +115,12 @@ def one_by_one(
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer, padding on the right, with a pad token (the end of text if none)."""
+    """The model's tokenizer, padding on the right, with a pad token (the end of text if none).
+
+    Its `model_max_length` is the longest sequence that the model takes.
+    """
     folder = files.resolve(model)
+    positions = configuration.positions(files.read_config(folder))
     with _bad_input(f"{model} has no usable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -112,14 +129,20 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
         # Padding is masked by the attention mask, so any token serves.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "right"
+    tokenizer.model_max_length = positions or UNLIMITED
     return tokenizer
 
 
 def common_tokenizer(models: Sequence[str], trust_remote_code: bool = False) -> Any:
-    """The first model's tokenizer. Raises BadInput where another model reads other tokens."""
+    """The first model's tokenizer, for sequences that all models take.
+
+    Raises BadInput where another model reads other tokens.
+    """
     first = load_tokenizer(models[0], trust_remote_code)
     for model in models[1:]:
-        check_same_tokenizer(models[0], first, model, load_tokenizer(model, trust_remote_code))
+        other = load_tokenizer(model, trust_remote_code)
+        check_same_tokenizer(models[0], first, model, other)
+        first.model_max_length = min(first.model_max_length, other.model_max_length)
     return first
 
 

@@ -49,11 +49,6 @@ class Network(nn.Module):
         """The decoder blocks in order."""
         return self._anatomy.blocks
 
-    @property
-    def positions(self) -> int | None:
-        """Longest text in tokens, where the configuration names a limit."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-
     def forward(self, computation: Callable[..., Any], *arguments: Any) -> Any:
         """Call `computation(self, *arguments)`.
 

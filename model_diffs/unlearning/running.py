@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from model_diffs.core import provenance
-from model_diffs.core.errors import BadInput
 from model_diffs.core.methods import METHODS
 from model_diffs.core.results import Run, is_main_process
 from model_diffs.core.script import seed_everything
@@ -97,11 +96,6 @@ def prepare(options: Options, run: Run, base: Checkpoint, tokenizer: Any) -> Tra
     adapter = attach_adapter(model, options.lora_rank, options.seed)
     if adapter is None:
         choose_trainable(network, options.trainable, settings.layers)
-    longest = max(len(ids) for split in splits for ids in (*split.train, *split.held_out))
-    if network.positions and longest > network.positions:
-        raise BadInput(
-            f"--max-length: texts of {longest} tokens, the model takes {network.positions}"
-        )
     if shards:
         sharding.shard(network, accelerator.device, shards)
     trainer = Trainer(
