@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from model_diffs.core import options, results
 from model_diffs.core.errors import BadInput
+from model_diffs.core.parent import end_with_parent
 from model_diffs.core.step import planned_runs
 
 
@@ -70,6 +71,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     traceback.
     """
     script = Path(sys.argv[0]).name
+    end_with_parent()
     try:
         load_environment()
         main()
