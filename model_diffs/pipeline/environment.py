@@ -5,13 +5,30 @@ Values are read, never evaluated.
 
 import dataclasses
 import os
+import re
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.methods import METHODS
 from model_diffs.pipeline.studies import ROLES, Dictionary, Models, Study, Unlearn, check
+
+
+def search_path() -> str:
+    """PATH for children: programs of this environment (`python`, `accelerate`) come first."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def program(name: str) -> str:
+    """The file of a launcher's program. Raises BadInput where there is none."""
+    found = sys.executable if name == "python" else shutil.which(name, path=search_path())
+    if not found:
+        raise BadInput(f"LAUNCHER={name}: no such program")
+    return found
 
 
 @dataclass
@@ -32,9 +49,10 @@ class Settings:
         found = cls(**{name: value for name, value in given.items() if value})
         if isinstance(found.launcher, str):
             try:
-                found.launcher = shlex.split(found.launcher)
+                found.launcher = shlex.split(found.launcher) or cls.launcher
             except ValueError as error:
                 raise BadInput(f"LAUNCHER={found.launcher}: {error}") from None
+            program(found.launcher[0])
         return found
 
 
@@ -69,8 +87,8 @@ def with_environment(study: Study, environment: Mapping[str, str] = os.environ) 
     says = {key: value for key, value in environment.items() if key.isupper()}
 
     def integer(key: str, text: str) -> int:
-        if not text.isdecimal():
-            raise BadInput(f"{key}={text}: not an integer of at least 0")
+        if not re.fullmatch(r"[0-9]{1,18}", text):
+            raise BadInput(f"{key}={text}: not an integer of at least 0, or a very large one")
         return int(text)
 
     models, texts = study.models, study.texts

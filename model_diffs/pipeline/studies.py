@@ -198,9 +198,15 @@ def _fill(kind: Any, table: Any, prefix: str, **given: Any) -> Any:
 def find_study(study: str, folder: Path = FOLDER) -> Path:
     """The file of a study: by its path, or by its name in `folder`."""
     path = Path(study)
-    if not path.is_file():
-        path = folder / f"{study.removesuffix('.toml')}.toml"
-    if not path.is_file():
+    try:
+        if not path.is_file():
+            path = folder / f"{study.removesuffix('.toml')}.toml"
+        found = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        found = False
+    if not found:
+        if Path(study).is_dir():
+            raise BadInput(f"{study}: a folder, not the file of a study")
         there = ", ".join(sorted(p.stem for p in folder.glob("*.toml"))) or "none"
         raise BadInput(f"{study}: no such study; there are: {there}")
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -235,7 +241,9 @@ def read_study(study: str, folder: Path = FOLDER) -> Study:
     path = find_study(study, folder)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, nested without end
         raise BadInput(f"{path}: not a TOML file: {error}") from None
     given: dict[str, Any] = {"name": path.stem, "path": path}
     entries = content.pop("unlearn", {})

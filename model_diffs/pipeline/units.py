@@ -4,6 +4,7 @@ What a unit would fill is asked of its script.
 """
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from model_diffs.core import options, results
 from model_diffs.core.errors import BadInput
-from model_diffs.core.results import PlannedRun
+from model_diffs.core.results import RECORD, PlannedRun
 from model_diffs.core.step import Script, planned_runs
 
 DATASETS, REPORT = "create_datasets.py", "report.py"
@@ -28,11 +29,24 @@ class Target:
     reason: str
     forced: bool = False
     """Complete, and made again by --force."""
+    before: int | None = None
+    """When its record was written, as it was when the plan was made; None: there was none."""
 
     @property
     def pending(self) -> bool:
         """Whether it is made, or looked at again."""
         return self.status != "complete"
+
+    def made(self) -> bool:
+        """Whether it was made since then."""
+        return _record_time(self.planned.folder) != self.before
+
+
+def _record_time(folder: Path) -> int | None:
+    try:
+        return (folder / RECORD).stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 @dataclass
@@ -42,6 +56,10 @@ class Unit:
     script: Script
     words: list[str]
     targets: list[Target] = field(default_factory=list)
+    chosen: Any = None
+    """The words as the script's Options, once they were parsed."""
+    planned: list[PlannedRun] = field(default_factory=list)
+    """The folders that these fill."""
     name: str = ""
     """Of its log; the script's with what tells it from others of that script."""
 
@@ -59,7 +77,7 @@ class Unit:
 # ── states ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _dirties(target: Target, unit: Unit, chosen: Any, dirty: set[str]) -> bool:
+def _dirties(target: Target, unit: Unit, dirty: set[str]) -> bool:
     """Whether something that this folder reads will be made anew."""
     planned, step = target.planned, unit.script.step
     if step.scope == "study" or not planned.model_a:  # reads the results of all models
@@ -67,25 +85,34 @@ def _dirties(target: Target, unit: Unit, chosen: Any, dirty: set[str]) -> bool:
         return bool(made & {step.folder, *step.reads}) or bool(dirty and unit.script.name == REPORT)
     reads = {str(planned.folder.parent / folder) for folder in step.reads}
     # Models, and folders that an option names, such as a dictionary.
-    named = [planned.model_a, planned.model_b, *(v for v in vars(chosen).values() if v)]
+    named = [planned.model_a, planned.model_b, *(v for v in vars(unit.chosen).values() if v)]
     return bool(dirty & (reads | {os.path.abspath(v) for v in named if isinstance(v, str)}))
 
 
+def with_planned(units: Iterable[Unit]) -> list[Unit]:
+    """Ask every script what it would fill. Raises BadInput, or leaves, for what it refuses."""
+    found = list(units)
+    for unit in found:
+        module = unit.script.module
+        unit.chosen = options.parse(module.Options, unit.words, module.__doc__)
+        unit.planned = planned_runs(module, unit.chosen)
+    return found
+
+
 def with_states(units: Iterable[Unit], force: bool) -> list[Unit]:
-    """Ask every script what it would fill, and what of that is complete.
+    """Look which of the folders that units would fill are complete.
 
     A complete folder whose inputs will be made anew before it `follows`: its script looks again.
     """
     found, dirty, all_dirty = [], set[str](), False
     for unit in units:
-        step, module = unit.script.step, unit.script.module
-        chosen = options.parse(module.Options, unit.words, module.__doc__)
-        for planned in planned_runs(module, chosen):
+        step = unit.script.step
+        for planned in unit.planned:
             status, reason = results.state(planned)
-            target = Target(planned, status, reason)
+            target = Target(planned, status, reason, before=_record_time(planned.folder))
             if force and status == "complete":
-                target = Target(planned, "stale", "--force", forced=True)
-            if not target.pending and (all_dirty or _dirties(target, unit, chosen, dirty)):
+                target.status, target.reason, target.forced = "stale", "--force", True
+            if not target.pending and (all_dirty or _dirties(target, unit, dirty)):
                 target.status = "follows"
             if target.pending:
                 dirty |= {str(planned.folder), os.path.abspath(planned.folder)}
@@ -112,7 +139,7 @@ def narrowed(unit: Unit, force: bool) -> list[str]:
 def command(unit: Unit, launcher: Sequence[str], force: bool) -> list[str]:
     """The words of the process: launcher where the step may use one, script, options."""
     start = launcher if unit.script.step.processes else ("python",)
-    return ["uv", "run", "--no-sync", *start, unit.script.name, *narrowed(unit, force)]
+    return [*start, unit.script.name, *narrowed(unit, force)]
 
 
 def select(units: Sequence[Unit], steps: str) -> list[Unit]:
@@ -121,9 +148,8 @@ def select(units: Sequence[Unit], steps: str) -> list[Unit]:
         return list(units)
     chosen: list[Unit] = []
     for part in steps.split(","):
-        first, dash, last = part.strip().partition("-")
-        if first.isdecimal() and (last.isdecimal() if dash else True):
-            low, high = int(first), int(last or first)
+        if numbers := re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip()):
+            low, high = int(numbers[1]), int(numbers[2] or numbers[1])
             found = [one for one in units if low <= one.number <= high]
         elif part.strip() and not part.strip()[0].isdecimal():
             name = part.strip().removesuffix(".py")
