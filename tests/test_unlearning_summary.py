@@ -45,14 +45,18 @@ def test_seeds_of_an_entry_add_a_row_of_mean_and_standard_deviation(tmp_path: Pa
 
 def test_results_stand_beside_models_and_failed_ones_need_no_folder(tmp_path: Path) -> None:
     made = [model(tmp_path, name, 0.2) for name in ("base__cb", "base__cb_lat")]
-    folders = [*made, tmp_path / "base__rmu"]
-    found = table(folders, dict(zip(folders, ("done", "skipped", "failed"), strict=True)))
+    again = model(tmp_path, "base__npo", 0.9)  # failed, with the numbers of an earlier run
+    folders = [*made, tmp_path / "base__rmu", again]
+    results = ("done", "skipped", "failed", "failed")
+    found = table(folders, dict(zip(folders, results, strict=True)))
     rows = [line.split()[:3] for line in found.splitlines()[1:]]
     assert rows == [
         ["base__cb", "done", "0.200"],
         ["base__cb_lat", "skipped", "0.200"],
         ["base__rmu", "failed", "–"],
+        ["base__npo", "failed", "–"],
     ]
+    assert found.splitlines()[-1].split()[2:] == ["–"] * 4
 
 
 def test_folder_without_a_record_is_bad_input(tmp_path: Path) -> None:

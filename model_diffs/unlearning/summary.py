@@ -47,7 +47,8 @@ def table(folders: Sequence[Path], results: Mapping[Path, str]) -> str:
     for folder in folders:
         row: dict[str, Any] = {"model": folder.name, "result": results.get(folder)}
         row["entry"] = re.sub(r"__seed-?\d+$", "", folder.name)
-        if not results or (folder / "unlearning.json").exists():
+        made = results.get(folder) in ("done", "skipped") and (folder / "unlearning.json").exists()
+        if made or not results:  # one that failed may have left the numbers of an earlier run
             run = read_run(folder)
             row |= {name: run["after"].get(name) for name in MEASURED}
             row |= {"seconds": run["seconds"], "GB": run["peak_memory_bytes"] / 1e9}
