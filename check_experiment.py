@@ -1,8 +1,8 @@
-"""Is everything there and sound? What can be known before a long run, in seconds.
+"""Is everything there and sound? What can be known before a long run, in the time to read it.
 
 Checks the texts (readable, disjoint, balanced, of similar length, without repeats), the questions,
-the models (obtainable, one architecture, one tokenizer), the device, memory, disk and packages of a
-study, or of the models and texts given. Nothing is downloaded or written.
+the models (obtainable, finite, one architecture, one tokenizer), the device, memory, disk and
+packages of a study, or of the models and texts given. Nothing is downloaded or written.
 
     uv run check_experiment.py --study miniature
     uv run check_experiment.py --model EleutherAI/deep-ignorance-unfiltered --device cuda

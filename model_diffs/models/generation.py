@@ -38,10 +38,17 @@ class Speaker(NamedTuple):
 
 
 def load(options: Compute, model: str, device_map: str | None = None) -> Speaker:
-    """A model with its tokenizer."""
+    """A model with its tokenizer. Raises BadInput, naming it, for a weight with NaN or Inf.
+
+    Logits that are not finite would otherwise become an empty text, or any token.
+    """
     from model_diffs.models import loading
+    from model_diffs.models.checkpoints import check_finite
 
     loaded = loading.load_for(options, model, device_map)
+    for name, weight in loaded.named_parameters():
+        if not weight.is_meta:  # on disk, where device_map put it
+            check_finite(weight.detach(), f"{name} of {model}")
     tokenizer = loading.load_tokenizer(model, options.trust_remote_code)
     return Speaker(naming.model_label(model), loaded, tokenizer)
 
@@ -51,7 +58,7 @@ def generate(speaker: Speaker, prompts: Sequence[str], sampling: Sampling) -> li
 
     Prompts are padded on the left to one length. Greedy text does not depend on the other prompts;
     sampled text does, through the order of random numbers. Raises BadInput for a prompt that is
-    empty or longer than the model takes.
+    empty or longer than the model takes, and for logits with NaN or Inf.
     """
     import torch
     from transformers import GenerationConfig
@@ -65,8 +72,8 @@ def generate(speaker: Speaker, prompts: Sequence[str], sampling: Sampling) -> li
     device = next(model.parameters()).device
     batch = loading.pad_batch(encoded, tokenizer.pad_token_id, device, side="left")
     length, new = batch.input_ids.shape[1], sampling.max_new_tokens
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and length >= limit:
+    limit = tokenizer.model_max_length
+    if length >= limit:
         raise BadInput(f"the prompt has {length} tokens, {speaker.name} takes {limit}: shorten it")
     chosen: dict[str, Any] = {"do_sample": not sampling.greedy}
     if not sampling.greedy:
@@ -74,14 +81,23 @@ def generate(speaker: Speaker, prompts: Sequence[str], sampling: Sampling) -> li
     end = getattr(model.generation_config, "eos_token_id", None)
     # All settings are explicit: a model's own generation_config would differ by model.
     configuration = GenerationConfig(
-        max_new_tokens=new if limit is None else min(new, limit - length),
+        max_new_tokens=min(new, limit - length),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id if end is None else end,
         **chosen,
     )
+
+    def checked(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        # Sampling sets what is left out to −∞.
+        if bool((logits.isnan() | logits.isposinf()).any()):
+            raise BadInput(f"{speaker.name}: logits with NaN or Inf; try --dtype fp32")
+        return logits
+
     torch.manual_seed(sampling.seed)  # of every device
     with torch.inference_mode():
-        made = model.generate(**batch._asdict(), generation_config=configuration)
+        made = model.generate(
+            **batch._asdict(), generation_config=configuration, logits_processor=[checked]
+        )
     return tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)
 
 

@@ -20,6 +20,7 @@ import torch
 from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Compute
+from model_diffs.core.progress import progress
 from model_diffs.data.questions import load_questions
 from model_diffs.data.texts import Split, check_disjoint, read_split
 from model_diffs.models import devices, loading
@@ -139,7 +140,8 @@ class Models:
     sizes: list[Sizes] = field(default_factory=list)
 
     def check(self, models: Sequence[str]) -> Iterator[Finding]:
-        """Every model can be had; those on this disk have one architecture and tokenizer."""
+        """Every model can be had; those on this disk are finite and of one architecture and
+        tokenizer."""
         for model in models:
             yield from guarded("models", self._find(model))
         for model in self.checkpoints:
@@ -154,7 +156,9 @@ class Models:
             gigabytes = self.sizes[-1].stored_bytes / _GB
             yield "ok", "models", f"{model}: on the hub, {gigabytes:.1f} GB to download"
             return
-        stored = self.checkpoints[model] = Checkpoint.open(str(found or model))
+        stored = Checkpoint.open(str(found or model))
+        stored.check_finite(progress(stored.entries, f"weights of {model}", unit="tensor"))
+        self.checkpoints[model] = stored
         size = sum(file.stat().st_size for file in stored.files)
         self.sizes.append(Sizes(stored.weights, size, to_download_bytes=0))
         kind = stored.config.get("model_type")
