@@ -143,6 +143,15 @@ def check_places(options: Options) -> None:
             raise BadInput(f"--save-consolidated {options.save_consolidated} is a folder")
         if not _is_writable(path.parent):
             raise BadInput(f"--save-consolidated: {path.parent} is no folder that can be written")
+        # Permissions do not tell of file systems that take no file, or of names that are too long.
+        probe = consolidated_path(options.save_consolidated)
+        probe = probe.with_name(f".{probe.name}.{os.getpid()}{folders.PARTIAL}")
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            why = f"cannot be written ({error.strerror}): choose another"
+            raise BadInput(f"--save-consolidated {options.save_consolidated} {why}") from error
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
