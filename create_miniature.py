@@ -22,6 +22,7 @@ from pathlib import Path
 
 from model_diffs.core import results, step
 from model_diffs.core.options import option, recorded
+from model_diffs.core.parent import end_with_parent
 from model_diffs.core.progress import PROGRESS_LINE
 from model_diffs.core.results import PlannedRun
 from model_diffs.core.script import run_step, seed_everything
@@ -127,7 +128,8 @@ def make_models(todo: list[PlannedRun], options: Options) -> None:
 
         pick_device(options.device)  # before processes are started
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(todo), context) as pool:
+    # Its workers end with this process, however it ends.
+    with ProcessPoolExecutor(len(todo), context, end_with_parent, (os.getpid(),)) as pool:
         jobs = [pool.submit(make_model, one, options, line) for line, one in enumerate(todo)]
     for planned, job in zip(todo, jobs, strict=True):
         if job.exception() is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model_diffs.core.errors import BadInput
+from model_diffs.core.parent import process_lives
 
 PARTIAL = ".partial"
 
@@ -35,23 +36,11 @@ def replace(new: Path, final: Path) -> None:
         new.rename(final)
 
 
-def _process_lives(pid: int) -> bool:
-    import psutil
-
-    try:
-        # A killed process that nobody has waited for yet still has its number.
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:  # another user's
-        return True
-
-
 def remove_leftovers(folder: Path) -> None:
     """Remove the hidden siblings of `folder` that killed runs left behind."""
     for sibling in folder.parent.glob(f".{folder.name}.*{PARTIAL}"):
         pid = sibling.name[len(folder.name) + 2 :].split(".")[0]
-        if pid.isdigit() and not _process_lives(int(pid)):
+        if pid.isdigit() and not process_lives(int(pid)):
             shutil.rmtree(sibling, ignore_errors=True)
 
 
