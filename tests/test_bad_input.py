@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from model_diffs.core.script import execute, run_script
+from model_diffs.core.script import disk_problem, execute, run_script
 from model_diffs.core.step import load_script
 
 ROOT = Path(__file__).parent.parent
@@ -163,6 +163,31 @@ def test_one_line_and_nothing_written(
     left = {p for p in snapshot(place) - before if (place / p).is_file()}
     assert not left, "nothing is written"
     assert (place / "outputs/a__to__b/earlier.txt").read_text() == "untouched"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(bytes(400_000)),
+        lambda path: save_file({"x": torch.zeros(100_000)}, path),
+        lambda path: torch.save({"x": torch.zeros(100_000)}, path),
+    ],
+)
+def test_a_full_disk_is_recognised_whoever_writes(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(tmp_path)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        with pytest.raises(Exception) as full:  # each library has its own
+            write(tmp_path / "x")
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+    assert "No space left" in disk_problem(full.value)
+    assert not disk_problem(RuntimeError("shapes differ"))
 
 
 @pytest.mark.parametrize("script", [WEIGHTS, STATES])

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,6 +60,25 @@ def execute(module: ModuleType, words: Sequence[str] | None = None) -> None:
         raise
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
+
+def disk_problem(error: BaseException) -> str:
+    """What is wrong where a disk is full or unwritable, whichever library says so; else empty."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"{error.strerror}: {error.filename or 'output'}"
+    found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
+    if found and int(found[1]) in _DISK:
+        return f"{os.strerror(int(found[1]))}: output"
+    if "inline_container.cc" in str(error):  # torch.save
+        return f"{os.strerror(errno.ENOSPC)} or unwritable: output"
+    return ""
+
+
+def _terminated(*_: object) -> NoReturn:
+    sys.exit(143)
+
+
 def run_step(name: str) -> NoReturn:
     """Run the step's script whose module is `name` (`__name__`) as a process of its own."""
     run_script(lambda: execute(sys.modules[name]))
@@ -66,12 +87,13 @@ def run_step(name: str) -> NoReturn:
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run `main` and leave with its exit status.
 
-    0 done; 2 bad input, with one line on stderr; 130 Ctrl-C; 141 nobody reads the output any more
-    (`| head`). A full or unwritable disk is bad input too. Anything else is a defect and keeps its
-    traceback.
+    0 done; 2 bad input, with one line on stderr; 130 Ctrl-C; 143 SIGTERM; 141 nobody reads the
+    output any more (`| head`). A full or unwritable disk is bad input too. Anything else is a
+    defect and keeps its traceback.
     """
     script = Path(sys.argv[0]).name
     end_with_parent()
+    signal.signal(signal.SIGTERM, _terminated)  # what is half-written is removed
     try:
         load_environment()
         main()
@@ -85,9 +107,10 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         # What is still buffered would raise once more when Python closes its output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    except Exception as error:
+        problem = disk_problem(error)
+        if not problem:
             raise
-        print(f"{script}: {error.strerror}: {error.filename or 'output'}", file=sys.stderr)
+        print(f"{script}: {problem}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
