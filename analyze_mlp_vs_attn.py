@@ -126,8 +126,8 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
         source = Path(
             options.per_matrix_csv or planned.folder.parent / "param_stats/per_matrix.csv"
         )
-        needed = ("layer", "group", "dW_fro", "W_fro", "dW_stable_rank")
-        matrices = read_table(source, "collect_param_stats.py makes it", needed)
+        hint, numbers = "collect_param_stats.py makes it", ("layer", "dW_fro", "W_fro")
+        matrices = read_table(source, hint, numbers, ("dW_stable_rank",), {"group": ()})
         blocks = summarise(matrices)
         if not blocks:
             raise BadInput(f"{source}: no matrix of a block in it")

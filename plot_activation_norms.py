@@ -45,6 +45,10 @@ class Options(ComparisonOrTable, Figures):
     activation_csv: str | None = option(None, "draw this table of step 4 by itself")
 
 
+SIZES = ("model_a_norm", "model_b_norm", "mean_dh")
+DRAWN = (*(f"{size}_{norm}" for size in SIZES for norm in ("L1", "L2")), "mean_dh_rel")
+
+
 def draw(run: Run, table: "pd.DataFrame") -> None:
     """Both figures of each split."""
     from model_diffs.core import figures
@@ -74,10 +78,13 @@ def draw(run: Run, table: "pd.DataFrame") -> None:
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Draw each comparison, or the table that was named."""
+    from model_diffs.core import figures
+
     for planned in todo:
         own = planned.folder.parent / "activation_stats/activation_stats.csv"
         path = Path(options.activation_csv or own)
-        table = read_table(path, "collect_activation_norms.py makes it")
+        hint = "collect_activation_norms.py makes it"
+        table = read_table(path, hint, ("layer",), DRAWN, {"split": figures.STYLES})
         with open_run(planned) as run:
             run.reads(path)
             draw(run, table)

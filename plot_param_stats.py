@@ -84,8 +84,8 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     """Draw each comparison."""
     for planned in todo:
         source = Path(options.per_layer_csv or planned.folder.parent / "param_stats/per_layer.csv")
-        needed = ("layer", "group", SIZE, RANK, NORM)
-        table = read_table(source, "collect_param_stats.py makes it", needed)
+        hint, drawn = "collect_param_stats.py makes it", (SIZE, RANK, NORM)
+        table = read_table(source, hint, ("layer",), drawn, {"group": ()})
         with open_run(planned) as run:
             run.reads(source)
             draw(run, table, title_of(planned))

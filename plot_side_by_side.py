@@ -66,14 +66,17 @@ def planned_runs(options: Options) -> list[PlannedRun]:
     return [PlannedRun(folder, "side by side", decided, options.model_a)]
 
 
-def gather(run: Run, options: Options, name: str, source: str, script: str) -> "pd.DataFrame":
+def gather(
+    run: Run, options: Options, name: str, source: str, script: str, by: str, quantities: Triples
+) -> "pd.DataFrame":
     """Write one table of all comparisons, in the order they were given."""
     import pandas as pd
 
     base, tables = naming.model_label(options.model_a), []
     for model_b in options.model_b:
         path = Path(options.outroot, naming.comparison_label(options.model_a, model_b), source)
-        tables.append(read_table(path, f"{script} makes it"))
+        drawn = [column for column, *_ in quantities]
+        tables.append(read_table(path, f"{script} makes it", ("layer",), drawn, {by: ()}))
         tables[-1].insert(0, "comparison", naming.short_label(model_b, base))
         run.reads(path)
     return run.table(name, pd.concat(tables))
@@ -108,13 +111,13 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     for planned in todo:
         with open_run(planned) as run:
             source, script = "param_stats/per_layer.csv", "collect_param_stats.py"
-            table = gather(run, options, "weights", source, script)
+            table = gather(run, options, "weights", source, script, "group", WEIGHTS)
             heading = f"How the weights changed: {title}"
             figure = draw(table, heading, "group", components, WEIGHTS, from_zero=True)
             run.figure("weights", figure)
 
             source, script = "activation_stats/activation_stats.csv", "collect_activation_norms.py"
-            table = gather(run, options, "activations", source, script)
+            table = gather(run, options, "activations", source, script, "split", STATES)
             heading = f"How hidden states moved: {title}"
             run.figure("activations", draw(table, heading, "split", splits, STATES, **states))
 

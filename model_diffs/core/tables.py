@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_diffs.core import results
@@ -17,26 +18,64 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOT_RUN = "not run"
+# What pandas raises for bytes that are no table: its own errors and UnicodeDecodeError among them.
+NOT_A_TABLE = (ValueError, OverflowError)
 
 
-def read_table(path: Path, hint: str, columns: Iterable[str] = ()) -> "pd.DataFrame":
-    """A CSV as a DataFrame. Raises BadInput, with `hint`, where it is missing, or has no row or not
-    these columns.
+def read_table(
+    path: Path,
+    hint: str,
+    numbers: Iterable[str] = (),
+    empty: Iterable[str] = (),
+    names: Mapping[str, Iterable[str]] = MappingProxyType({}),
+) -> "pd.DataFrame":
+    """A CSV as a DataFrame. Raises BadInput, with `hint`, where it is missing or not as described.
+
+    It has a row, and the columns `numbers` (finite), `empty` (finite or empty; so are the ends
+    `_low` and `_high` of an interval, where they stand) and `names` (text: one of the values, or
+    any where there are none).
     """
     import pandas as pd
 
     try:
         table = pd.read_csv(path)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise BadInput(f"{path}: no such table; {hint}") from error
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+    except NOT_A_TABLE as error:
         raise BadInput(f"{path}: not a table; {hint}") from error
     if table.empty:
         raise BadInput(f"{path}: no row in it; {hint}")
-    for column in columns:
+    numbers, empty = [*numbers], [*empty]
+    for column in (*numbers, *empty, *names):
         if column not in table:
             raise BadInput(f"{path} has no column {column}; {hint}")
+    ends = [f"{column}_{end}" for column in (*numbers, *empty) for end in ("low", "high")]
+    empty += [end for end in ends if end in table]
+    for column in (*numbers, *empty):
+        table[column], wrong = _as_numbers(table[column], column in empty)
+        if wrong:
+            raise BadInput(f"{path}, line {wrong}: no number in column {column}; {hint}")
+    for column, known in names.items():
+        strange = set(table[column]) - set(known or table[column])
+        if table[column].isna().any() or strange:
+            which = f"{min(map(str, strange))!r}" if strange else "an empty cell"
+            raise BadInput(f"{path}: {which} in column {column}; {hint}")
     return table
+
+
+def _as_numbers(cells: "pd.Series", may_be_empty: bool) -> "tuple[pd.Series, int]":
+    """Cells as numbers, and the line of the first that is none; 0 where all are."""
+    import numpy as np
+    import pandas as pd
+
+    numbers = pd.to_numeric(cells, errors="coerce").astype(float)
+    # Words and infinities are no numbers; NaN is an empty cell.
+    wrong = (numbers.isna() & cells.notna()) | np.isinf(numbers)
+    if not may_be_empty:
+        wrong |= numbers.isna()
+    line = int(np.flatnonzero(wrong.to_numpy())[0]) + 2 if wrong.any() else 0
+    whole = pd.api.types.is_integer_dtype(cells)
+    return (cells if whole else numbers), line
 
 
 class Absent(Exception):
@@ -146,25 +185,17 @@ class Tables:
                     f"{path} is not there: run the step with --force for conclusions from it",
                     defect=True,
                 ) from None
-            except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
+            except NOT_A_TABLE:
                 raise Absent(f"failed, {path} is not a table", defect=True) from None
         return self._tables[path]
 
     def _numbers(self, path: str, cells: "pd.Series", may_be_empty: bool) -> "pd.Series":
-        import numpy as np
-        import pandas as pd
-
-        numbers = pd.to_numeric(cells, errors="coerce").astype(float)
-        # Words and infinities are no numbers; NaN is an empty cell.
-        wrong = (numbers.isna() & cells.notna()) | np.isinf(numbers)
-        if not may_be_empty:
-            wrong |= numbers.isna()
-        if wrong.any():
-            row = int(np.flatnonzero(wrong.to_numpy())[0]) + 2
+        numbers, wrong = _as_numbers(cells, may_be_empty)
+        if wrong:
             raise Absent(
-                f"failed, {path}, line {row}: no number in column {cells.name}", defect=True
+                f"failed, {path}, line {wrong}: no number in column {cells.name}", defect=True
             )
-        return numbers
+        return numbers.astype(float)
 
 
 class Place(NamedTuple):
