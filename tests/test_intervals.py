@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, norm
 
+from model_diffs.stats import intervals
 from model_diffs.stats.intervals import document_weights, mean_interval, ratio_interval
 
 
@@ -59,3 +60,34 @@ def test_paired_difference_of_equal_samples_is_exactly_zero() -> None:
 def test_refuses_a_document_without_tokens() -> None:
     with pytest.raises(ValueError, match="no tokens"):
         ratio_interval([1.0], [0.0], seed=0)
+
+
+# ── answers of entities ───────────────────────────────────────────────────────────────────────────
+
+
+def test_the_ends_of_wilson_solve_its_equation() -> None:
+    # Brown, Cai & DasGupta 2001: the ends solve (p̂ − p)² = z² p (1 − p) / n.
+    z = norm.ppf(0.975)
+    for successes, trials in ((0, 7), (3, 10), (25, 25)):
+        for end in intervals.wilson(successes, trials):
+            distance = (successes / trials - end) ** 2
+            assert distance == pytest.approx(z**2 * end * (1 - end) / trials, abs=1e-12)
+
+
+def test_answers_of_one_entity_stand_and_fall_together() -> None:
+    entities = [f"e{i}" for i in range(40) for _ in range(5)]
+    correct = np.repeat(np.arange(40) % 2, 5)  # all five answers of an entity alike
+    clustered = intervals.entity_interval(correct, entities, 0)
+    single = intervals.mean_interval(correct, 0)
+    widths = [float(one.high - one.low) for one in (clustered, single)]
+    assert widths[0] == pytest.approx(widths[1] * 5**0.5, rel=0.1)  # 40 draws instead of 200
+    # The same as resampling the entities' means, since all have five questions.
+    means = intervals.mean_interval(np.arange(40) % 2, 0)
+    np.testing.assert_allclose(clustered, means)
+
+
+def test_an_interval_where_all_answers_are_alike() -> None:
+    for value in (0, 1):
+        found = intervals.entity_interval([value] * 50, [f"e{i // 5}" for i in range(50)], 0)
+        low, high = intervals.wilson(10 * value, 10)
+        np.testing.assert_allclose(found, (value, low, high), atol=1e-12)

@@ -5,6 +5,8 @@ replacement, all their tokens with them, and the statistic is computed again on 
 (Efron & Tibshirani 1993, percentile interval). Two sides of a comparison use the same resamples.
 """
 
+from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -69,3 +71,31 @@ def mean_interval(values: ArrayLike, seed: int) -> Interval:
     """Mean of per-document values `[documents, …]`, each document weighing the same."""
     values = np.asarray(values, dtype=np.float64)
     return ratio_interval(values, np.ones(len(values)), seed)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Ends of Wilson's score interval for a share (Wilson 1927), the one that 0 and 1 still have."""
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    share, spread = successes / trials, z**2 / trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * np.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
+    return float(middle - half), float(middle + half)
+
+
+def entity_interval(correct: ArrayLike, entities: Sequence[str], seed: int) -> Interval:
+    """Share of correct answers, with entities resampled: facts of one entity are not independent.
+
+    `correct`: `[questions]`, 0 or 1; `entities`: of each question. Where all answers are right, or
+    all wrong, every resample is the same: Wilson's interval then, with entities as its trials.
+    """
+    values = np.asarray(correct, dtype=np.float64)
+    if len(values) != len(entities):
+        raise ValueError(f"{len(values)} answers for {len(entities)} entities")
+    _, place = np.unique(np.asarray(entities), return_inverse=True)
+    counts = np.bincount(place)
+    share = values.mean()
+    if share in (0.0, 1.0):
+        low, high = wilson(int(share) * len(counts), len(counts))
+        # The share lies in its own interval, also after rounding.
+        return Interval(share, np.minimum(low, share), np.maximum(high, share))
+    return ratio_interval(np.bincount(place, weights=values), counts, seed)
