@@ -1,0 +1,226 @@
+"""Processes of the pipeline: what they say, how they end, and who may write meanwhile."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from model_diffs.core.errors import BadInput
+from model_diffs.core.parent import PIPELINE, here, pid_of, process_lives
+from model_diffs.pipeline import executor, lock
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(code: str, log: Path, **environment: str) -> executor.Ended:
+    words = ["python", "-c", code]
+    with lock.hold(str(log.parent)) as held:
+        return executor.run_process(words, log, {**os.environ, **environment}, held)
+
+
+def wait_until(holds: object, seconds: float = 10) -> bool:
+    """Whether `holds()` became true in time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if holds():  # type: ignore[operator]
+            return True
+        time.sleep(0.02)
+    return False
+
+
+# ── what a process says ───────────────────────────────────────────────────────────────────────────
+
+TALKS = """
+import sys
+for i in range(30): print(f"line {i}")
+print("warning: odd", file=sys.stderr)
+sys.exit(3)
+"""
+
+
+def test_output_goes_to_the_log_and_its_end_is_kept(tmp_path: Path) -> None:
+    ended = run(TALKS, tmp_path / "logs/1_x.log")
+    lines = (tmp_path / "logs/1_x.log").read_text().splitlines()
+    assert ended.status == 3 and ended.warnings == ["warning: odd"]
+    assert sorted(lines) == sorted(["warning: odd", *(f"line {i}" for i in range(30))])
+    assert ended.last == lines[-15:]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_costs_the_log_and_not_the_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.log").symlink_to("/dev/full")
+    ended = run(TALKS, tmp_path / "x.log")
+    assert ended.status == 3 and "line 29" in ended.last
+    assert capsys.readouterr().err.count("going on without a log") == 1
+
+
+def test_bytes_that_are_no_text_are_logged_as_they_are(tmp_path: Path) -> None:
+    ended = run(r"import os; os.write(1, b'\xff\x00\n' + b'x' * 200000)", tmp_path / "x.log")
+    assert (tmp_path / "x.log").read_bytes() == b"\xff\x00\n" + b"x" * 200000
+    assert ended.status == 0
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGKILL", 137), ("SIGTERM", 143)])
+def test_a_killed_process_has_the_status_of_a_shell(tmp_path: Path, name: str, status: int) -> None:
+    code = f"import os, signal; os.kill(os.getpid(), signal.{name})"
+    assert run(code, tmp_path / "x.log").status == status
+
+
+# ── how it ends ───────────────────────────────────────────────────────────────────────────────────
+
+PARENT = """
+import os, signal, sys
+from pathlib import Path
+from model_diffs.core.parent import PIPELINE, here
+from model_diffs.pipeline import executor, lock
+from model_diffs.pipeline.__main__ import _end_by_signal
+
+signal.signal(signal.SIGTERM, _end_by_signal)
+root, words = Path(sys.argv[1]), sys.argv[2:]
+with lock.hold(str(root)) as held:
+    environment = {**os.environ, PIPELINE: here(os.getpid())}
+    executor.run_process(words, root / "x.log", environment, held)
+"""
+CHILD = """
+import os, signal, sys, time
+from pathlib import Path
+from model_diffs.core.parent import end_with_parent
+end_with_parent()
+if len(sys.argv) > 2: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+Path(sys.argv[1]).write_text(str(os.getpid()))
+time.sleep(60)
+"""
+LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+
+
+def start(tmp_path: Path, *words: str) -> tuple["subprocess.Popen[bytes]", int]:
+    """A pipeline's process, and the number of the process that it (or a launcher) started."""
+    note = tmp_path / "pid"
+    command = [sys.executable, "-c", PARENT, str(tmp_path), *words, "-c", CHILD, str(note)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert wait_until(lambda: note.exists() and note.read_text())
+    return process, int(note.read_text())
+
+
+@pytest.mark.parametrize("launcher", [(), (sys.executable, "-c", LAUNCHER)])
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_a_process_ends_with_the_pipeline(
+    tmp_path: Path, sent: int, status: int, launcher: tuple[str, ...]
+) -> None:
+    words = [*launcher] if launcher else ["python"]
+    process, child = start(tmp_path, *words)
+    process.send_signal(sent)
+    assert process.wait(20) == status
+    assert wait_until(lambda: not process_lives(child))
+    with lock.hold(str(tmp_path)):  # the last of them has ended
+        pass
+    process.communicate()
+
+
+def test_a_process_whose_pipeline_is_gone_ends_at_once() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    code = (
+        "from model_diffs.core.parent import end_with_parent; end_with_parent(); print('went on')"
+    )
+    environment = {**os.environ, PIPELINE: here(gone.pid)}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert found.returncode == -signal.SIGKILL and not found.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["", "x", "-1@here", "0@{host}", "1@elsewhere", "9" * 30, "١@{host}"]
+)
+def test_names_that_are_of_no_process_here_are_nobody(name: str) -> None:
+    assert pid_of(name.format(host=os.uname().nodename)) is None
+    assert pid_of(here(17)) == 17
+
+
+# ── the lock ──────────────────────────────────────────────────────────────────────────────────────
+
+HOLDER = """
+import os, subprocess, sys, time
+from model_diffs.pipeline import lock
+with lock.hold(sys.argv[1]) as held:
+    code = f"import time; time.sleep({sys.argv[2]})"
+    child = subprocess.Popen([sys.executable, "-c", code], pass_fds=[held])
+    print(child.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(place: Path, seconds: float) -> tuple["subprocess.Popen[str]", int]:
+    """A process that holds the lock, and one that it started, which sleeps."""
+    command = [sys.executable, "-c", HOLDER, str(place), str(seconds)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, int(process.stdout.readline())
+
+
+def test_a_living_holder_is_named_and_a_dead_ones_processes_are_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process, _ = holder(tmp_path, 3)
+    refused = pytest.raises(BadInput, match=f"another pipeline .*{process.pid}@")
+    with refused, lock.hold(str(tmp_path)):
+        pass
+    process.kill()
+    process.wait()
+    before = time.monotonic()
+    with lock.hold(str(tmp_path)):
+        assert time.monotonic() - before > 0.3
+    assert capsys.readouterr().out.count("waiting for processes") == 1
+    process.communicate()
+
+
+def test_patience_with_a_dead_holders_processes_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.3)
+    process, child = holder(tmp_path, 30)
+    process.kill()
+    process.wait()
+    with pytest.raises(BadInput, match="another pipeline"), lock.hold(str(tmp_path)):
+        pass
+    os.kill(child, signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_file_system_without_locks_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    with lock.hold(str(tmp_path)):
+        pass
+    said = capsys.readouterr().err
+    assert "cannot be locked" in said and len(said.splitlines()) == 1
+
+
+# ── leftovers ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_leftovers_of_dead_processes_go_and_an_old_result_returns(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead, alive = gone.pid, os.getpid()
+    deep = tmp_path / "a__to__b"
+    for name in (f".step.{dead}.partial", f".kept.{alive}.partial", f".old.{dead}.old.partial",
+                 f".made.{dead}.old.partial", "made", ".notes.partial", "x.partial"):  # fmt: skip
+        (deep / name).mkdir(parents=True)
+        (deep / name / "file").write_text(name)
+    (deep / f".whole.csv.{dead}.partial").write_text("half")
+    lock.remove_leftovers([tmp_path, tmp_path / "nowhere"])
+    assert {p.name for p in deep.iterdir()} == {
+        f".kept.{alive}.partial", "old", "made", ".notes.partial", "x.partial",
+    }  # fmt: skip
+    assert (deep / "made/file").read_text() == "made"
+    assert (deep / "old/file").read_text() == f".old.{dead}.old.partial"
