@@ -74,7 +74,7 @@ def mean_interval(values: ArrayLike, seed: int) -> Interval:
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Ends of Wilson's score interval for a share (Wilson 1927), the one that 0 and 1 still have."""
+    """Ends of Wilson's score interval for a share (Wilson 1927), which 0 and 1 still have."""
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     share, spread = successes / trials, z**2 / trials
     middle = (share + spread / 2) / (1 + spread)
