@@ -38,6 +38,7 @@ def collect(missing: Sequence[Saved], options: Pass) -> None:
     tokenizer = loading.common_tokenizer(names, options.trust_remote_code)
     splits = {one.split.name: one.split for one in missing}
     todo = {name: SplitPass.of(s, tokenizer, options, device) for name, s in splits.items()}
+    passes.check_memory([*todo.values()], checkpoints[names[0]])
     for one in missing:
         split_pass = todo[one.split.name]
         documents = len(split_pass.tokens.ids)
@@ -69,9 +70,7 @@ def collect(missing: Sequence[Saved], options: Pass) -> None:
 
 def _moment_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of one split's second moments, fp64: states × width²."""
-    matrices = checkpoint.matrices()
-    states = max(matrix.layer for matrix in matrices) + 2
-    width = max(m.shape[1] for m in matrices if m.component == "embed")
+    states, width = passes.state_shape(checkpoint)
     return states * width * width * 8
 
 

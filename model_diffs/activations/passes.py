@@ -33,6 +33,8 @@ from model_diffs.models import devices, loading
 from model_diffs.models.anatomy import Anatomy, locate
 from model_diffs.models.checkpoints import Checkpoint
 
+WITHIN = 8  # arrays of a state's size that a block holds at once: queries, keys, values, its MLP
+
 
 @dataclass
 class Reader:
@@ -121,7 +123,36 @@ def of_splits(options: Reading, models: Sequence[str]) -> tuple[list[SplitPass],
     splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
     tokenizer = loading.common_tokenizer(models, options.trust_remote_code)
     device = devices.pick_device(options.device)
-    return [SplitPass.of(split, tokenizer, options, device) for split in splits], tokenizer
+    found = [SplitPass.of(split, tokenizer, options, device) for split in splits]
+    check_memory(found, Checkpoint.open(models[0]))
+    return found, tokenizer
+
+
+def state_shape(model: Checkpoint) -> tuple[int, int]:
+    """Number of hidden states of a model, N + 1, and their width."""
+    matrices = model.matrices()
+    width = max(m.shape[1] for m in matrices if m.component == "embed")
+    return max(matrix.layer for matrix in matrices) + 2, width
+
+
+def check_memory(passes: Sequence[SplitPass], model: Checkpoint) -> None:
+    """Raise BadInput where the largest batch of a split does not fit into the free memory.
+
+    Counted are the states of every token, `[tokens, hidden]` in fp32: N + 1 that changed models are
+    compared with, and WITHIN more inside a block. What a batch takes is more, not less.
+    """
+    states, width = state_shape(model)
+    for one in passes:
+        first = length_batches(one.tokens.lengths, one.batch_size)[0]  # the longest texts
+        length = one.tokens.lengths[first[0]]
+        needed = len(first) * length * (states + WITHIN) * width * 4
+        free = devices.free_memory(one.device)
+        if needed > free:
+            raise BadInput(
+                f"--batch-size {one.batch_size}: {len(first)} {one.split.name} texts of {length} "
+                f"tokens take more than {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
+                "lower it"
+            )
 
 
 def describe(

@@ -117,9 +117,9 @@ def attack(
     optimizer = torch.optim.AdamW(weights, lr, weight_decay=0.0)
     # Epoch after epoch without end; the same batches for every model and rate.
     lengths = [len(ids) for ids in victim.texts["attack"]]
+    size = min(options.batch_size, len(lengths))  # no text twice in a step
     batches = itertools.chain.from_iterable(
-        plan_epoch(lengths, [], options.batch_size, options.seed, epoch)
-        for epoch in itertools.count()
+        plan_epoch(lengths, [], size, options.seed, epoch) for epoch in itertools.count()
     )
     found, tokens = {0: start}, 0
     for step in progress(range(1, options.steps + 1), f"attack at {lr:g}", unit="step"):

@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from model_diffs.models.devices import DTYPES, dtype_name, pick_device
 from model_diffs.models.loading import load_model, load_tokenizer
 from model_diffs.unlearning import sharding
 from model_diffs.unlearning.checkpointing import resume_folder
-from model_diffs.unlearning.data import tokenise
+from model_diffs.unlearning.data import Tokens, tokenise
 from model_diffs.unlearning.losses import get_loss
 from model_diffs.unlearning.network import Network, check_head
 from model_diffs.unlearning.optimizers import attach_adapter, choose_trainable
@@ -86,6 +86,7 @@ def prepare(options: Options, run: Run, base: Checkpoint, tokenizer: Any) -> Tra
     ]
     shards = sharding.take_over(options)
     accelerator = _accelerator(options)
+    options = _capped(options, splits, accelerator.num_processes)
     # A model that is sharded may not fit into one device whole.
     place = torch.device("cpu") if shards else accelerator.device
     dtype = DTYPES["fp32" if options.dtype == "auto" else options.dtype]
@@ -114,6 +115,13 @@ def prepare(options: Options, run: Run, base: Checkpoint, tokenizer: Any) -> Tra
     trainer.passage(check_head, trainer.batch("forget", [0]))
     _warn(trainer, options, dtype, stored_dtype(base, "base"))
     return trainer
+
+
+def _capped(options: Options, splits: Sequence[Tokens], processes: int) -> Options:
+    """The options with batches that hold no text twice where one step sees all texts."""
+    texts = max(len(split.train) for split in splits)
+    most = -(-texts // (options.grad_accum_steps * processes))
+    return dataclasses.replace(options, batch_size=min(options.batch_size, most))
 
 
 def _accelerator(options: Options) -> Accelerator:
