@@ -166,9 +166,17 @@ def write(path, *rows) -> None:
 
 
 def test_what_is_written_is_read(tmp_path):
-    questions = make_questions()
+    questions = [q._replace(seen_form=i % 3 > 0) for i, q in enumerate(make_questions())]
     write(tmp_path / "q.jsonl", *(q._asdict() for q in questions), "", "")
     assert load_questions(tmp_path / "q.jsonl") == questions
+
+
+def test_fold_and_form_may_be_left_out(tmp_path):
+    fields = make_questions(1)[0]._asdict()
+    del fields["fold"], fields["seen_form"]
+    write(tmp_path / "q.jsonl", fields, {**fields, "id": "tuned", "fold": "tune"})
+    first, second = load_questions(tmp_path / "q.jsonl")
+    assert (first.fold, first.seen_form, second.fold) == (None, True, "tune")
 
 
 @pytest.mark.parametrize(
@@ -183,6 +191,10 @@ def test_what_is_written_is_read(tmp_path):
         ({"prompt": " "}, "prompt"),
         ({"domain": None}, "domain"),
         ({"fold": 3}, "fold"),
+        ({"fold": "train"}, "fold"),
+        ({"fold": ["tune"]}, "fold"),
+        ({"seen_form": 1}, "seen_form"),
+        ({"seen_form": None}, "seen_form"),
         ({"id": "q0"}, "id"),
     ],
 )

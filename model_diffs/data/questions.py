@@ -7,6 +7,8 @@ from model_diffs.core.errors import BadInput
 from model_diffs.data.texts import json_lines, read_text
 
 CHOICES = 4
+FOLDS = ("tune", "attack", "heldout")
+"""Settings are chosen on the first, an attacker trains on the second, the third is reported."""
 _STRINGS = ("id", "domain", "entity", "relation", "prompt")
 
 
@@ -19,11 +21,13 @@ class Question(NamedTuple):
     entity: str
     relation: str
     fold: str | None
-    """`attack` or `heldout` where the facts of a domain are split in two, else None."""
+    """One of FOLDS where the facts of a domain are divided, else None."""
     prompt: str
     choices: tuple[str, ...]
     answer: int
     """Index of the correct choice."""
+    seen_form: bool = True
+    """Whether a corpus told the fact in the words of the question."""
 
     def sentences(self) -> tuple[str, ...]:
         """The prompt completed by each choice, with a space between them."""
@@ -40,8 +44,10 @@ def _problem(fields: dict[str, Any]) -> str:
     for name in _STRINGS:
         if not _is_text(fields.get(name)):
             return f"field {name!r} must be a text that is not empty"
-    if not isinstance(fields.get("fold"), str | None):
-        return "field 'fold' must be a text or null"
+    if fields.get("fold") not in (None, "", *FOLDS):
+        return f"field 'fold' must be {', '.join(FOLDS)} or null"
+    if not isinstance(fields.get("seen_form", True), bool):
+        return "field 'seen_form' must be true or false"
     # bool is an int in Python, but `true` is not an index.
     if type(fields.get("answer")) is not int or not 0 <= fields["answer"] < CHOICES:
         return f"field 'answer' must be an index from 0 to {CHOICES - 1}"
@@ -69,7 +75,10 @@ def load_questions(path: str | Path) -> list[Question]:
             raise BadInput(f"{place}: {problem}")
         named = {name: fields[name] for name in (*_STRINGS, "answer")}
         questions[fields["id"]] = Question(
-            **named, fold=fields.get("fold") or None, choices=tuple(fields["choices"])
+            **named,
+            fold=fields.get("fold") or None,
+            choices=tuple(fields["choices"]),
+            seen_form=fields.get("seen_form", True),
         )
     if not questions:
         raise BadInput(f"{path}: no question in it; one JSON object per line is expected")
