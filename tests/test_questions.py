@@ -158,6 +158,52 @@ def test_accuracy_counts_by_domain_and_fold_and_lies_in_its_interval():
     assert hazard.low < hazard.mean < hazard.high
 
 
+def answered(right: list[int], entities: list[str], **more) -> list[scoring.Answer]:
+    pairs = zip(right, entities, strict=True)
+    made = {"domain": "hazard", "fold": None, "margin": 0.0, "seen_form": True, **more}
+    return [
+        scoring.Answer(id=str(i), correct=bool(r), entity=e, **made)
+        for i, (r, e) in enumerate(pairs)
+    ]
+
+
+def test_answers_on_one_entity_are_not_independent():
+    """Ten facts of each of eight entities, all known or all unknown: eight answers, not eighty."""
+    entities = [f"e{i // 10}" for i in range(80)]
+    together = [i // 10 % 2 for i in range(80)]
+    spread = [i % 2 for i in range(80)]
+    (wide,), (narrow,) = (scoring.accuracies(answered(r, entities)) for r in (together, spread))
+    assert wide.mean == narrow.mean == 0.5
+    assert wide.high - wide.low > 0.5 and narrow.high - narrow.low == 0
+    (sure,) = scoring.accuracies(answered([1] * 80, entities))
+    # Wilson's interval of eight successes in eight trials.
+    assert (sure.low, sure.high) == (pytest.approx(8 / (8 + 1.959964**2), abs=1e-6), 1.0)
+
+
+def test_one_entity_for_all_questions_tells_nothing():
+    (found,) = scoring.accuracies(answered([0, 1] * 20, ["biology"] * 40))
+    assert 0.2 < found.high - found.low < 0.4
+
+
+def test_accuracy_counts_by_form_where_both_are_asked():
+    seen = answered([1, 1, 1], ["a", "b", "c"])
+    unseen = answered([0, 1], ["a", "b"], seen_form=False)
+    assert [one.name for one in scoring.accuracies(seen)] == ["hazard"]
+    found = {one.name: one for one in scoring.accuracies([*seen, *unseen])}
+    assert {key: one.mean for key, one in found.items()} == {
+        "hazard": 0.8, "hazard_seen": 1.0, "hazard_unseen": 0.5,
+    }  # fmt: skip
+    folded = [one._replace(fold="heldout") for one in (*seen, *unseen)]
+    assert [one.name for one in scoring.accuracies(folded)][-1] == "hazard_heldout_unseen"
+
+
+def test_result_of_a_domain_is_that_of_its_held_out_fold():
+    folds = ["tune", "attack", "heldout", None]
+    given = [answered([1], ["e"], fold=fold)[0] for fold in folds]
+    given += answered([1], ["town"], domain="general")
+    assert scoring.reported(given) == [False, False, True, False, True]
+
+
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────
 
 

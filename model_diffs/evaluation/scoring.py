@@ -30,10 +30,12 @@ class Answer(NamedTuple):
     """Whether the correct choice is likelier than every other: a tie is not correct."""
     margin: float
     """log-probability of the correct sentence less that of the likeliest wrong one, in nats."""
+    entity: str
+    seen_form: bool
 
 
 class Accuracy(NamedTuple):
-    """Share of correct answers with its 95 % bootstrap interval over questions."""
+    """Share of correct answers with its 95 % interval, entities resampled."""
 
     domain: str
     fold: str | None
@@ -41,6 +43,14 @@ class Accuracy(NamedTuple):
     mean: float
     low: float
     high: float
+    seen_form: bool | None = None
+    """Of the facts told in the question's own words, or of the others; None: of both."""
+
+    @property
+    def name(self) -> str:
+        """Such as `hazard`, `hazard_heldout` or `hazard_heldout_unseen`."""
+        form = {True: "seen", False: "unseen", None: None}[self.seen_form]
+        return "_".join(filter(None, (self.domain, self.fold, form)))
 
 
 # ── scores ────────────────────────────────────────────────────────────────────────────────────────
@@ -91,7 +101,17 @@ def answers(questions: Sequence[Question], scores: NDArray[np.float64]) -> list[
                 "use a wider --dtype"
             )
         margin = float(row[question.answer] - np.delete(row, question.answer).max())
-        result.append(Answer(question.id, question.domain, question.fold, margin > 0, margin))
+        result.append(
+            Answer(
+                id=question.id,
+                domain=question.domain,
+                fold=question.fold,
+                correct=margin > 0,
+                margin=margin,
+                entity=question.entity,
+                seen_form=question.seen_form,
+            )
+        )
     return result
 
 
@@ -143,13 +163,35 @@ def score(
     return given
 
 
+def units(given: Sequence[Answer]) -> list[str]:
+    """What is resampled, of each answer: its entity, or its id where all of a domain have one
+    entity, which then tells nothing of what belongs together."""
+    named: dict[str, set[str]] = {}
+    for one in given:
+        named.setdefault(one.domain, set()).add(one.entity)
+    return [one.entity if len(named[one.domain]) > 1 else one.id for one in given]
+
+
+def reported(given: Sequence[Answer]) -> list[bool]:
+    """Whether each answer counts for its domain's result: those of fold `heldout` where a domain
+    has that fold, else all of it."""
+    divided = {one.domain for one in given if one.fold == "heldout"}
+    return [one.fold == "heldout" or one.domain not in divided for one in given]
+
+
 def accuracies(given: Sequence[Answer], seed: int = 42) -> list[Accuracy]:
-    """Accuracy of each domain, and of each fold of domains that have folds."""
+    """Accuracy of each domain, of each fold of a domain that has folds, and of either form where
+    both are asked."""
     result = []
-    for domain in dict.fromkeys(answer.domain for answer in given):
-        own = [answer for answer in given if answer.domain == domain]
-        for fold in dict.fromkeys([None, *(answer.fold for answer in own)]):
-            correct = [answer.correct for answer in own if fold in (None, answer.fold)]
-            interval = map(float, intervals.mean_interval(correct, seed))
-            result.append(Accuracy(domain, fold, len(correct), *interval))
+    pairs = [*zip(given, units(given), strict=True)]
+    for domain in dict.fromkeys(one.domain for one in given):
+        own = [pair for pair in pairs if pair[0].domain == domain]
+        for fold in dict.fromkeys([None, *(one.fold for one, _ in own)]):
+            part = [pair for pair in own if fold in (None, pair[0].fold)]
+            forms = {one.seen_form for one, _ in part}
+            for form in (None, *((True, False) if len(forms) == 2 else ())):
+                asked = [pair for pair in part if form in (None, pair[0].seen_form)]
+                correct, unit = [one.correct for one, _ in asked], [unit for _, unit in asked]
+                ends = map(float, intervals.entity_interval(correct, unit, seed))
+                result.append(Accuracy(domain, fold, len(asked), *ends, seen_form=form))
     return result

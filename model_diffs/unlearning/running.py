@@ -207,7 +207,7 @@ def _measure(
     if questions and (trainer.accelerator.is_main_process or trainer.sharded):
         given = trainer.network(lambda network: scoring.score(network.model, tokenizer, questions))
         for one in scoring.accuracies(given):
-            name = "_".join(filter(None, (one.domain, one.fold, "accuracy")))
+            name = f"{one.name}_accuracy"
             found |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
     trainer.accelerator.wait_for_everyone()
     return found
