@@ -69,6 +69,16 @@ def test_normalised_distance_ignores_scale() -> None:
     assert covariance.wasserstein_normalised(a, 4 * a) == pytest.approx(0, abs=1e-12)
 
 
+def test_top_ten_changes_are_of_the_share_or_of_the_eigenvalues() -> None:
+    a = np.array([4.0] * 10 + [1.0] * 40)
+    turned = np.array([8.0, 0.0] * 5 + [1.0] * 40)
+    assert covariance.top_share_change(a, 4 * a) == 0
+    assert covariance.top_relative_change(a, 4 * a) == pytest.approx(3)
+    assert covariance.top_relative_change(a, turned) == pytest.approx(1), "up and down both count"
+    assert covariance.top_share_change(a, np.append(a[:10], np.zeros(40))) == pytest.approx(0.5)
+    assert covariance.top_relative_change(np.zeros(50), a) is None
+
+
 # ── eigenvalues ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -145,6 +155,10 @@ def test_the_table_equals_a_loop_over_tokens(study: tiny_study.Study) -> None:
         np.testing.assert_allclose(table[f"{split}_wasserstein"], distances, rtol=1e-4)
         change = [b[:10].sum() / b.sum() - a[:10].sum() / a.sum() for a, b in pairs]
         np.testing.assert_allclose(table[f"{split}_top10_change"], change, atol=1e-5)
+        shares = [table[f"{split}_top10_share_{side}"] for side in "ab"]
+        np.testing.assert_allclose(table[f"{split}_top10_change"], shares[1] - shares[0], atol=1e-9)
+        change = [np.abs(b[:10] - a[:10]).mean() / a[:10].mean() for a, b in pairs]
+        np.testing.assert_allclose(table[f"{split}_top10_relative_change"], change, atol=1e-5)
     ratio = table["forget_wasserstein"] / table["retain_wasserstein"]
     np.testing.assert_allclose(table["selectivity_ratio"], ratio, rtol=1e-12)
 
@@ -168,7 +182,7 @@ def test_a_model_against_itself_has_no_change(study: tiny_study.Study) -> None:
         study.root / "outputs/base__to__base/activation_covariance/covariance_metrics.csv"
     )
     moved = [c for c in table if "wasserstein" in c or c.endswith("_change")]
-    assert len(moved) == 6 and (table[moved] == 0).all(axis=None)
+    assert len(moved) == 8 and (table[moved] == 0).all(axis=None)
     assert table[["selectivity_ratio", "selectivity_ratio_normalised"]].isna().all(axis=None)
 
 

@@ -91,10 +91,16 @@ def top_share(spectrum: Floats) -> float | None:
     return float(spectrum[:TOP].sum() / spectrum.sum()) if spectrum.sum() else None
 
 
-def top_change(a: Floats, b: Floats) -> float | None:
-    """Change of `top_share` from a to b."""
+def top_share_change(a: Floats, b: Floats) -> float | None:
+    """Change of `top_share` from a to b: of the shape only, with its sign."""
     before, after = top_share(a), top_share(b)
     return None if before is None or after is None else after - before
+
+
+def top_relative_change(a: Floats, b: Floats) -> float | None:
+    """Σ|λᵢ′ − λᵢ| / Σλᵢ over the ten largest: of shape and size, without a sign."""
+    before, after = a[:TOP], b[:TOP]
+    return float(np.abs(after - before).sum() / before.sum()) if before.sum() else None
 
 
 def wasserstein(a: Floats, b: Floats) -> float:
@@ -136,12 +142,14 @@ def metric_table(spectra: Mapping[str, Floats]) -> pd.DataFrame:
     each("eff_rank", effective_rank)
     each("entropy", entropy)
     change("wasserstein", wasserstein)
-    change("top10_change", top_change)
+    change("top10_change", top_share_change)
     selectivity()
     change("wasserstein_normalised", wasserstein_normalised)
     selectivity("_normalised")
     each("participation", participation_ratio)
     each("trace", np.sum)
+    each("top10_share", top_share)
+    change("top10_relative_change", top_relative_change)
     return table
 
 
