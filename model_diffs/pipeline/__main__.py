@@ -1,6 +1,6 @@
 """`pipeline.sh`, once its environment is there: plans a study, runs what is needed, says what came.
 
-    python -m model_diffs.pipeline [STUDY] [options]
+python -m model_diffs.pipeline [STUDY] [options]
 """
 
 import os
