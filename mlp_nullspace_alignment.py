@@ -2,7 +2,8 @@
 
 Of each MLP matrix of the base, the left and right singular vectors that hold --rank-threshold of
 its energy are one part of the output and input space, the rest the other. The energy of dW is
-divided between them, beside the division that a random update of that shape would have.
+divided between them, beside the division that a random update of that shape would have, and the
+one that the difference to an unrelated matrix with W's spectrum would have.
 
     uv run mlp_nullspace_alignment.py --model-a ./models/miniature-base \\
         --model-b ./models/miniature-filtered ./unlearned_models/miniature-base__rmu
@@ -39,7 +40,7 @@ STEP = Step(
             column="nullspace_energy",
             label="null-space energy",
             meaning="Energy that the MLPs' ΔW writes outside W's column space, over that of a "
-            "random ΔW.",
+            "random ΔW. About 0.5 where the two models' weights are unrelated.",
             relative_to="random_nullspace_energy",
             weights=("update_norm", "update_norm"),
             may_be_empty=True,
@@ -66,9 +67,10 @@ def draw(run: Run, table: "pd.DataFrame") -> None:
     from model_diffs.diagnostics.weight_results import component_panel
 
     panel = partial(component_panel, table.rename(columns={"type": "component"}))
-    dotted, size = "share of ‖ΔW‖² (dotted: random)", r"$\|\Delta W\|_F \;/\; \|W\|_F$"
+    shares = "share of ‖ΔW‖² (dotted: random, dashed: unrelated)"
+    size = r"$\|\Delta W\|_F \;/\; \|W\|_F$"
     output, input_ = (
-        panel(title, dotted, column, f"random_{column}", from_zero=True)
+        panel(title, shares, column, f"random_{column}", f"unrelated_{column}", from_zero=True)
         for title, column in (
             ("Output side: outside W's column space", "nullspace_energy"),
             ("Input side: outside its row space", "input_nullspace_energy"),

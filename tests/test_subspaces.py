@@ -229,6 +229,24 @@ def test_random_changes_have_the_expected_nullspace_energy() -> None:
     assert rows[0].random_nullspace_energy == pytest.approx(32 / 40)
 
 
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40)])
+def test_unrelated_matrices_of_one_spectrum_have_the_expected_nullspace_energy(
+    shape: tuple[int, int],
+) -> None:
+    torch.manual_seed(6)
+    W = planted(shape, [3.0, 2.0, 2.0, 1.0, 0.3, 0.2])
+    turned = [orthonormal(s, s, 10 + i) for i in range(60) for s in shape]
+    pairs = zip(turned[::2], turned[1::2], strict=True)
+    rows = [alignment_row(W, Q @ W @ R - W) for Q, R in pairs]
+    assert rows[0].original_eff_rank == 4
+    for side in ("nullspace", "input_nullspace"):
+        found = np.mean([getattr(row, f"{side}_energy") for row in rows])
+        assert found == pytest.approx(getattr(rows[0], f"unrelated_{side}_energy"), abs=0.01)
+    rescaled = alignment_row(W, 0.1 * W)
+    assert rescaled.nullspace_energy == pytest.approx(rescaled.own_nullspace_energy, abs=1e-9)
+    assert rescaled.own_nullspace_energy == pytest.approx(0.13 / 18.13)
+
+
 def test_unchanged_matrix_has_no_shares_and_layers_weight_by_energy() -> None:
     W = torch.randn(16, 12)
     still = alignment_row(W, torch.zeros(16, 12))
@@ -238,6 +256,8 @@ def test_unchanged_matrix_has_no_shares_and_layers_weight_by_energy() -> None:
     (layer,) = mlp_nullspace.layer_rows([vars(still), vars(moved)])
     assert (layer["count_mats"], layer["count_changed"]) == (2, 1)
     assert layer["nullspace_energy"] == pytest.approx(moved.nullspace_energy)
+    unrelated = moved.unrelated_nullspace_energy
+    assert layer["unrelated_nullspace_energy"] == pytest.approx(unrelated)
     (unchanged,) = mlp_nullspace.layer_rows([vars(still)])
     assert unchanged["nullspace_energy"] is None and unchanged["update_norm"] == 0
 

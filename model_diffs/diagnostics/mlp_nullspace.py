@@ -13,11 +13,13 @@ from model_diffs.diagnostics.subspaces import Decomposition, Row, numerical_rank
 from model_diffs.models.architectures import Matrix
 from model_diffs.stats.spectra import rank_for_share, row_parts, singular_values, tall
 
-SUMMARISED = (
+ENERGIES = (
     *("nullspace_energy", "random_nullspace_energy"),
     *("input_nullspace_energy", "random_input_nullspace_energy"),
-    *("rank_increase", "relative_update_size"),
 )
+NULLS = ("own_nullspace_energy", "unrelated_nullspace_energy", "unrelated_input_nullspace_energy")
+"""Shares that a rescaled W and an unrelated matrix of W's spectrum give."""
+SUMMARISED = (*ENERGIES, "rank_increase", "relative_update_size", *NULLS)
 
 
 def inside_energies(base: Decomposition, r: int, dW: Tensor) -> tuple[float, float, float]:
@@ -43,6 +45,16 @@ def inside_energies(base: Decomposition, r: int, dW: Tensor) -> tuple[float, flo
     return math.sqrt(total), left, right
 
 
+def unrelated_energy(side: int, r: int, own: float) -> float:
+    """The share outside W's r top singular vectors on a `side`, expected of W' − W for W' = Q W R
+    with random rotations Q and R, where W itself has the share `own` there.
+
+    E ‖P(W' − W)‖² = ‖P W‖² + E ‖P W'‖², since the mean of W' is zero, and E ‖P W'‖² is that of a
+    random matrix, (side − r)/side of ‖W‖²; E ‖W' − W‖² = 2‖W‖².
+    """
+    return (own + (side - r) / side) / 2
+
+
 def alignment_row(
     matrix: Matrix, base: Decomposition, W_B: Tensor, dW: Tensor, threshold: float
 ) -> Row:
@@ -57,6 +69,8 @@ def alignment_row(
         updated = min(rank_for_share(sigma, threshold), numerical_rank(sigma, W_B.shape))
     outputs, inputs = (None if share is None else 1.0 - share for share in (left, right))
     original = float(base.sigma.norm())
+    own = float(base.sigma[r:].norm()) ** 2 / original**2 if original else None
+    unrelated = [None if own is None else unrelated_energy(side, r, own) for side in (m, n)]
     return {
         "name": matrix.name,
         "layer": matrix.layer,
@@ -80,6 +94,9 @@ def alignment_row(
         "rowspace_energy": right,
         "input_nullspace_energy": inputs,
         "random_input_nullspace_energy": (n - r) / n,
+        "own_nullspace_energy": own,
+        "unrelated_nullspace_energy": unrelated[0],
+        "unrelated_input_nullspace_energy": unrelated[1],
     }
 
 
@@ -101,11 +118,14 @@ def layer_rows(rows: Sequence[Row]) -> list[Row]:
         original = math.hypot(*(row["original_norm"] for row in block))
         energies = {
             column: math.fsum(row["update_norm"] ** 2 * row[column] for row in changed)
-            for column in SUMMARISED[:4]
+            for column in (*ENERGIES, *NULLS)
+        }
+        shares = {
+            column: sum_ / update**2 if changed else None for column, sum_ in energies.items()
         }
         means = {
             "layer": layer,
-            **{column: sum_ / update**2 if changed else None for column, sum_ in energies.items()},
+            **{column: shares[column] for column in ENERGIES},
             "mean_original_eff_rank": fmean(row["original_eff_rank"] for row in block),
             "mean_rank_increase": fmean(row["rank_increase"] for row in block),
             "update_norm": update,
@@ -113,6 +133,7 @@ def layer_rows(rows: Sequence[Row]) -> list[Row]:
             "relative_update_size": update / original if original else None,
             "count_mats": len(block),
             "count_changed": len(changed),
+            **{column: shares[column] for column in NULLS},
         }
         found.append(means)
     return found

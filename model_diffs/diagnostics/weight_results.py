@@ -48,15 +48,16 @@ def summary(table: "pd.DataFrame", columns: Sequence[str], size: str, by: str) -
 
 
 def component_panel(
-    table: "pd.DataFrame", title: str, ylabel: str, column: str, chance: str = "", **look: Any
+    table: "pd.DataFrame", title: str, ylabel: str, column: str, *nulls: str, **look: Any
 ) -> "Panel":
-    """A panel with one line per component over layers, and its value by chance dotted.
+    """A panel with one line per component over layers; what it would be by chance (`nulls`, columns
+    too) dotted, then dashed.
 
     Several matrices of a component in one layer are averaged. `look` goes to Panel.
     """
     from model_diffs.core.figures import COMPONENT_COLOURS, Panel, column_line
 
-    columns = [column, chance] if chance else [column]
+    columns = [column, *nulls]
     keys = [table["component"], table["layer"]]
     means = table[columns].astype(float).groupby(keys, sort=False).mean().reset_index()
     means = means.sort_values("layer", kind="stable")
@@ -64,7 +65,7 @@ def component_panel(
     for component, colour in COMPONENT_COLOURS.items():
         rows = means[means["component"] == component]
         lines.append(column_line(rows, column, component, colour))
-        if chance:
-            lines.append(column_line(rows, chance, "", colour, ":"))
+        for null, style in zip(nulls, (":", "--"), strict=False):
+            lines.append(column_line(rows, null, "", colour, style))
     xlabel = "block (−1: outside blocks)" if (table["layer"] < 0).any() else "block"
     return Panel(title, ylabel, lines, xlabel=xlabel, **look)
