@@ -76,7 +76,7 @@ def _block_lanczos(
         V[:, new] = _orthonormalised(block, V[:, old])
         Z[:, new] = _gram_product(W, V[:, new], scale)
         T[upto, new] = (V[:, upto].T @ Z[:, new]).double().cpu()
-        T[new, upto] = T[upto, new].T
+        T[new, old] = T[old, new].T
         values, vectors = torch.linalg.eigh((T[upto, upto] + T[upto, upto].T) / 2)
         theta, y = float(values[-1]), vectors[:, -1].to(V)
         residual = torch.linalg.vector_norm(Z[:, upto] @ y - theta * (V[:, upto] @ y))
