@@ -91,3 +91,32 @@ def test_an_interval_where_all_answers_are_alike() -> None:
         found = intervals.entity_interval([value] * 50, [f"e{i // 5}" for i in range(50)], 0)
         low, high = intervals.wilson(10 * value, 10)
         np.testing.assert_allclose(found, (value, low, high), atol=1e-12)
+
+
+# ── shapes and precision ──────────────────────────────────────────────────────────────────────────
+
+
+def test_every_cell_has_the_interval_that_it_has_alone() -> None:
+    draw = np.random.default_rng(4)
+    sums, counts = draw.normal(size=(15, 2, 3)), draw.integers(1, 9, 15)
+    found = ratio_interval(sums, counts, seed=1)
+    assert found.mean.shape == found.low.shape == found.high.shape == (2, 3)
+    for i, j in np.ndindex(2, 3):
+        alone = ratio_interval(sums[:, i, j], counts, seed=1)
+        np.testing.assert_allclose([one[i, j] for one in found], alone, rtol=1e-12)
+    assert intervals.percentile_interval(3, [1, 2]).mean.dtype == np.float64
+
+
+def test_totals_of_single_precision_are_added_in_double() -> None:
+    large = np.float32([2**24, 1, 1, 1])  # in fp32 2²⁴ + 1 is 2²⁴
+    ones = np.ones(4, dtype=np.float32)
+    assert ratio_interval(large, ones, 0).mean == (2**24 + 3) / 4
+    assert ratio_interval(ones, large, 0).mean == 4 / (2**24 + 3)
+    assert mean_interval(large, 0).mean == (2**24 + 3) / 4
+    assert ratio_interval([1, 2], [0.5, 0.25], 0).mean == 4  # less than one token is no mistake
+
+
+@pytest.mark.parametrize(("sums", "counts"), [([], []), ([1.0], [1.0, 1.0]), ([1.0, 1.0], [1.0])])
+def test_refuses_sums_without_their_counts(sums: list[float], counts: list[float]) -> None:
+    with pytest.raises(ValueError, match="sums for"):
+        ratio_interval(sums, counts, seed=0)

@@ -118,3 +118,63 @@ def test_rank_for_share_by_hand():
     assert spectra.rank_for_share(sigma, 0.9) == 2
     assert spectra.rank_for_share(sigma, 0.99) == 3
     assert spectra.rank_for_share(sigma, 1.0) == 3
+    assert spectra.rank_for_share(torch.tensor([2.0, 2.0]), 0.5) == 1, "reached exactly"
+    assert spectra.rank_for_share(torch.tensor([2.0]), 0.99) == 1
+
+
+def test_stable_rank_by_hand():
+    assert spectra.stable_rank(6.0, 3.0) == 4
+    assert spectra.stable_rank(1.0, 1.0) == 1
+    assert spectra.stable_rank(1.0, 1.0 + 1e-6) == 1, "rounding below 1"
+    assert spectra.stable_rank(2.0, 1.0) == 4
+    assert spectra.stable_rank(2.0, 0.0) is None
+    assert spectra.stable_rank(0.0, 2.0) is None
+
+
+# ── when it stops, and the bound ──────────────────────────────────────────────────────────────────
+
+
+def test_small_sides_are_exact_and_larger_ones_iterate():
+    exact, iterated = largest(flat((256, 300)).float()), largest(flat((257, 300)).float())
+    assert (exact.error, exact.iterations) == (0.0, 0)
+    assert iterated.error > 0 and iterated.iterations > 1
+
+
+def test_the_first_iteration_is_rayleigh_ritz_on_the_seeded_block():
+    W = flat((500, 300))
+    block = torch.randn(300, spectra.BLOCK, generator=torch.Generator().manual_seed(11))
+    V = torch.linalg.qr(block.double())[0]
+    values, vectors = torch.linalg.eigh(V.T @ W.T @ W @ V)
+    x = V @ vectors[:, -1]
+    residual = (W.T @ (W @ x) - values[-1] * x).norm()
+    with pytest.warns(RuntimeWarning):
+        found = largest(W.float(), max_iterations=1, seed=11)
+    assert found.value == pytest.approx(float(values[-1].sqrt()), rel=1e-5)
+    assert found.error == pytest.approx(float(residual / (2 * values[-1])), rel=1e-4)
+    assert found.iterations == 1
+
+
+def test_the_bound_of_half_precision_includes_its_rounding():
+    W = planted(FALLING[:300] ** -1.0, (500, 300))
+    rounding = 2**-8  # half the distance of 1 and the next bfloat16
+    with pytest.warns(RuntimeWarning, match="known to"):  # rounding alone is above the tolerance
+        found = largest(W.bfloat16())
+    assert rounding <= found.error <= rounding + 1e-3
+    assert found.iterations < 300 // spectra.BLOCK, "its rounding is no reason to go on"
+    reference = float(torch.linalg.matrix_norm(W.bfloat16().double(), 2))
+    assert abs(found.value / reference - 1) <= found.error
+    single = torch.zeros(300, 300)
+    single[0, 0] = 1.0
+    assert largest(single, seed=3).error < 2**-24, "fp32 adds nothing"
+
+
+def test_a_bound_that_equals_the_tolerance_is_enough(monkeypatch, recwarn):
+    reached = spectra.TopSingularValue(1.0, 1e-3, 5)
+    monkeypatch.setattr(spectra, "_block_lanczos", lambda *_: reached)
+    assert largest(torch.eye(300)) == reached
+    assert not recwarn
+
+
+def test_a_square_matrix_stays_as_it_is():
+    W = flat((6, 6))
+    torch.testing.assert_close(spectra.gram(W), W.T @ W)
