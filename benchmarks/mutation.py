@@ -1,0 +1,195 @@
+"""Which small errors in the numerical modules would the fast tests not notice?
+
+Mutants have one change each (mutation_operators.py says which). They are tried in a temporary copy
+of the project: a process that has the libraries imported forks for each mutant and runs the tests
+that reach the changed lines, fastest first, until one fails (killed). Taking far longer than
+without the change is failing too. Only test files that name the module count.
+
+    uv run benchmarks/mutation.py stats/intervals.py
+    uv run benchmarks/mutation.py --scores scores.tsv > survivors.txt
+    uv run benchmarks/mutation.py --again survivors.txt
+
+Prints the survivors as they are found, the scores at the end. Survivors that no test can kill,
+since they compute the same, are listed in mutation_equivalent.txt with the reason.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mutation_operators import mutants
+from mutation_runner import PACKAGE, killed, without_change
+
+ROOT = Path(__file__).parent.parent
+MODULES = {
+    "stats": "intervals seeds estimates cross_validation discriminant spectra",
+    "diagnostics": "covariance projections param_stats row_space probes lipschitz "
+    "activation_norms mlp_nullspace selectivity sensitivity subspaces separation",
+    "evaluation": "logit_lens scoring",
+    "activations": "sums tokens",
+    "unlearning": "losses likelihood representation adversarial reference data optimizers trainer",
+    "attacks": "relearning recovered relearning_tables",
+    "dictionaries": "pursuit itda sums diffing training sae",
+    "importance": "measuring lenses sites",
+    "report": "reductions",
+}
+THROUGH = {
+    "activations/sums.py": ["test_activations.py", "test_covariance.py"],
+    "activations/tokens.py": ["test_activations.py"],
+    "attacks/recovered.py": ["test_relearn.py"],
+    "diagnostics/projections.py": ["test_row_space.py"],
+    "diagnostics/selectivity.py": ["test_row_space.py"],
+    "importance/sites.py": ["test_importance.py", "test_sae_in_the_loop.py"],
+    "unlearning/likelihood.py": ["test_unlearning_losses.py", "test_unlearning_trainer.py"],
+    "unlearning/representation.py": ["test_unlearning_losses.py", "test_unlearning_trainer.py"],
+}
+"""Test files of modules that tests reach through a script, or under the name of their room."""
+EQUIVALENT = Path(__file__).parent / "mutation_equivalent.txt"
+
+
+class Score(NamedTuple):
+    """What became of the mutants of one module."""
+
+    module: str
+    mutants: int
+    killed: int
+    equivalent: int
+
+    @property
+    def survived(self) -> int:
+        return self.mutants - self.killed - self.equivalent
+
+    @property
+    def share(self) -> float:
+        """Per cent killed of those that could be."""
+        return 100 * self.killed / max(self.mutants - self.equivalent, 1)
+
+    def line(self) -> str:
+        counts = f"{self.mutants:5d} {self.killed:6d} {self.survived:8d} {self.equivalent:10d}"
+        return f"{self.module:34s} {counts} {self.share:7.1f} %"
+
+
+def test_files(module: str, folder: Path) -> list[str]:
+    """The test files that name a module such as `stats/spectra.py`."""
+    room, name = Path(module).parent.name, Path(module).stem
+    from_room = rf"from {PACKAGE}\.{room} import (\([^)]*|[^\n]*)\b{name}\b"
+    named = re.compile(rf"\b{PACKAGE}\.{room}\.{name}\b|{from_room}")
+    files = sorted((folder / "tests").glob("test_*.py"))
+    through = THROUGH.get(module, [])
+    return [
+        f"tests/{file.name}"
+        for file in files
+        if file.name in through or named.search(file.read_text())
+    ]
+
+
+def equivalents() -> Counter[str]:
+    """The changes that compute the same, as `Mutant.key`; a reason is required of each."""
+    text = re.sub(r"^#.*\n", "", EQUIVALENT.read_text(), flags=re.MULTILINE)
+    found: Counter[str] = Counter()
+    for entry in filter(None, re.split(r"\n\s*\n", text.strip())):
+        *key, reason = entry.splitlines()
+        if not reason.startswith("= "):
+            raise SystemExit(f"{EQUIVALENT.name}: this entry ends without '= reason':\n{entry}")
+        found["\n".join(key)] += 1
+    return found
+
+
+def measure(folder: Path, module: str, survivors: str | None) -> Score:
+    """Try all mutants of a module, or its earlier survivors; print those that survive."""
+    path = Path(PACKAGE) / module
+    source = (folder / path).read_text()
+    files, known = test_files(module, folder), equivalents()
+    begin = time.monotonic()
+    tests = without_change(folder, path, files)
+    counts: Counter[str] = Counter()
+    for mutant in mutants(module, source):
+        counts["mutants"] += 1
+        if mutant.key in known:
+            counts["equivalent"] += 1
+            continue
+        tried = survivors is None or f"{mutant.key}\n" in survivors
+        if not tried or killed(folder, path, mutant, tests):
+            counts["killed"] += 1
+        else:
+            print(f"{mutant.key}\n", flush=True)
+    score = Score(module, counts["mutants"], counts["killed"], counts["equivalent"])
+    seconds = time.monotonic() - begin
+    print(f"# {score.line()}  {seconds:.0f} s, {len(tests.all)} tests of {', '.join(files)}")
+    return score
+
+
+def in_new_process(module: str, again: Path | None) -> Score:
+    """Measure in a process of its own: the libraries of one module are not another's."""
+    words = [sys.executable, __file__, module, "--here"]
+    if again is not None:
+        words += ["--again", str(again)]
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    last = ""
+    for last in run.stdout:
+        print(last, end="", flush=True)
+    if run.wait():
+        raise SystemExit(run.returncode)
+    numbers = [int(word) for word in last.split()[2:6]]
+    return Score(module, numbers[0], numbers[1], numbers[3])
+
+
+def report(scores: Sequence[Score]) -> None:
+    """Print a line per module and the sum."""
+    print(f"\n{'module':34s} mutants killed survived equivalent   score")
+    totals = [sum(getattr(score, name) for score in scores) for name in Score._fields[1:]]
+    for score in [*scores, Score("all", *totals)]:
+        print(score.line())
+
+
+def parse_arguments() -> argparse.Namespace:
+    everything = [f"{room}/{name}.py" for room, names in MODULES.items() for name in names.split()]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="*", default=everything, help="such as stats/intervals.py")
+    parser.add_argument(
+        "--again", type=Path, help="an earlier output: only its survivors are tried, others count"
+    )
+    parser.add_argument("--scores", type=Path, help="add a line per module to this file")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def measure_here(module: str, again: Path | None) -> None:
+    """One module in a temporary copy of the project."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    sys.path.insert(0, str(ROOT / "tests"))
+    from conftest import copy_project
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copy_project(Path(folder).resolve() / "project")
+        for name in ("conftest", "pytest"):
+            sys.modules.pop(name, None)
+        sys.path.remove(str(ROOT / "tests"))
+        measure(copy, module, again.read_text() if again else None)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.here:
+        measure_here(arguments.modules[0], arguments.again)
+        return
+    scores = []
+    for module in arguments.modules:
+        scores.append(in_new_process(module, arguments.again))
+        if arguments.scores:
+            with arguments.scores.open("a") as file:
+                file.write(scores[-1].line() + "\n")
+    report(scores)
+
+
+if __name__ == "__main__":
+    main()
