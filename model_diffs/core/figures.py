@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # no screen is needed, and none is touched
 import matplotlib.pyplot as plt
@@ -86,6 +87,8 @@ class Panel(NamedTuple):
     from_zero: bool = False
     """Magnitudes start at zero, so that heights can be compared."""
     xlabel: str = "block"
+    log_steps: bool = False
+    """The axis is log(1 + x), for steps of training."""
 
 
 def model_colour(label: str, others: Sequence[str] = ()) -> str:
@@ -131,6 +134,9 @@ def _draw_panel(axes: Axes, panel: Panel, legend: bool) -> None:
     axes.set_xlabel(panel.xlabel)
     axes.set_ylabel(panel.ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if panel.log_steps:
+        axes.set_xscale("function", functions=(np.log1p, np.expm1))
+        axes.set_xticks(sorted({x for line in panel.lines for x in line.x}))
     if panel.log:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
