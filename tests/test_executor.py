@@ -5,13 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
+from model_diffs.core import results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.parent import PIPELINE, here, pid_of, process_lives
-from model_diffs.pipeline import executor, lock
+from model_diffs.core.results import PlannedRun
+from model_diffs.core.step import Script, Step
+from model_diffs.pipeline import closing, executor, lock
+from model_diffs.pipeline.units import Target, Unit
 
 ROOT = Path(__file__).parent.parent
 
@@ -140,6 +145,79 @@ def test_a_process_whose_pipeline_is_gone_ends_at_once() -> None:
 def test_names_that_are_of_no_process_here_are_nobody(name: str) -> None:
     assert pid_of(name.format(host=os.uname().nodename)) is None
     assert pid_of(here(17)) == 17
+
+
+POOL = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from model_diffs.core.parent import end_with_parent
+
+def work(place):
+    Path(place).write_text(str(os.getpid()))
+    time.sleep(60)
+
+if __name__ == "__main__":
+    end = end_with_parent, (os.getpid(),)
+    with ProcessPoolExecutor(1, get_context("spawn"), *end) as pool:
+        pool.submit(work, sys.argv[1]).result()
+"""
+
+
+def test_workers_end_with_a_script_that_was_started_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(POOL)
+    note = tmp_path / "pid"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, tmp_path / "script.py", note]
+    with subprocess.Popen(command, env=environment) as process:
+        assert wait_until(lambda: note.exists() and note.read_text())
+        process.kill()
+    assert wait_until(lambda: not process_lives(int(note.read_text())))
+
+
+# ── one after another ─────────────────────────────────────────────────────────────────────────────
+
+
+def unit(place: Path, number: int, code: str) -> Unit:
+    """A unit that runs `code`, and would fill a folder that an earlier run has filled."""
+    (place / f"{number}.py").write_text(code)
+    step = Step(number=number, folder=f"f{number}", question="?", scope="other")
+    planned = PlannedRun(place / f"f{number}", f"result {number}", {})
+    with results.open_run(planned):
+        pass
+    before = (planned.folder / results.RECORD).stat().st_mtime_ns
+    target = Target(planned, "stale", "--force", forced=True, before=before)
+    script = Script(str(place / f"{number}.py"), types.SimpleNamespace(STEP=step))  # type: ignore[arg-type]
+    return Unit(script, [], [target], name=f"step_{number}")
+
+
+@pytest.mark.parametrize("keep_going", [False, True])
+def test_a_failure_is_told_noted_and_shown_without_earlier_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    keep_going: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(results.INVOCATION, "now")
+    remade = f"from pathlib import Path; Path({str(tmp_path)!r}, 'f3/run.json').write_text('{{}}')"
+    codes = ("print('warning: odd')", "print('no luck'); raise SystemExit(7)", remade)
+    found = [unit(tmp_path, number, code) for number, code in enumerate(codes, 1)]
+    ran: list[tuple[Unit, int]] = []
+    shared = executor.Shared(str(tmp_path), ["python"], os.open(os.devnull, 0), False, keep_going)
+    executor.run_units(found, shared, ran)
+    os.close(shared.lock)
+    assert [status for _, status in ran] == ([0, 7, 0] if keep_going else [0, 7])
+    closing.print_closing(found, ran, str(tmp_path), False)
+    said = capsys.readouterr()
+    table = [
+        line.split() for line in said.out.splitlines() if line[2:].lstrip().startswith("result")
+    ]
+    outcomes = ["skipped", "failed", "done"][: len(ran)]
+    assert [line[3:] for line in table] == [[one] for one in outcomes]
+    assert "warning: odd" in said.out
+    assert "step 2 failed with status 7" in said.err and "| no luck" in said.err
+    noted = results.read_failure(tmp_path / "f2")
+    assert noted["invocation"] == "now" and "status 7: no luck" in noted["reason"]
+    assert not results.read_failure(tmp_path / "f1")
 
 
 # ── the lock ──────────────────────────────────────────────────────────────────────────────────────

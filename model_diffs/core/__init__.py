@@ -2,7 +2,7 @@
 
 - `step`: the declaration of a step, its scripts, the folders that it fills
 - `options`: dataclasses that are configuration and command line at once
-- `script`: start and end of a script
+- `script`, `parent`: start and end of a script; a process ends with the one that started it
 - `results`: result folders: complete or stale, written whole, what they record
 - `measure`: the numbers of the signature that a step declares
 - `tables`: tables under an outroot, checked as they are read

@@ -155,7 +155,7 @@ def typed(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if type(value) is not kind:
         raise BadInput(f"{where} = {value!r}: not {_WORDS[kind]}")
-    # A value becomes one word of a command and one field of a plan.
+    # A value becomes one word of a command, and is said in one line.
     if kind is str and (not value.strip() or any(c in value for c in "\t\n\r\0")):
         raise BadInput(f"{where} = {value!r}: empty, or with a tab or line break")
     return value
