@@ -103,15 +103,17 @@ def equivalents() -> Counter[str]:
     return found
 
 
-def measure(folder: Path, module: str, survivors: str | None) -> Score:
-    """Try all mutants of a module, or its earlier survivors; print those that survive."""
+def measure(folder: Path, module: str, every: int, survivors: str | None) -> Score:
+    """Try one in `every` mutants of a module, or of its earlier survivors; print what survives."""
     path = Path(PACKAGE) / module
     source = (folder / path).read_text()
     files, known = test_files(module, folder), equivalents()
     begin = time.monotonic()
     tests = without_change(folder, path, files)
     counts: Counter[str] = Counter()
-    for mutant in mutants(module, source):
+    for number, mutant in enumerate(mutants(module, source)):
+        if number % every:
+            continue
         counts["mutants"] += 1
         if mutant.key in known:
             counts["equivalent"] += 1
@@ -127,9 +129,9 @@ def measure(folder: Path, module: str, survivors: str | None) -> Score:
     return score
 
 
-def in_new_process(module: str, again: Path | None) -> Score:
+def in_new_process(module: str, every: int, again: Path | None) -> Score:
     """Measure in a process of its own: the libraries of one module are not another's."""
-    words = [sys.executable, __file__, module, "--here"]
+    words = [sys.executable, __file__, module, "--here", "--every", str(every)]
     if again is not None:
         words += ["--again", str(again)]
     run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
@@ -158,12 +160,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--again", type=Path, help="an earlier output: only its survivors are tried, others count"
     )
+    parser.add_argument("--every", type=int, default=1, help="try one mutant in so many")
     parser.add_argument("--scores", type=Path, help="add a line per module to this file")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def measure_here(module: str, again: Path | None) -> None:
+def measure_here(module: str, every: int, again: Path | None) -> None:
     """One module in a temporary copy of the project."""
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
     sys.path.insert(0, str(ROOT / "tests"))
@@ -174,17 +177,17 @@ def measure_here(module: str, again: Path | None) -> None:
         for name in ("conftest", "pytest"):
             sys.modules.pop(name, None)
         sys.path.remove(str(ROOT / "tests"))
-        measure(copy, module, again.read_text() if again else None)
+        measure(copy, module, every, again.read_text() if again else None)
 
 
 def main() -> None:
     arguments = parse_arguments()
     if arguments.here:
-        measure_here(arguments.modules[0], arguments.again)
+        measure_here(arguments.modules[0], arguments.every, arguments.again)
         return
     scores = []
     for module in arguments.modules:
-        scores.append(in_new_process(module, arguments.again))
+        scores.append(in_new_process(module, arguments.every, arguments.again))
         if arguments.scores:
             with arguments.scores.open("a") as file:
                 file.write(scores[-1].line() + "\n")

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ PACKAGE = "model_diffs"
 # Where garbage is collected at the end of each session (unraisableexception), that takes a second.
 PLUGINS = ("xdist", "cacheprovider", "unraisableexception")
 PYTEST = ("-q", "--tb=short", "-o", "addopts=", "-m", "not study", *(f"-pno:{p}" for p in PLUGINS))
+FAILED = "failed.txt"
 HANG = 20.0
 """Seconds that the tests of a mutant may take beyond three times what they take without it."""
 
@@ -38,11 +40,18 @@ class Tests(NamedTuple):
     """Fastest first."""
     imported: frozenset[int]
     """Lines of the module that run when it is imported."""
+    failed: Counter[str]
+    """How often each failed so far."""
 
     def of(self, lines: range) -> list[Test]:
-        """The tests that reach one of these lines; all for lines that run on import."""
+        """The tests that reach one of these lines; all for lines that run on import.
+
+        Those that often fail for their time come first, then the fast ones.
+        """
         reached = [test for test in self.all if not test.lines.isdisjoint(lines)]
-        return reached or (self.all if not self.imported.isdisjoint(lines) else [])
+        if not reached and not self.imported.isdisjoint(lines):
+            reached = self.all
+        return sorted(reached, key=lambda test: -self.failed[test.name] / (test.seconds + 0.2))
 
 
 class _Recorder:
@@ -78,8 +87,12 @@ class _Recorder:
 class _StopAtFailure:
     """Plugin of pytest: a test that fails ends this process, without tearing anything down."""
 
+    def __init__(self, note: Path) -> None:
+        self.note = note
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
+            self.note.write_text(report.nodeid)
             os._exit(1)
 
 
@@ -98,8 +111,9 @@ def forked(folder: Path, words: Sequence[str], seconds: float, record: Path | No
 
         recorder = None if record is None else _Recorder(folder / record)
         # A folder of its own: mutants neither fill the one that tests share nor remove from it.
+        plugin = recorder or _StopAtFailure(folder / FAILED)
         own = f"--basetemp={folder / 'temporary'}"
-        status = int(pytest.main([*PYTEST, own, *words], plugins=[recorder or _StopAtFailure()]))
+        status = int(pytest.main([*PYTEST, own, *words], plugins=[plugin]))
         if recorder is not None:
             recorder.write(folder / "recorded.json")
         os._exit(status)
@@ -138,7 +152,7 @@ def without_change(folder: Path, module: Path, files: Sequence[str]) -> Tests:
     gc.freeze()
     lines = {name: frozenset(found["lines"][name]) for name in found["lines"]}
     tests = [Test(name, seconds, lines[name]) for name, seconds in found["seconds"].items()]
-    return Tests(sorted(tests, key=lambda test: test.seconds), lines[""])
+    return Tests(sorted(tests, key=lambda test: test.seconds), lines[""], Counter())
 
 
 def killed(folder: Path, module: Path, mutant: Mutant, tests: Tests) -> bool:
@@ -148,4 +162,8 @@ def killed(folder: Path, module: Path, mutant: Mutant, tests: Tests) -> bool:
         return False
     expected = sum(test.seconds for test in reached)
     (folder / module).write_text(mutant.source)
-    return not forked(folder, [test.name for test in reached], HANG + 3 * expected)
+    (folder / FAILED).write_text("")
+    if forked(folder, [test.name for test in reached], HANG + 3 * expected):
+        return False
+    tests.failed[(folder / FAILED).read_text()] += 1
+    return True
