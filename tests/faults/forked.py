@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -66,13 +66,18 @@ def warm() -> None:
 
 
 def run(folder: Path, words: Sequence[str], seconds: float = 30.0) -> Ended:
-    """Run a script with its options in `folder`; killed with all it started after `seconds`."""
+    """Run a script (or `pipeline`) with its options in `folder`, for `seconds` at most."""
+    return call(folder, words[0], lambda: _script(words), seconds)
+
+
+def call(folder: Path, name: str, function: Callable[[], object], seconds: float = 30.0) -> Ended:
+    """Call a function in a fork, in `folder`; killed with all it started after `seconds`."""
     warm()
     with tempfile.TemporaryDirectory() as place:
         streams = [Path(place, name) for name in ("out", "err")]
         child = os.fork()
         if child == 0:
-            _child(folder, words, streams)
+            _child(folder, name, function, streams)
         status = _wait(child, seconds)
         out, err = (one.read_text(errors="replace") if one.exists() else "" for one in streams)
         return Ended(status, out, err)
@@ -91,8 +96,13 @@ def _wait(child: int, seconds: float) -> int | None:
     return None
 
 
-def _child(folder: Path, words: Sequence[str], streams: Sequence[Path]) -> NoReturn:
-    """The script as a process of its own would run it; never returns to the caller's code."""
+def _child(
+    folder: Path, name: str, function: Callable[[], object], streams: Sequence[Path]
+) -> NoReturn:
+    """What the fork does; it never returns to the caller's code."""
+    from model_diffs.core import content
+    from model_diffs.models import files
+
     status = 70
     try:
         os.setsid()
@@ -101,8 +111,13 @@ def _child(folder: Path, words: Sequence[str], streams: Sequence[Path]) -> NoRet
         for descriptor, path in enumerate(streams, start=1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        sys.argv = [words[0], *words[1:]]
-        status = _script(words[0])
+        sys.argv = [name]
+        files.resolve.cache_clear()
+        content._known.clear()
+        function()
+        status = 0
+    except SystemExit as left:
+        status = int(left.code or 0)
     except BaseException:  # noqa: BLE001  # what no script may raise is shown as Python would
         traceback.print_exc()
         status = 1
@@ -113,16 +128,15 @@ def _child(folder: Path, words: Sequence[str], streams: Sequence[Path]) -> NoRet
         os._exit(status)
 
 
-def _script(name: str) -> int:
-    from model_diffs.core import content
+def _script(words: Sequence[str]) -> NoReturn:
+    """A script as a process of its own would run it."""
+    import runpy
+
     from model_diffs.core.script import execute, run_script
     from model_diffs.core.step import load_script
-    from model_diffs.models import files
 
-    files.resolve.cache_clear()
-    content._known.clear()
-    module = load_script(ROOT / name)
-    try:
-        run_script(lambda: execute(module) if hasattr(module, "STEP") else module.main())
-    except SystemExit as left:
-        return int(left.code or 0)
+    sys.argv = [*words]
+    if words[0] == "pipeline":
+        runpy.run_module("model_diffs.pipeline", run_name="__main__")
+    module = load_script(ROOT / words[0])
+    run_script(lambda: execute(module) if hasattr(module, "STEP") else module.main())
