@@ -1,8 +1,9 @@
 """Step 11. Do forget inputs lie where the weight change reads, more than retain inputs do?
 
 The inputs that each MLP matrix of the base sees are projected onto the leading right singular
-vectors of its change dW, and the effect of dW on them is set against that of W. One pass over the
-base serves all layers and all comparisons.
+vectors of its change dW, and the effect of dW on them is set against that of W. Effects leave out
+positions whose whole prefix also begins a text of the other split: there both see the same input.
+One pass over the base serves all layers and all comparisons.
 
     uv run row_space_projection_analysis.py --model-a ./models/miniature-base \\
         --model-b ./models/miniature-filtered ./unlearned_models/miniature-base__rmu \\
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from model_diffs.activations.passes import SplitPass
-    from model_diffs.diagnostics.row_space import Changes, Totals
+    from model_diffs.diagnostics.row_space import Changes, Shared, Totals
 
 STEP = Step(
     number=11,
@@ -35,6 +36,7 @@ STEP = Step(
     question="Is the change aimed at the inputs of forget texts?",
     needs=("forget", "retain"),
     processes=True,
+    version=2,
     tables=(Table("projection_metrics"), Table("per_text")),
     figures=(Figure("row_space_projection", "Inputs against ΔW", "precision"),),
     measures=tuple(
@@ -72,7 +74,7 @@ STEP = Step(
                 "effect_selectivity",
                 "effect_selectivity",
                 "effect, forget/retain",
-                "Size of ΔW x relative to W x",
+                "Size of ΔW x relative to W x at positions whose prefix is in one split only",
                 "acts on",
             ),
         )
@@ -119,7 +121,12 @@ def draw(run: Run, table: "pd.DataFrame") -> None:
 
 
 def write(
-    run: Run, changes: "Changes", passes: "list[SplitPass]", totals: "Totals", seed: int
+    run: Run,
+    changes: "Changes",
+    passes: "list[SplitPass]",
+    shared: "Shared",
+    totals: "Totals",
+    seed: int,
 ) -> None:
     """Tables, figure and summary of one comparison."""
     from model_diffs.diagnostics import projections
@@ -134,7 +141,7 @@ def write(
         draw(run, table)
     else:
         print(f"{run.planned.label}: no MLP matrix differs; there is nothing to draw")
-    run.document("summary", projections.summary(table, changes))
+    run.document("summary", projections.summary(table, changes, passes, shared))
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
@@ -152,9 +159,10 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
         changes = row_space.read_changes(base, changed, options.top_k, device, dtype)
         anatomy = locate(loading.load_for(options, base.model))
         row_space.move_to_device(changes.targets, device)
-        totals = row_space.watch(anatomy, changes.targets, sample)
+        shared = row_space.shared_prefixes(sample)
+        totals = row_space.watch(anatomy, changes.targets, sample, shared)
         for run, other in zip(runs, changed, strict=True):
-            write(run, changes, sample, totals, options.seed)
+            write(run, changes, sample, shared, totals, options.seed)
             passes.describe(run, [base.model, other.model], sample, dtype)
 
 

@@ -159,6 +159,58 @@ def test_change_aimed_at_forget_inputs_projects_only_these(
     assert row["effect_selectivity"] > 1
 
 
+def test_effects_leave_out_positions_whose_prefix_is_in_both_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dW reads the last token of one forget text; a common beginning would hide half of that."""
+    a = tiny_models.save("gpt2", tmp_path / "a", intermediate_size=64)
+    b = tiny_models.save("gpt2", tmp_path / "b", intermediate_size=64)
+    name = "transformer.h.1.mlp.c_proj"
+    texts = {"forget": ["We weave a", "We sow"], "retain": ["We weave b", "Birds", "We weave"]}
+    monkeypatch.setattr(sys.modules[__name__], "FORGET", texts["forget"])
+    monkeypatch.setattr(sys.modules[__name__], "RETAIN", texts["retain"])
+    dW = torch.linalg.qr(inputs_of(a, name, ["We weave a"], "gpt2").T.double())[0]
+    dW = dW @ torch.randn(dW.shape[1], 32).double()
+    edit(b, f"{name}.weight", dW.float())
+    out = run(monkeypatch, tmp_path, "--model-a", a, "--model-b", b)
+    folder = out / "a__to__b/row_space_projection"
+    row = pd.read_csv(folder / "projection_metrics.csv").iloc[0]
+
+    tokenizer = AutoTokenizer.from_pretrained(a)
+    ids = {split: [tokenizer(text)["input_ids"] for text in of] for split, of in texts.items()}
+    W = load_file(a / "model.safetensors")[f"{name}.weight"].double()
+    counts = json.loads((folder / "summary.json").read_text())
+    left_out = counts["effect_positions_with_prefix_in_the_other_split"]
+    for split, other in (("forget", "retain"), ("retain", "forget")):
+        begun = {tuple(one[: i + 1]) for one in ids[other] for i in range(len(one))}
+        effects, dropped = [], 0
+        for text, one in zip(texts[split], ids[split], strict=True):
+            for i, x in enumerate(inputs_of(a, name, [text], "gpt2").double()):
+                if tuple(one[: i + 1]) in begun:
+                    dropped += 1
+                else:
+                    effects.append(float((x @ dW).norm() / (x @ W).norm()))
+        assert dropped > 0 and effects
+        total = sum(map(len, ids[split]))
+        assert left_out[split] == {"tokens": total, "left_out": dropped}
+        assert (row[f"{split}_tokens"], row[f"{split}_effect_tokens"]) == (total, len(effects))
+        assert row[f"{split}_effect"] == pytest.approx(np.mean(effects), rel=1e-4)
+    assert row["effect_selectivity"] == pytest.approx(row["forget_effect"] / row["retain_effect"])
+
+
+def test_splits_that_begin_alike_throughout_have_no_effect_selectivity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every retain text begins a forget text: there is no input of retain texts alone."""
+    a = tiny_models.save("gpt_neox", tmp_path / "a", seed=0)
+    b = tiny_models.save("gpt_neox", tmp_path / "b", seed=1)
+    monkeypatch.setattr(sys.modules[__name__], "RETAIN", [text[:-1] for text in FORGET])
+    out = run(monkeypatch, tmp_path, "--model-a", a, "--model-b", b)
+    table = pd.read_csv(out / "a__to__b/row_space_projection/projection_metrics.csv")
+    assert table[["retain_effect", "effect_selectivity"]].isna().all(axis=None)
+    assert table["selectivity_ratio"].notna().all() and (table["retain_effect_tokens"] == 0).all()
+
+
 def test_random_inputs_have_the_random_projection_ratio() -> None:
     torch.manual_seed(0)
     d, k = 200, 12

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from model_diffs.activations.passes import SplitPass
 from model_diffs.diagnostics import row_space, weight_results
-from model_diffs.diagnostics.row_space import Changes, Target, Totals
+from model_diffs.diagnostics.row_space import Changes, Shared, Target, Totals
 from model_diffs.stats.intervals import RESAMPLES, document_weights, percentile_interval
 
 Floats = NDArray[np.float64]
@@ -27,11 +27,12 @@ _EFFECTS = ("forget_effect", "retain_effect", "effect_selectivity")
 COLUMNS = (
     *("layer", "weight_type", *_PROJECTIONS, "random_proj_ratio", *_EFFECTS, "k", "name"),
     *(f"{name}_{end}" for name in (*_PROJECTIONS, *_EFFECTS) for end in ("low", "high")),
-    *("forget_tokens", "retain_tokens"),
+    *("forget_tokens", "retain_tokens", "forget_effect_tokens", "retain_effect_tokens"),
 )
 """Of projection_metrics.csv; docs/row_space.md defines them."""
 TEXT_COLUMNS = ("split", "text", "name", "proj_ratio_sum", "tokens", "effect_sum", "effect_tokens")
-"""Of per_text.csv: Σ ‖P x‖/‖x‖, tokens with x ≠ 0, Σ ‖ΔW x‖/‖W x‖, tokens with W x ≠ 0."""
+"""Of per_text.csv: Σ ‖P x‖/‖x‖, tokens with x ≠ 0, and over tokens whose
+prefix is in this split only Σ ‖ΔW x‖/‖W x‖, those with W x ≠ 0."""
 _SUMMARISED = (
     *("forget_proj_ratio", "retain_proj_ratio", "random_proj_ratio", "selectivity_ratio"),
     *_EFFECTS,
@@ -70,6 +71,7 @@ def metric_row(target: Target, changed: str, totals: Totals, seed: int) -> dict[
     for own_seed, split in enumerate(("forget", "retain"), start=seed):
         sums = totals[split, name, changed]
         row[f"{split}_tokens"] = int(sums[:, row_space.TOKENS].sum())
+        row[f"{split}_effect_tokens"] = int(sums[:, row_space.EFFECT_TOKENS].sum())
         for quantity, columns in MEANS.items():
             found[f"{split}_{quantity}"] = _token_mean(sums, *columns, own_seed)
     forget, retain = found["forget_proj_ratio"], found["retain_proj_ratio"]
@@ -100,10 +102,20 @@ def _quotient(forget: Floats, retain: Floats) -> Floats:
     return forget / retain if (retain > 0).all() else np.full_like(forget, np.nan)
 
 
-def summary(table: pd.DataFrame, changes: Changes) -> dict[str, Any]:
+def summary(
+    table: pd.DataFrame, changes: Changes, passes: Sequence[SplitPass], shared: Shared
+) -> dict[str, Any]:
     """Counts, and means over the changed matrices, in total and by type."""
+    left_out = {
+        one.split.name: {
+            "tokens": int(one.tokens.counts.sum()),
+            "left_out": int((shared[one.split.name] - one.tokens.starts).clip(0).sum()),
+        }
+        for one in passes
+    }
     return weight_results.summary(table, _SUMMARISED, "k", "weight_type") | {
         "matrices": changes.measured,
         "matrices_unchanged": changes.measured - len(table),
         "expert_output_matrices_left_out": changes.expert_outputs_left_out,
+        "effect_positions_with_prefix_in_the_other_split": left_out,
     }

@@ -3,8 +3,13 @@
 For dW = Σ σᵢ uᵢ vᵢᵀ, P is the projector onto its k leading right singular vectors. With R = UᵀdW
 (one row per non-negligible singular value), ‖dW x‖ = ‖R x‖ exactly, since U's columns span the
 range of dW. R has at most min(out, in) rows, so ‖dW x‖ costs no more than the matrix itself.
+
+The input at a position depends on the tokens up to it alone. Where these also begin a text of the
+other split, both splits see one and the same input, on which no change can be selective: such
+positions are left out of the effects.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -127,7 +132,30 @@ def move_to_device(targets: Sequence[Target], device: torch.device) -> None:
 RATIO, NORM, TOKENS, EFFECT, EFFECT_TOKENS = range(5)
 Totals = Mapping[tuple[str, str, str], np.ndarray]
 """By split, matrix and changed model `[documents, 5]` fp64, sums over tokens of ‖P x‖/‖x‖, ‖P x‖,
-the number with x ≠ 0, ‖dW x‖/‖W x‖, the number with W x ≠ 0."""
+the number with x ≠ 0; over tokens whose prefix is in one split only, ‖dW x‖/‖W x‖, the number with
+W x ≠ 0."""
+Shared = Mapping[str, np.ndarray]
+"""By split `[documents]`: how many leading tokens of a document also begin one of another split."""
+
+
+def shared_prefixes(passes: Sequence[SplitPass]) -> Shared:
+    """The longest common beginning of each document with any document of the other splits."""
+    found = {}
+    for one in passes:
+        others = sorted(ids for other in passes if other is not one for ids in other.tokens.ids)
+        # Of sorted texts, those with the longest common beginning stand beside the place of ids.
+        places = [bisect_left(others, ids) for ids in one.tokens.ids]
+        pairs = zip(one.tokens.ids, places, strict=True)
+        beside = [(ids, others[max(0, at - 1) : at + 1]) for ids, at in pairs]
+        lengths = [max((_common(ids, one) for one in near), default=0) for ids, near in beside]
+        found[one.split.name] = np.array(lengths)
+    return found
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def token_values(x: Tensor, Wx: Tensor, reads: Reads) -> Tensor:
@@ -175,7 +203,9 @@ def _product(module: nn.Module, matrix: Matrix, output: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def watch(anatomy: Anatomy, targets: Sequence[Target], passes: Sequence[SplitPass]) -> Totals:
+def watch(
+    anatomy: Anatomy, targets: Sequence[Target], passes: Sequence[SplitPass], shared: Shared
+) -> Totals:
     """The totals from a pass of the base over the splits, read by hooks on its MLPs.
 
     Raises BadInput for inputs that are not finite.
@@ -190,6 +220,8 @@ def watch(anatomy: Anatomy, targets: Sequence[Target], passes: Sequence[SplitPas
                 return x.reshape(*mask.shape, -1)[mask]
 
             x, membership = counted(args[0]), at.membership.cpu().double()
+            text, position = at.places.cpu().T
+            own = position >= torch.from_numpy(shared[one.split.name][at.rows])[text]
             if not bool(torch.isfinite(x).all()):
                 raise BadInput(
                     f"NaN or Inf in the inputs of {here[0].matrix.name}: try --dtype fp32, or "
@@ -202,6 +234,7 @@ def watch(anatomy: Anatomy, targets: Sequence[Target], passes: Sequence[SplitPas
                     Wx = x @ target.W.to(x.device).T
                 for changed, reads in target.reads.items():
                     values = token_values(x, Wx, reads).double().cpu()
+                    values[:, EFFECT:] *= own[:, None]
                     key = (one.split.name, target.matrix.name, changed)
                     totals[key][at.rows] += membership @ values
 

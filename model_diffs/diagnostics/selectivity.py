@@ -41,7 +41,7 @@ def forget_over_retain(place: Place, measure: Measure) -> "Estimate":
     rows = tables.table(path, [column], ["name"], ["name"], empty=[column])
     rows = rows[rows[column].notna()]
     if rows.empty:
-        raise Absent("no MLP matrix changed")
+        raise Absent("no changed MLP matrix has inputs of both splits to compare")
     names = sorted(rows["name"])
     source = Source(path, column, f"mean over {len(names)} changed MLP matrices")
 
