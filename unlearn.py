@@ -2,23 +2,29 @@
 
 One of ten losses (docs/unlearning.md) is minimised on batches of forget and retain texts, starting
 from the base's weights; the result is an ordinary model folder that every step takes as --model-b.
+Two methods make its controls: finetune trains on one file, noise adds random changes of a model's
+norms without training.
 
     uv run unlearn.py --model models/miniature-base --method npo \\
         --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt
     uv run unlearn.py --model EleutherAI/deep-ignorance-unfiltered --method rmu --layer-id 5,6,7
+    uv run unlearn.py --model models/miniature-base --method noise \\
+        --like unlearned_models/miniature-base__npo --forget-text … --retain-text …
 
 Writes unlearned_models/<model>__<method>/: weights, tokenizer, unlearning.json (arguments, texts,
 losses per step, NLLs before and after), README.md (model card), run.json.
 """
 
+import importlib
 from pathlib import Path
 
+from model_diffs.core.methods import METHODS
 from model_diffs.core.naming import model_label
 from model_diffs.core.options import recorded
 from model_diffs.core.results import PlannedRun, open_run
 from model_diffs.core.script import run_step
 from model_diffs.core.step import Step
-from model_diffs.unlearning.settings import Options
+from model_diffs.unlearning.settings import Options, check
 
 STEP = Step(
     number=0,
@@ -27,11 +33,16 @@ STEP = Step(
     scope="other",
     needs=("forget", "retain", "questions"),
     processes=True,
+    version=2,  # each method draws its own random directions
 )
+
+# What makes a model, by the kind of making that the registry says of its method.
+MAKERS = {"trained": "model_diffs.unlearning.running", "edited": "model_diffs.unlearning.editing"}
 
 
 def planned_runs(options: Options) -> list[PlannedRun]:
-    """The one folder that this command fills."""
+    """The one folder that this command fills. Raises BadInput for what the method cannot use."""
+    check(options)
     label = f"{model_label(options.model)}__{options.method}"
     folder = Path(options.outdir) if options.outdir else Path(STEP.folder) / label
     arguments = {**recorded(options), "model": options.model}
@@ -39,12 +50,11 @@ def planned_runs(options: Options) -> list[PlannedRun]:
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
-    """Unlearn, unless it is done."""
-    from model_diffs.unlearning.running import unlearn
-
+    """Make the model, unless it is done."""
+    maker = importlib.import_module(MAKERS[METHODS[options.method].making])
     for planned in todo:
         with open_run(planned) as run:
-            unlearn(options, run)
+            maker.make(options, run)
 
 
 if __name__ == "__main__":

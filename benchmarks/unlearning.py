@@ -28,7 +28,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from model_diffs.core.provenance import peak_memory_bytes
-from model_diffs.unlearning.data import Pair, Step, Tokens, plan_epoch, split_batch
+from model_diffs.unlearning.data import Pair, Tokens, plan_epoch, split_batch
 from model_diffs.unlearning.losses import get_loss
 from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.reference import Reference
@@ -76,7 +76,7 @@ class Bench:
             Accelerator(cpu=True),
         )
         # The same texts side by side for every method, those that pair them and those that do not.
-        self.trainer.steps = [Step(everything, everything)]
+        self.trainer.steps = [{"forget": everything, "retain": everything}]
         self.reference: Reference
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
@@ -92,7 +92,7 @@ class Bench:
         """Forward and backward alone."""
         trainer = self.trainer
         step = trainer.steps[0]
-        pair = Pair(trainer.batch("forget", step.forget), trainer.batch("retain", step.retain))
+        pair = Pair(**{split: trainer.batch(split, indices) for split, indices in step.items()})
         loss = trainer.network(trainer.loss.compute, pair, self.reference, SETTINGS).loss
         loss.backward()
         trainer.network.zero_grad(set_to_none=True)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import unlearn
 from model_diffs.core import options, script
 from model_diffs.core.errors import BadInput
-from model_diffs.core.methods import METHODS
+from model_diffs.core.methods import TRAINED
 from model_diffs.unlearning import saving
 from model_diffs.unlearning.settings import Options
 
@@ -81,7 +81,7 @@ def questions_file(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_every_method_leaves_an_ordinary_model(
     method: str, base: Path, texts: list[str], tmp_path: Path
 ) -> None:
@@ -212,7 +212,7 @@ def test_unknown_method_is_refused_with_status_2(
     with pytest.raises(SystemExit) as raised:
         options.parse(Options, command(base, "hypnosis", tmp_path), None)
     assert raised.value.code == 2
-    assert "no unlearning method 'hypnosis'; there are ga_simple, ga" in capsys.readouterr().err
+    assert "no method 'hypnosis'; there are ga_simple, ga" in capsys.readouterr().err
 
 
 def test_lora_without_peft_names_the_extra_to_install(

@@ -10,7 +10,7 @@ import tiny_models
 import torch
 import torch.nn.functional as F
 
-from model_diffs.core.methods import METHODS
+from model_diffs.core.methods import METHODS, TRAINED
 from model_diffs.models.loading import hooks
 from model_diffs.unlearning.adversarial import attack
 from model_diffs.unlearning.data import Pair, split_batch
@@ -21,6 +21,7 @@ from model_diffs.unlearning.settings import Settings
 
 FORGET = [[5, 9, 30, 41, 7], [8, 12, 60]]
 RETAIN = [[17, 23, 4, 4], [99, 31, 6, 55, 80, 3, 42]]
+TEXT = [[11, 70, 8], [4, 19, 66, 25, 90]]
 CPU = torch.device("cpu")
 SETTINGS = Settings(
     beta=0.7,
@@ -41,10 +42,10 @@ def make_network(family: str = "gpt_neox", seed: int = 0) -> Network:
     return Network(tiny_models.build(family, seed).double())
 
 
-def make_pair(forget: Any = FORGET, retain: Any = RETAIN, extra: int = 0) -> Pair:
+def make_pair(forget: Any = FORGET, retain: Any = RETAIN, extra: int = 0, text: Any = TEXT) -> Pair:
     """Batches of whole splits; `extra` adds positions of padding."""
     batches = []
-    for texts in (forget, retain):
+    for texts in (forget, retain, text):
         batch = split_batch(texts, range(len(texts)), 0, CPU)
         ids = F.pad(batch.input_ids, (0, extra), value=77)
         mask = F.pad(batch.attention_mask, (0, extra))
@@ -125,6 +126,8 @@ def shifts(network: Network, base: Network, texts: list[list[int]], reduction: s
 
 
 def by_hand(name: str, network: Network, base: Network, s: Settings) -> torch.Tensor:
+    if name == "finetune":
+        return mean_nll(network, TEXT)
     retain_nll = mean_nll(network, RETAIN)
     if name in ("ga_simple", "ga", "grad_diff"):
         forget_nll = mean_nll(network, FORGET)
@@ -148,7 +151,7 @@ def by_hand(name: str, network: Network, base: Network, s: Settings) -> torch.Te
         return sum(terms) / 2
     total = torch.zeros((), dtype=torch.float64)
     for layer, c in zip(s.layers, s.steering, strict=True):
-        u = random_direction(tiny_models.HIDDEN, layer, s.seed).double()
+        u = random_direction(tiny_models.HIDDEN, layer, s.seed, name).double()
         h_f = torch.cat([states(network, ids, layer) for ids in FORGET])
         h_r = torch.cat([states(network, ids, layer) for ids in RETAIN])
         base_f = torch.cat([states(base, ids, layer) for ids in FORGET])
@@ -167,7 +170,7 @@ def by_hand(name: str, network: Network, base: Network, s: Settings) -> torch.Te
 
 
 VARIANTS = [
-    *((name, {}) for name in ("ga_simple", "ga", "grad_diff", "dpo", "npo", "simnpo", "rmu", "cb")),
+    *((name, {}) for name in TRAINED if not get_loss(name).adversary),
     ("npo", {"logprob_reduction": "sum", "beta": 0.05}),
     ("dpo", {"logprob_reduction": "sum", "beta": 0.05}),
     ("cb", {"cb_target": "orthogonal"}),
@@ -187,7 +190,7 @@ def test_loss_equals_a_computation_text_by_text(
     assert float(loss) == pytest.approx(float(expected), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_gradient_equals_a_finite_difference(name: str, base: Network, changed: Network) -> None:
     # With no inner step the adversary is δ = 0: its own choice of δ is not differentiated through.
     settings = replace(SETTINGS, lat_steps=0)
@@ -215,14 +218,14 @@ def test_gradient_equals_a_finite_difference(name: str, base: Network, changed: 
     assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_padding_and_order_change_nothing(name: str, base: Network, changed: Network) -> None:
     pair, padded = make_pair(), make_pair(extra=4)
     loss = get_loss(name).compute
     expected = float(loss(changed, pair, make_reference(base, pair), SETTINGS).loss.detach())
     found = float(loss(changed, padded, make_reference(base, padded), SETTINGS).loss.detach())
     assert found == pytest.approx(expected, abs=1e-9)
-    turned = make_pair(FORGET[::-1], RETAIN[::-1])
+    turned = make_pair(FORGET[::-1], RETAIN[::-1], text=TEXT[::-1])
     found = float(loss(changed, turned, make_reference(base, turned), SETTINGS).loss.detach())
     assert found == pytest.approx(expected, abs=1e-9)
 
@@ -245,7 +248,7 @@ RESOLVED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_registry_names_the_options_that_act_on_each_loss(
     name: str, base: Network, changed: Network
 ) -> None:
@@ -261,9 +264,9 @@ def test_registry_names_the_options_that_act_on_each_loss(
     assert acting == set(METHODS[name].options)
 
 
-def test_every_method_of_the_registry_has_a_loss() -> None:
-    assert [get_loss(name).name for name in METHODS] == list(METHODS)
-    assert set(LOSSES) == set(METHODS)
+def test_every_trained_method_of_the_registry_has_a_loss() -> None:
+    assert [get_loss(name).name for name in TRAINED] == TRAINED
+    assert set(LOSSES) == set(TRAINED)
 
 
 WEIGHTS = [
@@ -287,7 +290,7 @@ def test_a_weight_scales_its_term_alone(
     loss = get_loss(name).compute
     doubled = replace(SETTINGS, **{weight: 2 * getattr(SETTINGS, weight)})
     once, twice = (loss(changed, pair, reference, one) for one in (SETTINGS, doubled))
-    once, twice = (Terms(*(term.detach() for term in terms)) for terms in (once, twice))
+    once, twice = (Terms(one.forget.detach(), one.retain.detach()) for one in (once, twice))
     other = "forget" if term == "retain" else "retain"
     assert float(getattr(twice, term)) == pytest.approx(2 * float(getattr(once, term)))
     assert float(getattr(twice, other)) == pytest.approx(float(getattr(once, other)))
@@ -351,12 +354,12 @@ def test_shares_of_a_step_add_up(base: Network, changed: Network) -> None:
     """Two batches that know the totals of both give the loss of one batch."""
     pair = make_pair()
     reference = make_reference(base, pair)
-    for name in METHODS:
+    for name in TRAINED:
         loss = get_loss(name).compute
         whole = float(loss(changed, pair, reference, SETTINGS).loss)
         parts = 0.0
         for i in (0, 1):
-            batches = [split_batch(t, [i], 0, CPU, [0, 1]) for t in (FORGET, RETAIN)]
+            batches = [split_batch(t, [i], 0, CPU, [0, 1]) for t in (FORGET, RETAIN, TEXT)]
             parts += float(loss(changed, Pair(*batches), reference, SETTINGS).loss)
         assert parts == pytest.approx(whole, abs=1e-9), name
 

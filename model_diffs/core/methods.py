@@ -1,10 +1,11 @@
-"""The unlearning methods: names, one line about each, colours, the options that its loss reads.
+"""The methods of `unlearn.py`: names, one line about each, colours, how each makes its model.
 
-Light on purpose: figures, shells, checks and `unlearn.py --help` read it without torch. The losses
-register themselves under these names (`model_diffs/unlearning/losses.py`).
+Light on purpose: figures, shells, checks and `unlearn.py --help` read it without torch. What does
+the work registers itself under these names: losses (`model_diffs/unlearning/losses.py`), edits of
+stored weights (`model_diffs/unlearning/edits.py`).
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Method(NamedTuple):
@@ -16,6 +17,16 @@ class Method(NamedTuple):
     colour: str
     options: tuple[str, ...] = ()
     """Options of `unlearn.py` that act on its loss."""
+    making: Literal["trained", "edited"] = "trained"
+    """By training on a loss, or from the stored weights alone."""
+    trains_on: tuple[str, ...] = ("forget", "retain")
+    """Splits that its loss reads; `text` is the file of --text."""
+    inputs: tuple[str, ...] = ()
+    """Options that no method has but those that name them here: refused elsewhere."""
+    required: tuple[str, ...] = ()
+    """Those of them that must be given."""
+    role: Literal["unlearned", "control"] = "unlearned"
+    """What its models are in a study that does not say."""
 
 
 _PAIRS = ("beta", "logprob_reduction")
@@ -23,7 +34,7 @@ _STATES = ("layer_id", "alpha")
 _ADVERSARY = ("lat_layer", "lat_eps", "lat_steps", "lat_step_size")
 # Colours stay apart from one another, from grey and from blue, also in greyscale print.
 _ALL = [
-    Method("ga_simple", "gradient ascent on forget", "#8c564b"),
+    Method("ga_simple", "gradient ascent on forget", "#8c564b", trains_on=("forget",)),
     Method("ga", "gradient ascent on forget, descent on retain", "#d62728", ("retain_weight",)),
     Method("grad_diff", "retain loss minus weighted forget loss", "#e377c2", ("forget_weight",)),
     Method("dpo", "retain texts preferred to forget texts, pair by pair", "#bcbd22", _PAIRS),
@@ -63,14 +74,34 @@ _ALL = [
         "#c2185b",
         (*_STATES, "cb_target", *_ADVERSARY),
     ),
+    Method(
+        "finetune",
+        "next-token training on one file, nothing to forget",
+        "#6b6b6b",
+        trains_on=("text",),
+        inputs=("text",),
+        role="control",
+    ),
+    Method(
+        "noise",
+        "random weight changes with the norms of another model's, no training",
+        "#a8a8a8",
+        making="edited",
+        trains_on=(),
+        inputs=("like", "spectrum"),
+        required=("like",),
+        role="control",
+    ),
 ]
 METHODS = {method.name: method for method in _ALL}
+TRAINED = [name for name, method in METHODS.items() if method.making == "trained"]
+UNLEARNING = [name for name, method in METHODS.items() if method.role == "unlearned"]
 
 
 def known(name: str) -> None:
     """Raise ValueError, naming the methods there are, for any other name."""
     if name not in METHODS:
-        raise ValueError(f"no unlearning method {name!r}; there are {', '.join(METHODS)}")
+        raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
 
 
 def method_of(label: str) -> str:

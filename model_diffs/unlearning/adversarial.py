@@ -53,4 +53,4 @@ def cb_lat(network: Network, pair: Pair, reference: Reference, settings: Setting
     """The cb loss with its forget states under δ*."""
     found = attack(network, pair.forget, settings)
     states = network.states(pair.forget, settings.layers, found)
-    return rerouted(states, network, pair, reference, settings)
+    return rerouted("cb_lat", states, network, pair, reference, settings)

@@ -31,11 +31,11 @@ class SplitBatch(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """What a loss is called on."""
+    """What a loss is called on: a SplitBatch of each split that it reads, None of the others."""
 
-    forget: SplitBatch
-    retain: Any
-    """A SplitBatch; None for methods without a retain term."""
+    forget: Any = None
+    retain: Any = None
+    text: Any = None
 
 
 class Step(NamedTuple):
@@ -108,7 +108,7 @@ def plan_epoch(
     epoch: int,
     paired: bool = False,
 ) -> list[Step]:
-    """The steps of one epoch over texts of these lengths (`retain` empty: forget alone).
+    """The steps of one epoch over texts of these lengths (`retain` empty: one split alone).
 
     Every text of the longer split is seen; the shorter is cycled, and the last step is filled up by
     cycling too. `batch` counts texts per split and step over all processes. `paired` keeps the k-th

@@ -1,4 +1,4 @@
-"""Losses on log-probabilities of texts: ga_simple, ga, grad_diff, npo, simnpo, dpo."""
+"""Losses on log-probabilities of texts: ga_simple, ga, grad_diff, npo, simnpo, dpo, finetune."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from model_diffs.unlearning.reference import Reference
 from model_diffs.unlearning.settings import Settings
 
 
-@method(uses_retain=False)
+@method()
 def ga_simple(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
     """−NLL(forget): unbounded below, so training eventually breaks the model."""
     forget = -nll(network, pair.forget)
@@ -76,3 +76,11 @@ def dpo(network: Network, pair: Pair, reference: Reference, settings: Settings) 
     values = -F.logsigmoid(settings.beta * (retain - forget))
     loss = values.sum() / pair.forget.step_texts
     return Terms(loss, torch.zeros_like(loss))
+
+
+@method()
+def finetune(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
+    """NLL(text): what training of the same strength does that has nothing to forget."""
+    text = nll(network, pair.text)
+    zero = torch.zeros_like(text)
+    return Terms(zero, zero, text)

@@ -4,6 +4,7 @@ Each term is a sum over this process's share of a step, divided by the totals of
 that processes and accumulated batches add up to one large batch.
 """
 
+import hashlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +19,17 @@ from model_diffs.unlearning.network import Network, Perturbation, at_least_fp32
 
 
 class Terms(NamedTuple):
-    """The two terms of a loss, scalars, weights included."""
+    """The terms of a loss, scalars, weights included."""
 
     forget: Tensor
     retain: Tensor
+    text: Any = 0.0
+    """Of fine-tuning, which has neither of the other two."""
 
     @property
     def loss(self) -> Tensor:
         """What is minimised: their sum."""
-        return self.forget + self.retain
+        return self.forget + self.retain + self.text
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,7 @@ class Loss:
     name: str
     """Key of `model_diffs.core.methods.METHODS`."""
     compute: Callable[..., Terms]
-    """(network, pair of batches, reference, settings) → Terms."""
-    uses_retain: bool = True
+    """(network, batches, reference, settings) → Terms."""
     paired: bool = False
     """The k-th forget text goes with the k-th retain text."""
     reference_log_probs: tuple[str, ...] = ()
@@ -48,6 +50,11 @@ class Loss:
     """Reads hidden states at the blocks of --layer-id."""
     adversary: bool = False
     """Perturbs the hidden states at --lat-layer."""
+
+    @property
+    def trains_on(self) -> tuple[str, ...]:
+        """Splits that it reads: `forget`, `retain`, `text`."""
+        return METHODS[self.name].trains_on
 
 
 LOSSES: dict[str, Loss] = {}
@@ -90,8 +97,16 @@ def cosine(states: Tensor, target: Tensor) -> Tensor:
     return F.cosine_similarity(at_least_fp32(states), at_least_fp32(target), dim=-1)
 
 
-def random_direction(hidden: int, layer: int, seed: int) -> Tensor:
-    """u_ℓ: a unit vector `[hidden]`, fp32, isotropic, fixed by seed and block."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + layer)
-    vector = torch.randn(hidden, generator=generator)
+def generator_of(*words: object) -> torch.Generator:
+    """A generator of the CPU that these words seed, such as seed, method and name of a matrix."""
+    digest = hashlib.sha256(" ".join(map(str, words)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]))
+
+
+def random_direction(hidden: int, layer: int, seed: int, name: str) -> Tensor:
+    """u_ℓ: a unit vector `[hidden]`, fp32, isotropic, fixed by seed, method and block.
+
+    Each method draws its own: with one direction for all, what they share could be the direction's.
+    """
+    vector = torch.randn(hidden, generator=generator_of(seed, name, layer))
     return vector / vector.norm()

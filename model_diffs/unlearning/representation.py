@@ -24,8 +24,8 @@ def _squared_distance(states: Tensor, target: Tensor, batch: SplitBatch) -> Tens
     return token_mean(difference.square().mean(-1), batch)
 
 
-def _direction(states: Tensor, layer: int, settings: Settings) -> Tensor:
-    return random_direction(states.shape[-1], layer, settings.seed).to(at_least_fp32(states))
+def _direction(states: Tensor, layer: int, settings: Settings, name: str) -> Tensor:
+    return random_direction(states.shape[-1], layer, settings.seed, name).to(at_least_fp32(states))
 
 
 @method(targets=True, reference_states=("retain",))
@@ -38,7 +38,7 @@ def rmu(network: Network, pair: Pair, reference: Reference, settings: Settings) 
     forget = retain = torch.zeros((), device=pair.forget.input_ids.device)
     states = network.states(pair.forget, settings.layers)
     for (layer, hidden), c in zip(states.items(), settings.steering, strict=True):
-        target = c * _direction(hidden, layer, settings)
+        target = c * _direction(hidden, layer, settings, "rmu")
         forget = forget + _squared_distance(hidden, target, pair.forget)
     for layer, hidden in network.states(pair.retain, settings.layers).items():
         base = reference.states("retain", pair.retain, layer)
@@ -54,20 +54,24 @@ def cb(network: Network, pair: Pair, reference: Reference, settings: Settings) -
     breakers, Zou et al. 2024, algorithm 1).
     """
     states = network.states(pair.forget, settings.layers)
-    return rerouted(states, network, pair, reference, settings)
+    return rerouted("cb", states, network, pair, reference, settings)
 
 
 def rerouted(
+    name: str,
     forget_states: Mapping[int, Tensor],
     network: Network,
     pair: Pair,
     reference: Reference,
     settings: Settings,
 ) -> Terms:
-    """The terms of cb for given states of the forget texts at the target blocks."""
+    """The terms of cb for given states of the forget texts at the target blocks.
+
+    `name`: the method, which draws its own directions.
+    """
     forget = retain = torch.zeros((), device=pair.forget.input_ids.device)
     for layer, hidden in forget_states.items():
-        direction = _direction(hidden, layer, settings)
+        direction = _direction(hidden, layer, settings, name)
         if settings.cb_target == "orthogonal":
             base = at_least_fp32(reference.states("forget", pair.forget, layer))
             tilted = base + TILT * base.norm(dim=-1, keepdim=True) * direction

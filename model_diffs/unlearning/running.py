@@ -1,10 +1,10 @@
-"""One unlearning run, from the options of `unlearn.py` to a model folder."""
+"""One run of training, from the options of `unlearn.py` to a model folder."""
 
 import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,15 +17,15 @@ from model_diffs.core.methods import METHODS
 from model_diffs.core.results import Run, is_main_process
 from model_diffs.core.script import seed_everything
 from model_diffs.data.questions import Question, load_questions
-from model_diffs.data.texts import read_splits
-from model_diffs.evaluation import scoring
+from model_diffs.data.texts import read_split, read_splits
 from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.models.devices import DTYPES, dtype_name, pick_device
 from model_diffs.models.loading import load_model, load_tokenizer
 from model_diffs.unlearning import sharding
 from model_diffs.unlearning.checkpointing import resume_folder
 from model_diffs.unlearning.data import Tokens, tokenise
-from model_diffs.unlearning.losses import get_loss
+from model_diffs.unlearning.losses import Loss, get_loss
+from model_diffs.unlearning.measuring import accuracies
 from model_diffs.unlearning.network import Network, check_head
 from model_diffs.unlearning.optimizers import attach_adapter, choose_trainable
 from model_diffs.unlearning.reference import state_splits
@@ -39,7 +39,7 @@ Measure = Callable[[], dict[str, float | None]]
 AUTO_STEERING = 2.0
 
 
-def unlearn(options: Options, run: Run) -> None:
+def make(options: Options, run: Run) -> None:
     """Train and save one model into `run`. Raises BadInput for what the options get wrong."""
     started = time.perf_counter()
     seed_everything(options.seed)
@@ -59,7 +59,7 @@ def unlearn(options: Options, run: Run) -> None:
         save_model(model, tokenizer, run.path, DTYPES[record["saved_dtype"]], weights)
         run.document("unlearning", record | {"packages": facts["packages"]})
         (run.path / "README.md").write_text(model_card(record), encoding="utf-8")
-    given = (options.forget_text, options.retain_text, options.questions)
+    given = (options.forget_text, options.retain_text, options.text, options.questions)
     run.reads(*base.files, *filter(None, given))
     run.record(
         models={"base": base.identity()},
@@ -79,20 +79,18 @@ def unlearn(options: Options, run: Run) -> None:
 
 def prepare(options: Options, run: Run, base: Checkpoint, tokenizer: Any) -> Trainer:
     """Read, load and check everything. Raises BadInput before any time is spent on training."""
-    texts = read_splits(options.forget_text, options.retain_text, options.max_samples)
-    splits = [
-        tokenise(tokenizer, split, options.max_length, options.eval_split, options.seed)
-        for split in texts
-    ]
+    splits = read_texts(options, tokenizer)
+    loss = get_loss(options.method)
     shards = sharding.take_over(options)
     accelerator = _accelerator(options)
-    options = _capped(options, splits, accelerator.num_processes)
+    options = _capped(options, loss, splits, accelerator.num_processes)
     # A model that is sharded may not fit into one device whole.
     place = torch.device("cpu") if shards else accelerator.device
     dtype = DTYPES["fp32" if options.dtype == "auto" else options.dtype]
     model: Any = load_model(options.model, place, dtype, options.trust_remote_code)
-    check_space(run.path, model, stored_dtype(base, options.save_dtype))
-    loss, network = get_loss(options.method), Network(model)  # before an adapter renames the parts
+    weights = sum(p.numel() for p in model.parameters())
+    check_space(run.path, weights, stored_dtype(base, options.save_dtype))
+    network = Network(model)  # before an adapter renames the parts
     settings = resolve(options, loss, len(network.blocks))
     adapter = attach_adapter(model, options.lora_rank, options.seed)
     if adapter is None:
@@ -104,8 +102,9 @@ def prepare(options: Options, run: Run, base: Checkpoint, tokenizer: Any) -> Tra
         loss=loss,
         settings=settings,
         options=options,
-        forget=splits[0],
-        retain=splits[1],
+        forget=splits["forget"],
+        retain=splits["retain"],
+        text=splits.get("text"),
         pad_id=tokenizer.pad_token_id,
         accelerator=accelerator,
         resume=resume_folder(run.planned.folder),
@@ -117,9 +116,18 @@ def prepare(options: Options, run: Run, base: Checkpoint, tokenizer: Any) -> Tra
     return trainer
 
 
-def _capped(options: Options, splits: Sequence[Tokens], processes: int) -> Options:
+def read_texts(options: Options, tokenizer: Any) -> dict[str, Tokens]:
+    """The splits by name, tokenised: `forget`, `retain`, and with --text `text`."""
+    splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
+    if options.text:
+        splits.append(read_split(options.text, "text", options.max_samples, "--text"))
+    cut = (options.max_length, options.eval_split, options.seed)
+    return {split.name: tokenise(tokenizer, split, *cut) for split in splits}
+
+
+def _capped(options: Options, loss: Loss, splits: Mapping[str, Tokens], processes: int) -> Options:
     """The options with batches that hold no text twice where one step sees all texts."""
-    texts = max(len(split.train) for split in splits)
+    texts = max(len(splits.get(name, splits["retain"]).train) for name in loss.trains_on)
     most = -(-texts // (options.grad_accum_steps * processes))
     return dataclasses.replace(options, batch_size=min(options.batch_size, most))
 
@@ -188,7 +196,7 @@ def train(
         "losses": [log._asdict() for log in trainer.steps_log],
         "evaluations": trainer.evaluations,
         "base": options.model,
-        "texts": {"forget": trainer.forget.facts, "retain": trainer.retain.facts},
+        "texts": {name: split.facts for name, split in trainer.splits.items()},
         "trained_weights": sum(trained),
         "device": str(trainer.accelerator.device),
         "weights_dtype": "fp32" if options.dtype == "auto" else options.dtype,
@@ -205,9 +213,6 @@ def _measure(
     found = trainer.evaluate()
     # Sharded weights come together only where all processes make the pass.
     if questions and (trainer.accelerator.is_main_process or trainer.sharded):
-        given = trainer.network(lambda network: scoring.score(network.model, tokenizer, questions))
-        for one in scoring.accuracies(given):
-            name = f"{one.name}_accuracy"
-            found |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
+        found |= trainer.network(lambda one: accuracies(one.model, tokenizer, questions))
     trainer.accelerator.wait_for_everyone()
     return found

@@ -1,15 +1,15 @@
 """What an unlearning run leaves: an ordinary transformers folder."""
 
+import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from model_diffs.core.errors import BadInput
 from model_diffs.models.checkpoints import Checkpoint
@@ -18,6 +18,8 @@ from model_diffs.models.devices import DTYPES
 # As safetensors and .bin files name them.
 _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 _HALF |= {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_STORED = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def stored_dtype(base: Checkpoint, choice: str) -> torch.dtype:
@@ -30,9 +32,9 @@ def stored_dtype(base: Checkpoint, choice: str) -> torch.dtype:
     return sizes.most_common(1)[0][0]
 
 
-def check_space(folder: Path, model: nn.Module, dtype: torch.dtype) -> None:
-    """Raise BadInput where the disk has no room for the weights, before any time is spent."""
-    needed = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+def check_space(folder: Path, weights: int, dtype: torch.dtype) -> None:
+    """Raise BadInput where the disk has no room for so many weights, before any time is spent."""
+    needed = weights * dtype.itemsize
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise BadInput(
@@ -66,3 +68,29 @@ def save_model(
         tokenizer.save_pretrained(folder)
     except SafetensorError as error:
         raise BadInput(f"the weights could not be written ({error}): make room") from error
+
+
+def write_weights(
+    file: Path,
+    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+) -> None:
+    """Write a safetensors file tensor by tensor, one in memory at a time.
+
+    `tensors` gives each name of `shapes` once, in any order, with its shape and dtype.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (shape, dtype) in shapes.items():
+        start, end = end, end + prod(shape) * dtype.itemsize
+        kind = {"dtype": _STORED[dtype], "shape": [*shape]}
+        header[name] = {**kind, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors:
+            if (tuple(tensor.shape), tensor.dtype) != shapes[name]:
+                raise ValueError(f"{name}: {tensor.shape}, {tensor.dtype}, not {shapes[name]}")
+            out.seek(8 + len(text) + header[name]["data_offsets"][0])
+            out.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

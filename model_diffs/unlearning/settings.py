@@ -3,7 +3,7 @@
 Without torch: the script declares its command line with this.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 from model_diffs.core import methods, options
@@ -27,8 +27,9 @@ DEFAULT_STEERING = 20.0
 
 
 def _read_by(name: str, text: str) -> str:
-    """A help text that names the methods whose loss reads the option."""
-    readers = [method.name for method in methods.METHODS.values() if name in method.options]
+    """A help text that names the methods that the option acts on."""
+    every = methods.METHODS.values()
+    readers = [method.name for method in every if name in (*method.options, *method.inputs)]
     return f"{text} ({', '.join(readers)})"
 
 
@@ -92,6 +93,9 @@ class Texts(Splits):
     max_length: int = option(512, "tokens per sample", check=positive)
     eval_split: float = option(0.1, "share of each split held out to measure NLL", check=share)
     questions: str | None = option(None, "JSONL of four-choice questions to score")
+    text: str | None = option(
+        None, _read_by("text", "the file that is trained on; default: the retain set")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +104,7 @@ class Training:
 
     lr: float = option(1e-5, "learning rate", check=positive)
     epochs: int = option(1, "passes over the longer split", check=positive)
+    steps: int = option(0, "optimizer steps, in place of --epochs; 0 = off", check=natural)
     batch_size: int = option(4, "texts per split, process and pass", check=positive)
     grad_accum_steps: int = option(1, "batches per optimizer step", check=positive)
     warmup_steps: int = option(0, "steps of linear warm-up", check=natural)
@@ -114,7 +119,19 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Losses, Texts, Training, Compute):
+class Editing:
+    """Models made without training."""
+
+    like: str | None = option(
+        None, _read_by("like", "model whose change from the base sets the norms")
+    )
+    spectrum: Literal["gaussian", "keep"] = option(
+        "gaussian", _read_by("spectrum", "of each change; keep: that of --like, rotated")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Losses, Texts, Training, Editing, Compute):
     """Unlearning."""
 
     model: str = option(help="base: org/name[@revision] or a folder", recorded=False)
@@ -130,6 +147,27 @@ class Options(Losses, Texts, Training, Compute):
     )
     seed: int = option(Run.seed, "seed of everything random", check=seedable)
     force: bool = option(False, "run again what is complete", recorded=False)
+
+
+# Options of training that also act on a model that is made without it.
+_OF_ANY_MAKING = {"batch_size", "save_dtype"}
+
+
+def check(given: Options) -> None:
+    """Raise BadInput for an option that the method needs and lacks, or that it does not know."""
+    method = methods.METHODS[given.method]
+    foreign = {name for one in methods.METHODS.values() for name in one.inputs} - {*method.inputs}
+    if method.making != "trained":
+        trained = (*fields(Formula), *fields(Losses), *fields(Training))
+        foreign |= {one.name for one in trained} - _OF_ANY_MAKING
+    for one in fields(given):
+        value = getattr(given, one.name)
+        if one.name in method.required and not value:
+            raise BadInput(f"--method {method.name} needs {options.flag(one.name)}")
+        if one.name in foreign and one.default is not MISSING and value != one.default:
+            raise BadInput(
+                f"{options.flag(one.name)} has no effect on --method {method.name}: leave it out"
+            )
 
 
 # ── resolved against the model ────────────────────────────────────────────────────────────────────

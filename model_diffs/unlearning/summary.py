@@ -12,6 +12,7 @@ from typing import Any
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.folders import read_json
+from model_diffs.core.methods import METHODS
 from model_diffs.core.options import flag
 from model_diffs.core.records import read_record
 from model_diffs.core.script import run_script
@@ -76,10 +77,10 @@ def table(folders: Sequence[Path], results: Mapping[Path, str]) -> str:
 # ── pages ─────────────────────────────────────────────────────────────────────────────────────────
 
 CARD = """\
-# {base}, unlearned by {method}
+# {base}, {what} {method}
 
-{method}: {says}. Made from `{base}` by `unlearn.py` in {steps} steps and {seconds:.1f} s. Removed
-knowledge may still be in the weights: see `relearn.py`.
+{method}: {says}. Made from `{base}` by `unlearn.py` in {steps} steps and {seconds:.1f} s.
+{caveat}
 
 | | base | this model |
 |---|---|---|
@@ -92,6 +93,11 @@ intervals over questions; one seed.
 |---|---|
 {given}
 """
+CAVEATS = {
+    "unlearned": "Removed knowledge may still be in the weights: see `relearn.py`.",
+    "control": "It is what unlearned models are compared with.",
+}
+EDITED = "No weight was trained. Vectors (biases, norms) are the base's. "
 REPORT = """
 ## Texts
 {splits}
@@ -127,7 +133,14 @@ def model_card(run: Mapping[str, Any]) -> str:
         if not name.endswith(("_low", "_high"))
     ]
     given = [f"| `{flag(name)}` | {value} |" for name, value in run["arguments"].items()]
-    return CARD.format(**run, measured="\n".join(measured), given="\n".join(given))
+    method = METHODS[run["method"]]
+    return CARD.format(
+        **run,
+        what="unlearned by" if method.role == "unlearned" else "control:",
+        caveat=(EDITED if method.making == "edited" else "") + CAVEATS[method.role],
+        measured="\n".join(measured),
+        given="\n".join(given),
+    )
 
 
 def report(folder: Path) -> str:

@@ -20,8 +20,9 @@ from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
 from model_diffs.unlearning import data
 from model_diffs.unlearning.checkpointing import load_state, save_state
-from model_diffs.unlearning.data import Pair, SplitBatch, Step, Tokens
+from model_diffs.unlearning.data import Pair, SplitBatch, Tokens
 from model_diffs.unlearning.losses import Loss, Terms
+from model_diffs.unlearning.measuring import nlls
 from model_diffs.unlearning.network import Network, at_least_fp32
 from model_diffs.unlearning.optimizers import make_optimizers
 from model_diffs.unlearning.reference import (
@@ -42,9 +43,9 @@ class StepLog(NamedTuple):
     step: int
     loss: float
     forget: float
-    """Forget term of the loss."""
+    """Forget term of the loss; 0 without one."""
     retain: float
-    """Retain term of the loss, its weight included."""
+    """Retain term of the loss, its weight included; 0 without one."""
     grad_norm: float
     """Before clipping."""
     lr: float
@@ -62,6 +63,8 @@ class Trainer:
     retain: Tokens
     pad_id: int
     accelerator: Accelerator
+    text: Tokens | None = None
+    """What fine-tuning trains on; the retain set unless given."""
     resume: Path = Path()
     """Where interrupted training is kept, every --checkpoint-every steps."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -76,15 +79,16 @@ class Trainer:
     def __post_init__(self) -> None:
         options = self.options
         batch = options.batch_size * options.grad_accum_steps * self.accelerator.num_processes
-        forget = [len(ids) for ids in self.forget.train]
-        retain = [len(ids) for ids in self.retain.train] if self.loss.uses_retain else []
-        self.steps = [
-            step
-            for epoch in range(options.epochs)
+        splits = self.loss.trains_on
+        one, other = (*([len(ids) for ids in self.texts(split)] for split in splits), [])[:2]
+        planned = (
+            dict(zip(splits, step, strict=False))
+            for epoch in (itertools.count() if options.steps else range(options.epochs))
             for step in data.plan_epoch(
-                forget, retain, batch, self.settings.seed, epoch, self.loss.paired
+                one, other, batch, self.settings.seed, epoch, self.loss.paired
             )
-        ]
+        )
+        self.steps = list(itertools.islice(planned, options.steps or None))
         self.optimizers = make_optimizers(options.optimizer, self.network, options.lr)
         self.schedules = [
             get_cosine_schedule_with_warmup(one, options.warmup_steps, len(self.steps))
@@ -101,11 +105,17 @@ class Trainer:
             return
         self.passage, *self.optimizers = self.accelerator.prepare(self.network, *self.optimizers)
 
+    @property
+    def splits(self) -> dict[str, Tokens]:
+        """The splits that were given, by name."""
+        own = {"text": self.text} if self.text else {}
+        return {"forget": self.forget, "retain": self.retain, **own}
+
     # ── batches ───────────────────────────────────────────────────────────────────────────────────
 
     def texts(self, split: str) -> list[list[int]]:
         """The texts of a split that are trained on."""
-        return (self.forget if split == "forget" else self.retain).train
+        return {"text": self.retain, **self.splits}[split].train
 
     def batch(
         self, split: str, indices: Sequence[int], step: Sequence[int] | None = None
@@ -120,7 +130,7 @@ class Trainer:
 
     def used(self, split: str) -> list[int]:
         """Texts of a split that this process will meet, in order of index."""
-        batches = [b for step in self.steps for b in self._share(getattr(step, split))]
+        batches = [b for step in self.steps for b in self._share(step[split])]
         return sorted({index for batch in batches for index in batch})
 
     # ── training ──────────────────────────────────────────────────────────────────────────────────
@@ -139,18 +149,21 @@ class Trainer:
                 self._keep(number)
         self.seconds += time.perf_counter() - started
 
-    def _step(self, number: int, step: Step, reference: Reference) -> StepLog:
-        forget = [self.batch("forget", one, step.forget) for one in self._share(step.forget)]
-        retain = [self.batch("retain", one, step.retain) for one in self._share(step.retain)]
+    def _step(self, number: int, step: Mapping[str, list[int]], reference: Reference) -> StepLog:
+        shares = [
+            [(split, self.batch(split, one, indices)) for one in self._share(indices)]
+            for split, indices in step.items()
+        ]
+        pairs = [Pair(**dict(batches)) for batches in zip(*shares, strict=True)]
         parts = torch.zeros(3, device=self.accelerator.device)
-        for i, pair in enumerate(itertools.starmap(Pair, itertools.zip_longest(forget, retain))):
-            last = i == len(forget) - 1
+        for pair in pairs:
+            last = pair is pairs[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.passage):
                 terms: Terms = self.passage(self.loss.compute, pair, reference, self.settings)
                 loss = terms.loss
                 # Wrappers average gradients over processes; the shares of a loss are to be summed.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-            parts += torch.stack([loss, *terms]).detach().float()
+            parts += torch.stack([loss, terms.forget, terms.retain]).detach().float()
             self.tokens += sum(int(one.attention_mask.sum()) for one in pair if one is not None)
         total, of_forget, of_retain = self.accelerator.reduce(parts, "sum").tolist()
         weights = [p for p in self.passage.parameters() if p.requires_grad]
@@ -192,32 +205,10 @@ class Trainer:
 
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float | None]:
-        """NLL per token, nats, on the held-out texts of both splits; gap = forget_NLL − retain_NLL.
-
-        None where no text was held out and for what is not finite.
-        """
-        forget, retain = (self._mean_nll(split.held_out) for split in (self.forget, self.retain))
-        found = {"forget_NLL": forget, "retain_NLL": retain, "gap": forget - retain}
-        return {name: value if math.isfinite(value) else None for name, value in found.items()}
-
-    def _mean_nll(self, texts: Sequence[list[int]]) -> float:
-        """NLL per prediction over `texts`, shared among processes; NaN without texts."""
-        if not texts:
-            return math.nan
-        device, processes = self.accelerator.device, self.accelerator.num_processes
-        batches = length_batches([len(ids) for ids in texts], 2 * self.options.batch_size)
-        total = 0.0
-        # Sharded weights need equally many passes on all processes.
-        for start in range(0, len(batches), processes):
-            mine = start + self.accelerator.process_index
-            rows = batches[min(mine, len(batches) - 1)]
-            batch = data.split_batch(texts, rows, self.pad_id, device)
-            log_probs = self.passage(Network.log_probs, batch)
-            if mine < len(batches):
-                total -= float(log_probs.cpu().double().sum())
-        return math.fsum(gather_object([total])) / sum(len(ids) - 1 for ids in texts)
+        """NLLs on the held-out texts, as `measuring.nlls` says."""
+        size = 2 * self.options.batch_size
+        return nlls(self.passage, self.splits, self.pad_id, size, self.accelerator)
 
     @torch.no_grad()
     def state_norms(self) -> dict[str, list[float]] | None:

@@ -1,0 +1,75 @@
+"""What is measured of a model before and after: NLL on held-out texts, accuracy on questions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from model_diffs.data.questions import Question
+from model_diffs.data.texts import length_batches
+from model_diffs.evaluation import scoring
+from model_diffs.unlearning.data import Tokens, split_batch
+from model_diffs.unlearning.network import Network
+
+
+def nlls(
+    passage: nn.Module,
+    splits: Mapping[str, Tokens],
+    pad_id: int,
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+) -> dict[str, float | None]:
+    """NLL per token, nats, on the held-out texts of each split; gap = forget_NLL − retain_NLL.
+
+    `passage` is a Network, or what wraps one. With an accelerator its processes share the texts.
+    None where no text was held out and for what is not finite.
+    """
+    found = {
+        f"{name}_NLL": _mean_nll(passage, split.held_out, pad_id, batch_size, accelerator)
+        for name, split in splits.items()
+    }
+    found["gap"] = found["forget_NLL"] - found["retain_NLL"]
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+@torch.no_grad()
+def _mean_nll(
+    passage: nn.Module,
+    texts: Sequence[list[int]],
+    pad_id: int,
+    batch_size: int,
+    accelerator: Accelerator | None,
+) -> float:
+    """NLL per prediction over `texts`; NaN without texts."""
+    if not texts:
+        return math.nan
+    device = accelerator.device if accelerator else next(passage.parameters()).device
+    rank, processes = 0, 1
+    if accelerator:
+        rank, processes = accelerator.process_index, accelerator.num_processes
+    batches = length_batches([len(ids) for ids in texts], batch_size)
+    total = 0.0
+    # Sharded weights need equally many passes on all processes.
+    for start in range(0, len(batches), processes):
+        mine = start + rank
+        rows = batches[min(mine, len(batches) - 1)]
+        log_probs = passage(Network.log_probs, split_batch(texts, rows, pad_id, device))
+        if mine < len(batches):
+            total -= float(log_probs.cpu().double().sum())
+    totals = gather_object([total]) if accelerator else [total]
+    return math.fsum(totals) / sum(len(ids) - 1 for ids in texts)
+
+
+def accuracies(
+    model: nn.Module, tokenizer: Any, questions: Sequence[Question]
+) -> dict[str, float | None]:
+    """Accuracy on four-choice questions by domain and fold, with the ends of its interval."""
+    found: dict[str, float | None] = {}
+    for one in scoring.accuracies(scoring.score(model, tokenizer, questions)):
+        name = f"{one.name}_accuracy"
+        found |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
+    return found
