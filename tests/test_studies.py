@@ -128,6 +128,44 @@ def test_wrong_options_of_scripts_are_refused_in_one_line(
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x7fELF\x02\x01\x00\xd0", "not a TOML file"),
+        (b"#!/bin/sh\nset -e\ntouch x\n", "not a TOML file"),
+        (b"a = " + b"[" * 5000, "not a TOML file"),
+        (b"seeds = [" + b"9" * 5000 + b"]", "not a TOML file"),
+        (None, "a folder, not the file of a study"),
+    ],
+    ids=["binary", "shell", "nested", "long", "folder"],
+)
+def test_what_is_no_study_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "study.toml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(BadInput, match=message):
+        read_study(str(path))
+    with pytest.raises(BadInput, match="no such study"):
+        read_study("x" * 5000)
+
+
+def test_a_study_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    path = write(tmp_path, SMALL)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(BadInput, match="cannot be read: Permission denied"):
+        read_study(path)
+
+
+def test_a_launcher_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(BadInput, match="LAUNCHER=nonexistent: no such program"):
+        Settings.of({"LAUNCHER": "nonexistent --processes 2"})
+    assert Settings.of({"LAUNCHER": " "}).launcher == Settings().launcher
+
+
 def test_values_are_never_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command substitution stays a word, in the study as in the environment."""
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,7 @@ against the script's own Options. Nothing in a study is ever evaluated.
 import difflib
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -195,17 +195,20 @@ def _fill(kind: Any, table: Any, prefix: str, **given: Any) -> Any:
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────
 
 
+def _holds(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def find_study(study: str, folder: Path = FOLDER) -> Path:
     """The file of a study: by its path, or by its name in `folder`."""
     path = Path(study)
-    try:
-        if not path.is_file():
-            path = folder / f"{study.removesuffix('.toml')}.toml"
-        found = path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        found = False
-    if not found:
-        if Path(study).is_dir():
+    if not _holds(path.is_file):
+        path = folder / f"{study.removesuffix('.toml')}.toml"
+    if not _holds(path.is_file):
+        if _holds(Path(study).is_dir):
             raise BadInput(f"{study}: a folder, not the file of a study")
         there = ", ".join(sorted(p.stem for p in folder.glob("*.toml"))) or "none"
         raise BadInput(f"{study}: no such study; there are: {there}")

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -129,10 +130,10 @@ class Outcome(NamedTuple):
     """Empty: everything is as it would have been without."""
 
 
-def kills(count: int, seed: int) -> list[Kill]:
+def kills(count: int, seed: int, of: Sequence[str] = tuple(STEPS)) -> list[Kill]:
     """Kills spread evenly over steps, signals and targets, and at random over hooks and calls."""
     draw = random.Random(seed)
-    steps, ends = list(STEPS), [(s, t) for s in SIGNALS for t in TARGETS]
+    steps, ends = list(of), [(s, t) for s in SIGNALS for t in TARGETS]
     draw.shuffle(steps)
     draw.shuffle(ends)
     found = []
@@ -183,8 +184,8 @@ def contents(root: Path, where: tuple[str, ...] = PRODUCED) -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def make_world(root: Path) -> World:
-    """The tiny study under `root`, complete."""
+def make_world(root: Path, steps: str = "") -> World:
+    """The tiny study under `root`, complete, or these steps of it."""
     copy_project(root)
     for name, seed in (("base", 0), ("filtered", 1)):
         tiny_models.save("llama", root / "models" / name, seed=seed)
@@ -196,7 +197,7 @@ def make_world(root: Path) -> World:
     # Relearning asks for facts that the attacker does not see.
     asked.write_text(asked.read_text().replace('"fold": null', '"fold": "heldout"', 6))
     (root / "study.toml").write_text(STUDY)
-    process = start(root)
+    process = start(root, *(["--steps", steps] if steps else []))
     output, _ = process.communicate()
     if process.returncode:
         raise SystemExit(output)

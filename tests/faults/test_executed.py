@@ -77,3 +77,11 @@ def test_words_of_a_command_line_are_never_executed(project: Path) -> None:
         for script in ("./pipeline.sh", "./run_unlearn.sh"):
             run(project, (script, value), {})
         run(project, ("./pipeline.sh", "--dry-run", "--steps", value), {})
+
+
+def test_a_dry_run_needs_no_place_to_write_to(project: Path) -> None:
+    before = sorted(project.rglob("*"))
+    for place in ("/proc/nowhere", "pipeline.sh"):
+        run(project, ("./pipeline.sh", "--dry-run"), {"OUTROOT": place})
+        run(project, ("./pipeline.sh", "--steps", "1"), {"OUTROOT": place})
+    assert sorted(project.rglob("*")) == before
