@@ -148,6 +148,8 @@ class Planner:
                 models = {"model": (self.study.base, *self.changed)}
             if script.accepts("base"):
                 models["base"] = self.study.base
+            if script.accepts("filtered") and self.study.models.filtered:
+                models["filtered"] = self.study.models.filtered[0]
             yield self._unit(script, self._extra(script), **models)
         if REPORT in self.scripts:
             report = self._script(REPORT)
