@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_diffs.core import options
-from model_diffs.core.methods import METHODS
+from model_diffs.core.methods import UNLEARNING
 from model_diffs.core.options import Compute, option, positive
 from model_diffs.core.script import run_script
 
@@ -45,7 +45,7 @@ def findings(options: Options) -> "Iterator[Finding]":
     from model_diffs.pipeline import preflight, studies
 
     if options.model:
-        models, texts, unlearned = options.model, studies.Texts(), len(METHODS)
+        models, texts, unlearned = options.model, studies.Texts(), len(UNLEARNING)
     else:
         study = studies.read_study(options.study)
         models, texts = (study.base, *study.compare), study.texts

@@ -14,8 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_diffs.core.errors import BadInput
-from model_diffs.core.methods import METHODS
-from model_diffs.pipeline.studies import ROLES, Dictionary, Models, Study, Unlearn, check
+from model_diffs.core.methods import METHODS, UNLEARNING
+from model_diffs.pipeline.studies import (
+    ROLES,
+    Dictionary,
+    Models,
+    Study,
+    Unlearn,
+    check,
+    entry_of,
+    with_likes,
+)
 
 
 def search_path() -> str:
@@ -77,9 +86,8 @@ def _entries_given(entries: tuple[Unlearn, ...], names: list[str]) -> tuple[Unle
                 f"UNLEARN: {name} is neither an entry of the study nor a method; there are: "
                 f"{', '.join(dict.fromkeys([*known, *METHODS]))}"
             )
-    return tuple(
-        replace(known.get(name, Unlearn(name, name)), compare=True) for name in dict.fromkeys(names)
-    )
+    chosen = [known[name] if name in known else entry_of(name) for name in dict.fromkeys(names)]
+    return with_likes([replace(one, compare=True) for one in chosen], entries)
 
 
 def with_environment(study: Study, environment: Mapping[str, str] = os.environ) -> Study:
@@ -121,10 +129,14 @@ def with_environment(study: Study, environment: Mapping[str, str] = os.environ) 
 
 
 def with_all_methods(study: Study, environment: Mapping[str, str]) -> Study:
-    """The study with a model per method, METHODS naming some: its own entries, else defaults."""
-    names = environment.get("METHODS", "").split() or list(METHODS)
+    """The study with a model per method that unlearns, or those that METHODS names.
+
+    They are the study's own entries, else the methods' defaults.
+    """
+    names = environment.get("METHODS", "").split() or UNLEARNING
     entries = {one.name: one for one in study.unlearn}
     for name in names:
         if name not in entries and name not in METHODS:
             raise BadInput(f"METHODS: {name} is no method; there are: {', '.join(METHODS)}")
-    return replace(study, unlearn=tuple(entries.get(n, Unlearn(n, n)) for n in names))
+    chosen = [entries[name] if name in entries else entry_of(name) for name in names]
+    return replace(study, unlearn=with_likes(chosen, study.unlearn))

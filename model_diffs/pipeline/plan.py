@@ -4,6 +4,7 @@ It knows studies and the declarations (STEP) of the scripts beside `pipeline.sh`
 models, texts, dictionaries and the report is known by name.
 """
 
+import itertools
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from model_diffs.core import naming, options
 from model_diffs.core.errors import BadInput
 from model_diffs.core.step import Script
 from model_diffs.pipeline.environment import Settings
-from model_diffs.pipeline.studies import Arguments, Study, typed, unknown
+from model_diffs.pipeline.studies import Arguments, Study, typed, unknown, with_likes
 from model_diffs.pipeline.units import DATASETS, REPORT, TRAIN, UNLEARN, Unit
 
 # ── words ─────────────────────────────────────────────────────────────────────────────────────────
@@ -111,22 +112,31 @@ class Planner:
                 yield self._unit(self._script(DATASETS), {})
 
     def unlearn(self, every: bool = False) -> Iterator[Unit]:
-        """A unit per unlearned model; with `every`, also those that are not compared."""
+        """A unit per model that is compared or that such a one is made like; with `every`, of all.
+
+        What a model is made like comes first: its folder of the same seed is passed on.
+        """
         given = {"forget_text": self.study.texts.forget, "retain_text": self.study.texts.retain}
         if self.study.questions:
             given["questions"] = self.study.questions
-        for folder, (entry, seed) in self.study.made().items():
-            if entry.compare or every:
-                name = folder.rpartition("/")[2].partition("__")[2]
-                model = {"model": self.study.base, "method": entry.method, "seed": seed}
-                yield self._unit(
-                    self._script(UNLEARN),
-                    entry.arguments,
-                    name=f"unlearn.{name}",
-                    **model,
-                    outdir=folder,
-                    **given,
-                )
+        entries = self.study.unlearn
+        names = {entry.name for entry in entries}
+        chosen = with_likes((one for one in entries if one.compare or every), entries)
+        for entry, seed in itertools.product(chosen, self.study.seeds):
+            folder = self.study.made_folder(entry.name, seed)
+            name = folder.rpartition("/")[2].partition("__")[2]
+            model = {"model": self.study.base, "method": entry.method, "seed": seed}
+            arguments = dict(entry.arguments)
+            if entry.like in names:
+                arguments["like"] = self.study.made_folder(entry.like, seed)
+            yield self._unit(
+                self._script(UNLEARN),
+                arguments,
+                name=f"unlearn.{name}",
+                **model,
+                outdir=folder,
+                **given,
+            )
 
     def steps(self) -> Iterator[Unit]:
         """The diagnostics and attacks, in the order of their numbers; the report last."""

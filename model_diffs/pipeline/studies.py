@@ -55,9 +55,15 @@ class Unlearn:
     method: str = ""
     """The entry's name unless said."""
     role: Role = "unlearned"
+    """That of the method's models unless said."""
     compare: bool = True
-    """False: made by create_all_unlearning_models.sh alone."""
+    """False: made by create_all_unlearning_models.sh, or since another entry is made like it."""
     arguments: Arguments = field(default_factory=dict)
+
+    @property
+    def like(self) -> str:
+        """What its model is made like: the name of another entry, or a model."""
+        return str(self.arguments.get("like", ""))
 
 
 @dataclass(frozen=True)
@@ -116,18 +122,46 @@ class Study:
         """File of the questions."""
         return self.texts.questions
 
+    def made_folder(self, name: str, seed: int) -> str:
+        """Folder of the model of an entry and seed."""
+        several = f"__seed{seed}" if len(self.seeds) > 1 else ""
+        return f"./unlearned_models/{naming.model_label(self.base)}__{name}{several}"
+
     def made(self) -> dict[str, tuple[Unlearn, int]]:
         """Folder of each model that `unlearn.py` makes, with its entry and seed."""
-        label = naming.model_label(self.base)
-        several = len(self.seeds) > 1
         return {
-            f"./unlearned_models/{label}__{one.name}" + (f"__seed{seed}" if several else ""): (
-                one,
-                seed,
-            )
+            self.made_folder(one.name, seed): (one, seed)
             for one in self.unlearn
             for seed in self.seeds
         }
+
+
+def with_likes(chosen: Iterable[Unlearn], known: Iterable[Unlearn]) -> tuple[Unlearn, ...]:
+    """The chosen entries, each after the one that it is made like.
+
+    One of `known` that was not chosen is added, not compared. Raises BadInput for a circle.
+    """
+    chosen = tuple(chosen)
+    by_name = {one.name: one for one in (*(replace(one, compare=False) for one in known), *chosen)}
+    found: dict[str, Unlearn] = {}
+
+    def add(entry: Unlearn, followers: tuple[str, ...]) -> None:
+        if entry.name in followers:
+            raise BadInput(
+                f"unlearn.{entry.name}: its `like` leads back to itself; name another entry"
+            )
+        if entry.like in by_name:
+            add(by_name[entry.like], (*followers, entry.name))
+        found.setdefault(entry.name, entry)
+
+    for one in chosen:
+        add(one, ())
+    return tuple(found.values())
+
+
+def entry_of(method: str) -> Unlearn:
+    """An entry with the method's name and defaults."""
+    return Unlearn(method, method, METHODS[method].role)
 
 
 # ── types ─────────────────────────────────────────────────────────────────────────────────────────
@@ -220,6 +254,8 @@ def _entry(name: str, table: Any, where: str) -> Unlearn:
     one = replace(one, method=one.method or name)
     if one.method not in METHODS:
         raise BadInput(f"{where}: {one.method} is no method; there are: {', '.join(METHODS)}")
+    if "role" not in table:
+        one = replace(one, role=METHODS[one.method].role)
     if name != naming.model_label(name) or "__" in name:
         raise BadInput(f"{where}: {name} is not a name for a folder")
     return one
