@@ -151,9 +151,8 @@ def _flip(path: Path, draw: random.Random) -> None:
 
 
 def _swap(path: Path, draw: random.Random) -> None:
-    like = [p for p in path.parents[-2].rglob("*") if p.is_file() and p.suffix == path.suffix]
-    files = [*Path().rglob(f"*{path.suffix}")] if draw.random() < 0.5 else like
-    other = draw.choice(sorted(one for one in files if one.is_file()))
+    near = path.parent if draw.random() < 0.5 else Path()
+    other = draw.choice(sorted(one for one in near.rglob(f"*{path.suffix}") if one.is_file()))
     first, second = path.read_bytes(), other.read_bytes()
     path.write_bytes(second)
     other.write_bytes(first)
@@ -246,7 +245,7 @@ def damage(place: Path, draw: random.Random) -> tuple[str, str]:
     os.chdir(place)
     try:
         how(path.relative_to(place), draw)
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, IndexError):  # no text, or empty
         _flip(path, draw)
     finally:
         os.chdir(here)
