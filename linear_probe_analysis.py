@@ -34,42 +34,47 @@ if TYPE_CHECKING:
     from model_diffs.data.questions import Question
 
 THIRDS: "tuple[Layers, ...]" = ("early", "middle", "late")
-# Of each measure of knowledge: key, domain, hidden states, label, meaning, and its words.
-KNOWLEDGE: "tuple[tuple[str, str, Layers, str, str, str, str], ...]" = (
-    *(
-        (
-            f"{domain}_accuracy",
-            domain,
-            "last",
-            f"{domain} accuracy",
-            f"Share of {domain} questions answered correctly at the output; chance is 0.25.",
-            f"answers {domain} questions correctly",
-            f"accuracy on {domain} questions",
-        )
-        for domain in ("hazard", "adjacent", "general")
-    ),
-    (
-        "hazard_inside",
-        "hazard",
-        "inside",
-        "hazard accuracy inside",
-        "Logit-lens accuracy on hazard questions; mean over the outputs of all blocks but the "
-        "last.",
-        "answers hazard questions correctly, read at inner layers,",
-        "logit-lens accuracy on hazard questions",
-    ),
-)
+
+
+def knowledge(
+    key: str, domain: str, label: str, meaning: str, what: str, name: str, **read: Any
+) -> Measure:
+    """A measure of answers: `what` the model does more or less often, and the `name` of it."""
+    return Measure(
+        key,
+        axis="knowledge",
+        unit="accuracy",
+        label=label,
+        meaning=meaning,
+        undefined=f"no {domain} question was asked",
+        paired_by="entity",
+        of_base=True,
+        above=f"{what} more often than the filtered model",
+        below=f"{what} less often than the filtered model",
+        same=f"does not differ significantly from the filtered model in {name}",
+        against_base=Claims(
+            above=f"{what} more often than the base",
+            below=f"{what} less often than the base",
+            same=f"does not differ significantly from the base in {name}",
+        ),
+        **read,
+    )
+
+
 STEP = Step(
     number=13,
     folder="linear_probes",
     question="At which depth can the subject, and the knowledge itself, be read?",
     scope="model",
+    version=2,
     needs=("forget", "retain", "questions"),
     tables=(
         Table("probe_results"),
         Table("auc_resamples"),
         Table("knowledge_by_layer"),
         Table("per_question"),
+        Table("inside"),
+        Table("inside_per_question"),
     ),
     figures=(
         Figure("linear_probe_analysis", "Probes by depth", "localisation"),
@@ -90,7 +95,7 @@ STEP = Step(
                 less_base=True,
                 paired_by="resample",
                 kept="auc_resamples",
-                options=("folds", "C", "no_standardize"),
+                options=("folds", "C", "no_standardize", "questions"),
                 unchanged=0.0,
                 above=f"has a higher probe AUC in the {third} blocks than the filtered model",
                 below=f"has a lower probe AUC in the {third} blocks than the filtered model",
@@ -107,31 +112,35 @@ STEP = Step(
             for third in THIRDS
         ),
         *(
-            Measure(
-                key,
-                axis="knowledge",
+            knowledge(
+                f"{domain}_accuracy",
+                domain,
+                f"{domain} accuracy",
+                f"Share of {domain} questions answered correctly at the output, of fold heldout "
+                "where they have it; chance is 0.25.",
+                f"answers {domain} questions correctly",
+                f"accuracy on {domain} questions",
                 table="knowledge_by_layer",
                 column="accuracy",
-                where={"domain": domain},
-                unit="accuracy",
-                label=label,
-                meaning=meaning,
-                layers=layers,
-                undefined=f"no {domain} question was asked",
-                paired_by="question",
+                where={"domain": domain, "reported": "yes"},
+                layers="last",
                 kept="per_question",
                 kept_column="correct",
-                of_base=True,
-                above=f"{what} more often than the filtered model",
-                below=f"{what} less often than the filtered model",
-                same=f"does not differ significantly from the filtered model in {name}",
-                against_base=Claims(
-                    above=f"{what} more often than the base",
-                    below=f"{what} less often than the base",
-                    same=f"does not differ significantly from the base in {name}",
-                ),
             )
-            for key, domain, layers, label, meaning, what, name in KNOWLEDGE
+            for domain in ("hazard", "adjacent", "general")
+        ),
+        knowledge(
+            "hazard_inside",
+            "hazard",
+            "hazard accuracy inside",
+            "Logit-lens accuracy on hazard questions at the inner block that answers best on other "
+            "questions, corrected for chance: 0 for guessing, 1 for full knowledge.",
+            "answers hazard questions correctly, read at its best inner block,",
+            "logit-lens accuracy on hazard questions",
+            table="inside",
+            column="corrected",
+            where={"domain": "hazard"},
+            kept="inside_per_question",
         ),
     ),
 )
@@ -144,24 +153,29 @@ class Options(Models, Pass, Figures):
     C: float = option(1.0, "inverse strength of the L2 penalty", check=positive)
     max_iter: int = option(1000, "maximum iterations per probe", check=positive)
     no_standardize: bool = option(False, "use states as they are")
-    folds: int = option(5, "folds of documents", check=positive)
+    folds: int = option(5, "folds of documents, of whole entities where known", check=positive)
     questions: str | None = option(None, "JSONL file of four-choice questions")
 
 
-def probe(run: Run, found: "Statistics", options: Options) -> dict[str, Any]:
+def probe(
+    run: Run, found: "Statistics", questions: "Sequence[Question]", options: Options
+) -> dict[str, Any]:
     """Probe every state of a model: tables, figure, and facts for the summary."""
     from model_diffs.diagnostics import probes
-    from model_diffs.stats.cross_validation import design
 
-    saved = [found.models[split, run.planned.model_a] for split in ("forget", "retain")]
-    forget, retain = (one.read("last") for one in saved)
-    plan = design(len(forget), len(retain), options.folds, options.seed)
+    model = run.planned.model_a
+    forget, retain = (found.models[split.name, model].read("last") for split in found.splits)
+    kept = [found.models[split.name, model].read("documents") for split in found.splits]
+    first, second = (
+        [split.texts[i] for i in places] for split, places in zip(found.splits, kept, strict=True)
+    )
+    plan, task, by = probes.folds_of(first, second, questions, options.folds, options.seed)
     scaled = not options.no_standardize
     settings = probes.Settings(options.C, options.max_iter, scaled, options.seed)
-    table, resampled = probes.probe_tables(forget, retain, plan, settings, run.planned.label)
+    table, resampled = probes.probe_tables(forget, retain, plan, settings, task, run.planned.label)
     run.table("auc_resamples", resampled)
     draw_probes(run, run.table("probe_results", table))
-    facts = probes.summary(table)
+    facts = {**probes.summary(table), "folds_by": by}
     failed = facts["fits"] - facts["fits_converged"]
     if failed:
         print(
@@ -206,14 +220,20 @@ def answer(run: Run, questions: "Sequence[Question]", options: Options) -> dict[
     answers = logit_lens.answers_by_layer(model, tokenizer, questions, 4 * options.batch_size)
     table = run.table("knowledge_by_layer", logit_lens.accuracy_rows(answers, options.seed))
     run.table("per_question", logit_lens.question_rows(answers))
+    inside, single = logit_lens.inside_rows(answers, options.seed)
+    if inside:
+        run.table("inside", inside)
+        run.table("inside_per_question", single)
+    table = table[table["reported"] == "yes"].drop(columns=["fold", "reported"])
     draw_knowledge(run, table)
     final = table[table["layer"] == table["layer"].max()]
     best = table.loc[table.groupby("domain", sort=False)["accuracy"].idxmax()]
     parts = {"knowledge_final": final, "knowledge_best": best}
-    return {
+    facts: dict[str, Any] = {
         name: {row["domain"]: row for row in part.to_dict("records")}
         for name, part in parts.items()
     }
+    return facts | {"knowledge_inside": {row["domain"]: row for row in inside}}
 
 
 def draw_knowledge(run: Run, table: "pd.DataFrame") -> None:
@@ -247,7 +267,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     found = store.statistics(options, [planned.model_a for planned in todo])
     for planned in todo:
         with open_run(planned) as run:
-            facts = probe(run, found, options)
+            facts = probe(run, found, questions, options)
             if options.questions:
                 run.reads(options.questions)
                 facts |= answer(run, questions, options)

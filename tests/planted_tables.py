@@ -7,18 +7,23 @@ study.everything()
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from model_diffs.attacks import relearning_tables
-from model_diffs.attacks.relearning import Measured
+from model_diffs.attacks.material import Material
+from model_diffs.attacks.recovered import BEFORE
+from model_diffs.attacks.relearning import Attacked, Measured
 from model_diffs.core.step import load_steps
+from model_diffs.data.questions import Question
 from model_diffs.report.assembling import assemble
 from model_diffs.report.axes import declared_by
 from model_diffs.report.signature import Comparison, Signature
 from model_diffs.stats import cross_validation
+from model_diffs.stats.intervals import entity_interval
 
 # The steps that tables are planted for here; a newer one is held by a test of its own.
 SCRIPTS = [one for one in load_steps() if one.step.number <= 16]
@@ -218,50 +223,74 @@ class Study:
         self.record(f"{model}/linear_probes", folds=5, C=1.0, questions="q.jsonl")
 
     def questions(self, model: str) -> None:
-        """The base knows all; the others the less hazard, the larger what is planted."""
-        from model_diffs.stats.intervals import mean_interval
+        """The base knows all; the others the less hazard, the larger what is planted.
 
-        rows, single = [], []
+        Two questions on each entity; the inner block that was chosen is the second.
+        """
+        folder, rows, single = f"{model}/linear_probes", [], []
         for layer in range(STATES):
             for domain, count in QUESTIONS.items():
                 ease = self.noise(domain).uniform(0, 1, count)
                 known = domain != "hazard" or model == "base"
                 right = ease < (1.1 if known else 0.8 / self.size[model] + 0.05 * layer)
-                found = mean_interval(right.astype(float), 42)
+                entities = [f"{domain}{i // 2:02d}" for i in range(count)]
+                found = entity_interval(right, entities, 42)
                 ends = zip(("accuracy", "low", "high"), map(float, found), strict=True)
-                rows.append({"layer": layer, "domain": domain, **dict(ends)})
+                at = {"layer": layer, "domain": domain, "reported": "yes"}
+                rows.append({**at, **dict(ends)})
                 single += [
-                    {"layer": layer, "id": f"{domain}{i}", "domain": domain, "correct": int(r)}
+                    {**at, "id": f"{domain}{i}", "entity": entities[i], "correct": int(r)}
                     for i, r in enumerate(right)
                 ]
-        self.table(f"{model}/linear_probes/knowledge_by_layer.csv", rows)
-        self.table(f"{model}/linear_probes/per_question.csv", single)
+        self.table(f"{folder}/knowledge_by_layer.csv", rows)
+        self.table(f"{folder}/per_question.csv", single)
+        names = {"corrected": "accuracy", "corrected_low": "low", "corrected_high": "high"}
+        corrected = {
+            one["domain"]: {new: (one[old] - 0.25) / 0.75 for new, old in names.items()}
+            for one in rows if one["layer"] == 2
+        }  # fmt: skip
+        self.table(f"{folder}/inside.csv", [{"domain": d, **c} for d, c in corrected.items()])
+        kept = [
+            {**one, "corrected": (one["correct"] - 0.25) / 0.75}
+            for one in single if one["layer"] == 2
+        ]  # fmt: skip
+        columns = ("id", "domain", "entity", "corrected")
+        kept = [{name: one[name] for name in columns} for one in kept]
+        self.table(f"{folder}/inside_per_question.csv", kept)
 
     def attack(self, model: str) -> None:
-        """Half of the facts are forgotten; the filtered model gets none back, others most."""
+        """Half of the facts are forgotten; the filtered model gets none back, others most, and
+        half as much by harmless training."""
         count = QUESTIONS["hazard"]
         hidden = np.arange(count) % 2 == 0
         order = self.noise("attack").uniform(0, 1, count)
-
-        def measured(step: int) -> Measured:
-            back = 0.0 if model == "filtered" else 0.009 * step**2
-            right = np.where(hidden & (model != "base"), order < back, True).astype(float)
-            return Measured(step, {"heldout": right}, {}, {})
-
-        base = Measured(0, {"heldout": np.ones(count)}, {}, {})
-        rows: list[dict[str, Any]] = []
-        single = [
-            {"model": "base", "lr": None, "step": 0, "group": "heldout", "id": i, "correct": 1}
-            for i in range(count)
+        entities = [f"hazard{i // 2:02d}" for i in range(count)]
+        asked = [
+            Question(f"q{i}", "hazard", one, "r", "heldout", "What?", ("a", "b", "c", "d"), 0)
+            for i, one in enumerate(entities)
         ]
-        for lr in RATES:
-            found = {step: measured(step) for step in STEPS}
-            rows += relearning_tables.attack_rows(model, lr, found, base, 42)
-            single += [
-                {"model": model, "lr": lr, "step": step, "group": "heldout", "id": i,
-                 "correct": int(r)}
-                for step, one in found.items() for i, r in enumerate(one.correct["heldout"])
-            ]  # fmt: skip
+        material = Material({}, [], [], {"heldout": asked})
+
+        def measured(step: int, share: float) -> Measured:
+            back = 0.0 if model == "filtered" else share * 0.009 * step**2
+            right = np.where(hidden & (model != "base"), order < back, True).astype(float)
+            found = entity_interval(right, entities, 42)
+            return Measured(step, {"heldout": right}, {"heldout": found, "tune": found}, {})
+
+        base = measured(0, 0)._replace(correct={"heldout": np.ones(count)})
+        options = SimpleNamespace(steps=STEPS[-1], general_floor=0.7, seed=42)
+        attacks = [
+            Attacked(arm, lr, {step: measured(step, share) for step in STEPS}, took)
+            for arm, share, took in (("facts", 1.0, True), ("retain", 0.5, None))
+            for lr in RATES
+        ]
+        setting = relearning_tables.Setting(base, {}, material, options)
+        rows = relearning_tables.attack_rows(model, attacks, setting)
+        single = relearning_tables.question_rows(material, "base", BEFORE, None, {0: base})
+        for one in attacks:
+            found = (one.arm, one.lr, one.measured)
+            single += relearning_tables.question_rows(material, model, *found)
         self.table(f"{model}/relearning/relearning.csv", rows)
         self.table(f"{model}/relearning/per_question.csv", single)
-        self.record(f"{model}/relearning", base="base", questions="q.jsonl", general_floor=0.7)
+        given = {"base": "base", "filtered": "filtered", "questions": "q.jsonl"}
+        self.record(f"{model}/relearning", **given, general_floor=0.7, until=0.95)

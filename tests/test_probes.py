@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from model_diffs.activations import collecting
 from model_diffs.core.errors import BadInput
-from model_diffs.data.questions import load_questions
+from model_diffs.data.questions import Question, load_questions, mentioned
 from model_diffs.diagnostics import probes
 from model_diffs.evaluation import logit_lens, scoring
 from model_diffs.stats import cross_validation
@@ -77,10 +77,11 @@ def test_identical_states_score_as_the_larger_class() -> None:
     """The embedding of one final full stop, whatever the text."""
     same = np.full((30, 1, 64), 0.3, dtype=np.float32)
     plan = cross_validation.design(12, 18, 5, seed=0)
-    row = next(probes.probe_tables(same[:12], same[12:], plan, SETTINGS)[0].itertuples())
+    task = probes.control_task(np.arange(30), plan, seed=0)
+    row = next(probes.probe_tables(same[:12], same[12:], plan, SETTINGS, task)[0].itertuples())
     assert row.test_accuracy == row.majority_baseline == 0.6
     assert row.auc == 0.5 and row.selectivity == 0
-    assert row.fits_converged == row.fits == 10
+    assert row.fits_converged == row.fits == 15
 
 
 def test_fit_without_enough_iterations_has_not_converged() -> None:
@@ -96,7 +97,8 @@ def test_fit_without_enough_iterations_has_not_converged() -> None:
 def rows_of(states: np.ndarray, labels: np.ndarray, **settings: object) -> Any:
     forget, retain = (states[member][:, None].astype(np.float32) for member in (labels, ~labels))
     plan = cross_validation.design(len(forget), len(retain), 5, seed=0)
-    table, _ = probes.probe_tables(forget, retain, plan, SETTINGS._replace(**settings))
+    task = probes.control_task(np.arange(len(labels)), plan, seed=0)
+    table, _ = probes.probe_tables(forget, retain, plan, SETTINGS._replace(**settings), task)
     return next(table.itertuples())
 
 
@@ -106,7 +108,7 @@ def test_planted_direction_is_found_and_shuffled_labels_are_not() -> None:
     assert row.train_accuracy == 1
     assert row.control_accuracy == pytest.approx(0.5, abs=0.15)
     assert row.selectivity == pytest.approx(row.test_accuracy - 0.6)
-    assert row.fits == row.fits_converged == 10
+    assert row.fits == row.fits_converged == 15
 
 
 def test_noise_scores_at_chance_despite_perfect_training_accuracy() -> None:
@@ -136,6 +138,96 @@ def test_shuffled_labels_keep_the_class_sizes_of_every_fold() -> None:
     for fold in range(5):
         members = plan.folds == fold
         assert shuffled[members].sum() == plan.labels[members].sum()
+
+
+# ── entities ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_documents_of_one_entity_are_in_one_fold() -> None:
+    draw = np.random.default_rng(0)
+    named = [{f"e{draw.integers(12)}"} for _ in range(60)] + [set() for _ in range(40)]
+    named[0], named[1] = {"e0", "e1"}, {"e1", "e2"}
+    group = cross_validation.groups(named)
+    assert len({*group[60:]} & {*group[:60]}) == 0 and len({*group[60:]}) == 40
+    assert (
+        len({g for g, things in zip(group, named, strict=True) if things & {"e0", "e1", "e2"}}) == 1
+    )
+    labels = np.arange(100) % 5 < 2
+    folds = cross_validation.whole_groups(group, labels, 5, seed=0)
+    assert folds is not None
+    for one in np.unique(group):
+        assert len({*folds[group == one]}) == 1
+    for of_class in (labels, ~labels):
+        counts = np.bincount(folds[of_class], minlength=5)
+        assert counts.min() > 0.5 * of_class.sum() / 5
+    other = cross_validation.whole_groups(group, labels, 5, seed=1)
+    assert other is not None and not np.array_equal(folds, other)
+    # Four entities do not fill five folds.
+    assert cross_validation.whole_groups(np.arange(100) % 4, labels, 5, seed=0) is None
+
+
+def test_entities_are_found_as_whole_words() -> None:
+    asked = [load_question(entity) for entity in ("Ann", "Ann Lee", "Bo (II)")]
+    texts = ["Ann Lee met Ann.", "Anna met Bo (II).", "Ann Leers", "nobody"]
+    assert mentioned(texts, asked) == [{"Ann", "Ann Lee"}, {"Bo (II)"}, {"Ann"}, set()]
+    assert mentioned(["Ann"], []) == [set()]
+
+
+def load_question(entity: str) -> Question:
+    return Question(entity, "hazard", entity, "r", None, "p", ("a", "b", "c", "d"), 0)
+
+
+def test_summary_says_by_what_documents_are_divided() -> None:
+    forget = [f"Agent {i % 10} burns {i}." for i in range(30)]
+    retain = [f"Agent {i % 10} sings {i}." for i in range(40)]
+    expected = cross_validation.design(30, 40, 5, seed=0).folds
+    for entities, said in (([f"Agent {i}" for i in range(10)], "entity"), (["Town"], "document"),
+                           ([], "document"), (["Agent"], "document")):  # fmt: skip
+        asked = [load_question(entity) for entity in entities]
+        plan, task, by = probes.folds_of(forget, retain, asked, 5, 0)
+        assert by.split(":")[0] == said
+        assert np.array_equal(plan.folds, expected) == (said == "document")
+        assert np.array_equal(task.folds, expected)
+        agents = np.array([i % 10 for i in (*range(30), *range(40))])
+        together = [len({*plan.folds[agents == a]}) == 1 for a in range(10)]
+        assert all(together) if said == "entity" else not all(together)
+
+
+def entity_clouds(memorable: float, shift: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """States of 20 entities with 8 documents each, half of them forget; their entities; labels."""
+    draw = np.random.default_rng(3)
+    entity = np.repeat(np.arange(20), 8)
+    labels = entity % 2 == 0
+    order = np.argsort(~labels, kind="stable")
+    states = draw.normal(size=(160, 40)) + memorable * draw.normal(size=(20, 40))[entity]
+    states[:, 0] += shift * labels
+    return states[order], entity[order], labels[order]
+
+
+@pytest.mark.parametrize(("memorable", "shift"), [(3.0, 0.0), (0.0, 6.0)])
+def test_control_task_is_learned_by_heart_only(memorable: float, shift: float) -> None:
+    """States that name the entity give the control task and nothing on new entities; states that
+    tell the class give the class on new entities and nothing of the control task."""
+    states, entity, labels = entity_clouds(memorable, shift)
+    mixed = cross_validation.design(80, 80, 5, seed=0)
+    folds = cross_validation.whole_groups(entity, labels, 5, seed=0)
+    assert folds is not None
+    plan = cross_validation.design(80, 80, 5, 0, folds)
+    task = probes.control_task(entity, mixed, seed=0)
+    assert all(len({*task.labels[entity == e]}) == 1 for e in range(20))
+    assert task.labels.mean() == 0.5
+    row, _ = probes.probe_state(states, plan, SETTINGS, task)
+    if memorable:
+        assert row["control_task_accuracy"] > 0.9 and row["test_accuracy"] < 0.75
+        assert row["control_task_selectivity_high"] < 0
+        leaking, _ = probes.probe_state(states, mixed, SETTINGS, task)
+        assert leaking["test_accuracy"] > 0.9, "documents of one entity in training and test"
+    else:
+        assert row["test_accuracy"] > 0.95 and row["control_task_accuracy"] < 0.7
+        assert row["control_task_selectivity_low"] > 0.2
+    assert row["control_task_selectivity"] == pytest.approx(
+        row["test_accuracy"] - row["control_task_accuracy"]
+    )
 
 
 # ── the logit lens ────────────────────────────────────────────────────────────────────────────────
@@ -176,6 +268,61 @@ def test_earlier_layers_equal_the_model_without_the_blocks_above(tmp_path: Path)
         cut = logit_lens.answers_by_layer(model, tokenizer, asked)
         for one, other in zip(whole[layers], cut[-1], strict=True):
             assert one.margin == pytest.approx(other.margin, rel=1e-5, abs=1e-4)
+
+
+def given(
+    domain: str, known: dict[str, str], fold: str | None = None
+) -> list[list[scoring.Answer]]:
+    """Answers by layer; of each entity a string with `1` at the layers that know its one fact."""
+    return [
+        [
+            scoring.Answer(e, domain, fold, right[layer] == "1", 0.0, e, True)
+            for e, right in known.items()
+        ]
+        for layer in range(len(next(iter(known.values()))))
+    ]
+
+
+def joined(*parts: list[list[scoring.Answer]]) -> list[list[scoring.Answer]]:
+    return [[one for part in parts for one in part[layer]] for layer in range(len(parts[0]))]
+
+
+def test_block_is_chosen_on_tune_and_read_on_heldout() -> None:
+    """Held-out facts are known best at state 3, those that decide at state 2."""
+    tune = given("hazard", {"a": "00100", "b": "00100"}, "tune")
+    attack = given("hazard", {"c": "01011", "d": "01011"}, "attack")
+    heldout = given("hazard", {"e": "00111", "f": "00010", "g": "00011", "h": "00010"}, "heldout")
+    (row,), single = logit_lens.inside_rows(joined(tune, attack, heldout), seed=0)
+    assert (row["layer"], row["chosen_on"], row["chosen_accuracy"]) == (2, "fold tune", 1.0)
+    assert (row["accuracy"], row["corrected"], row["questions"]) == (0.25, 0.0, 4)
+    assert [one["id"] for one in single] == ["e", "f", "g", "h"]
+    assert sum(one["corrected"] for one in single) == pytest.approx(0, abs=1e-9)
+
+
+def test_without_tune_questions_the_block_is_chosen_on_other_entities() -> None:
+    known = {f"e{i}": "0010" for i in range(20)} | {"x": "0000", "y": "0000"}
+    found = logit_lens.inside(given("hazard", known), "hazard", seed=1)
+    assert found is not None and found.chosen_on == "half of the entities"
+    assert found.layer == 2 and len(found.answers) == 11
+    again = logit_lens.inside(given("hazard", known), "hazard", seed=2)
+    assert again is not None and again.answers != found.answers
+    assert logit_lens.inside(given("hazard", {"x": "0010"}), "hazard", seed=1) is None
+    assert logit_lens.inside(given("hazard", {"x": "01", "y": "01"}), "hazard", seed=1) is None
+
+
+def test_noise_at_many_blocks_is_not_taken_for_knowledge() -> None:
+    """The best of twenty guessing blocks, read where it was chosen, would score above chance."""
+    draw, found = np.random.default_rng(0), []
+    for trial in range(40):
+        guesses = {
+            f"e{i}": "".join("01"[int(g)] for g in draw.random(22) < 0.25) for i in range(40)
+        }
+        inside = logit_lens.inside(given("hazard", guesses), "hazard", seed=trial)
+        assert inside is not None
+        chosen = inside.chosen_accuracy
+        found.append((chosen, np.mean([one.correct for one in inside.answers])))
+    chosen, read = np.mean(found, axis=0)
+    assert chosen > 0.35 and read == pytest.approx(0.25, abs=0.03)
 
 
 # ── the script ────────────────────────────────────────────────────────────────────────────────────
@@ -222,7 +369,7 @@ def test_knowledge_at_the_last_layer_is_the_accuracy_of_the_model(study: tiny_st
 
     table = pd.read_csv(folder_of(study, "base__rmu") / "knowledge_by_layer.csv")
     assert table.columns[:5].tolist() == ["layer", "domain", "accuracy", "low", "high"]
-    assert len(table) == 4 * 2
+    assert len(table) == 4 * 2 and set(table["reported"]) == {"yes"}
     model = loading.load_model(study.model_b, torch.device("cpu"), torch.float32)
     asked = load_questions(study.root / "q.jsonl")
     answers = scoring.score(model, loading.load_tokenizer(study.model_b), asked, 28)
@@ -237,6 +384,13 @@ def test_knowledge_at_the_last_layer_is_the_accuracy_of_the_model(study: tiny_st
     assert single[single["layer"] == 3]["correct"].tolist() == [a.correct for a in answers]
     record = json.loads((folder_of(study) / "run.json").read_text())
     assert any(entry["path"].endswith("q.jsonl") for entry in record["inputs"])
+    inside = pd.read_csv(folder_of(study, "base__rmu") / "inside.csv")
+    rest = pd.read_csv(folder_of(study, "base__rmu") / "inside_per_question.csv")
+    for row in inside.itertuples():
+        assert 1 <= row.layer <= 2, "neither the embedding nor the output"
+        asked_of = single[(single["layer"] == row.layer) & single["id"].isin(rest["id"])]
+        accuracy = asked_of[asked_of["domain"] == row.domain]["correct"].mean()
+        assert row.accuracy == accuracy and row.corrected == pytest.approx((accuracy - 0.25) / 0.75)
 
 
 def test_saved_states_suffice_and_repeated_runs_are_equal(
@@ -250,7 +404,7 @@ def test_saved_states_suffice_and_repeated_runs_are_equal(
     study.run(SCRIPT, "--model", study.model_a, *asked)
     assert "complete, skipped" in capsys.readouterr().out
     names = [p.name for p in folder_of(study).iterdir() if p.name != "run.json"]
-    assert len(names) == 7
+    assert len(names) == 9
     before = {name: (folder_of(study) / name).read_bytes() for name in names}
     (folder_of(study) / "run.json").write_text("")  # not complete
     study.run(SCRIPT, "--model", study.model_a, *asked)

@@ -84,7 +84,7 @@ def test_measures_of_questions_and_attack_equal_their_tables(
     table = pd.read_csv(study.root / "npo/linear_probes/knowledge_by_layer.csv")
     hazard = table[table["domain"] == "hazard"]["accuracy"].tolist()
     assert value(signature, "hazard_accuracy") == hazard[3]
-    assert value(signature, "hazard_inside") == pytest.approx((hazard[1] + hazard[2]) / 2)
+    assert value(signature, "hazard_inside") == pytest.approx((hazard[2] - 0.25) / 0.75)
     assert signature.base_values["hazard_accuracy"].value == 1.0
     attack = pd.read_csv(study.root / "npo/relearning/relearning.csv")
     assert value(signature, "recovered_share") == attack["recovered_share"].max() > 0.8
@@ -145,6 +145,38 @@ def test_the_paired_interval_equals_a_loop_over_resamples(study: Study) -> None:
     assert found.high - found.low < (npo.high - npo.low) + (filtered.high - filtered.low)
 
 
+def test_questions_of_one_entity_are_resampled_together(study: Study) -> None:
+    """Hazard accuracy of npo less that of filtered, entity by entity, in plain Python."""
+    sides = {}
+    for name in ("npo", "filtered"):
+        table = pd.read_csv(study.root / name / "linear_probes/per_question.csv")
+        table = table[(table["layer"] == 3) & (table["domain"] == "hazard")]
+        sides[name] = {entity: part["correct"].tolist() for entity, part in table.groupby("entity")}
+    order = sorted(sides["npo"])
+    generator, differences = np.random.default_rng(42), []
+    for draw in generator.integers(len(order), size=(1000, len(order))):
+        asked = {
+            name: [answer for i in draw for answer in answers[order[i]]]
+            for name, answers in sides.items()
+        }
+        differences.append(np.mean(asked["npo"]) - np.mean(asked["filtered"]))
+    low, high = np.percentile(differences, [2.5, 97.5])
+    npo, filtered = (
+        reductions.read(
+            MEASURES["hazard_accuracy"],
+            Place(Tables(study.root), f"{name}/linear_probes", "base", name, 42),
+        )
+        for name in ("npo", "filtered")
+    )
+    assert npo.sample is not None and npo.sample.units == "entities"
+    found = difference(npo, filtered)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9)
+    # The cell's own interval has the same draws.
+    drawn = np.percentile(npo.sample.resampled, [2.5, 97.5])
+    assert (npo.low, npo.high) == pytest.approx(tuple(drawn), rel=1e-9)
+
+
 def test_quotient_is_paired() -> None:
     resamples = np.exp(np.random.default_rng(0).normal(0, 1, 500))
     source = Source("t.csv", "c", "")
@@ -178,18 +210,30 @@ def test_simultaneous_interval_holds_for_the_largest_of_many() -> None:
     assert wrong <= 0.06 * trials
 
 
-def test_recovered_share_is_the_worst_case_of_its_step(study: Study, signature: Signature) -> None:
-    from model_diffs.attacks import relearning_tables
-
+def test_recovered_share_has_the_interval_of_its_row(study: Study, signature: Signature) -> None:
     rows = pd.read_csv(study.root / "npo/relearning/relearning.csv")
-    records = rows.astype(object).where(rows.notna(), None).to_dict("records")
-    worst = relearning_tables.summary("npo", records, 1.0, 0.7)["worst_case"]
+    row = rows[(rows["arm"] == "facts") & (rows["picked"] == 1)].iloc[-1]
     found = signature.values[NPO, "recovered_share"]
-    assert found.value == worst["recovered_share"]
-    # It was picked among several: its interval allows for that, the row's does not.
-    assert found.low is not None and found.high is not None
-    assert found.low < worst["recovered_share_low"] < worst["recovered_share_high"] < found.high
-    assert found.source.rows.startswith(f"lr={worst['lr']:g}, step={worst['step']}")
+    ends = row[["recovered_share", "recovered_share_low", "recovered_share_high"]]
+    assert [found.value, found.low, found.high] == pytest.approx(ends.tolist())
+    assert found.source.rows == f"lr={row['lr']:g}, step={row['step']}"
+
+
+def test_recovery_over_the_filtered_model_is_a_difference_of_accuracies(
+    study: Study, signature: Signature
+) -> None:
+    for arm in ("facts", "retain"):
+        ends = []
+        for model in ("npo", "filtered"):
+            rows = pd.read_csv(study.root / f"{model}/relearning/relearning.csv")
+            rows = rows[(rows["arm"] == arm) & (rows["picked"] == 1)]
+            ends.append(rows["heldout_accuracy"].iloc[-1])
+        found = signature.values[NPO, f"recovered_{arm}"]
+        assert found.value == pytest.approx(ends[0] - ends[1]) and found.value > 0.1
+        assert found.low is not None and found.low < found.value
+        assert value(signature, f"recovered_{arm}", FILTERED) == 0
+        assert claims(signature, f"recovered_{arm}", "filtered") == ["above"]
+    assert value(signature, "attack_took") == 1
 
 
 # ── conclusions ───────────────────────────────────────────────────────────────────────────────────

@@ -79,11 +79,11 @@ class Measure:
     """How, for the table in docs/signature.md."""
 
     # ── intervals ──
-    paired_by: Literal["", "text", "question", "resample"] = ""
-    """What is resampled: rows of a text or question (`text`, `id`), or, for `resample`, texts that
-    the step has resampled itself."""
+    paired_by: Literal["", "text", "question", "entity", "resample"] = ""
+    """What is resampled: rows of a text or question (`text`, `id`), all questions of an `entity`
+    together, or, for `resample`, texts that the step has resampled itself."""
     kept: str = ""
-    """Table with the values per text, question or resample; empty: `table` itself."""
+    """Table with the values per text, question (`entity` too) or resample; empty: `table`."""
     kept_column: str = ""
     """Its column; empty: `column`."""
     options: tuple[str, ...] = ()

@@ -1,5 +1,7 @@
 """Four-choice questions: JSONL files, read and checked. Standard library only."""
 
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,3 +85,11 @@ def load_questions(path: str | Path) -> list[Question]:
     if not questions:
         raise BadInput(f"{path}: no question in it; one JSON object per line is expected")
     return list(questions.values())
+
+
+def mentioned(texts: Iterable[str], questions: Sequence[Question]) -> list[set[str]]:
+    """The entities of the questions that each text names, as whole words; of two that overlap, the
+    longer."""
+    names = sorted({question.entity for question in questions}, key=len, reverse=True)
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)")
+    return [{*pattern.findall(text)} if names else set() for text in texts]

@@ -6,6 +6,7 @@ span, with as many features as documents; the classifier is the same.
 """
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from model_diffs.core.progress import progress
+from model_diffs.data.questions import Question, mentioned
 from model_diffs.stats import cross_validation
 from model_diffs.stats.cross_validation import Design, Estimate
 from model_diffs.stats.intervals import percentile_interval
@@ -41,7 +43,9 @@ COLUMNS = (
     *(f"{name}_{end}" for name in _FIRST for end in ("low", "high")),
     *("control_accuracy", "control_accuracy_low", "control_accuracy_high"),
     *("fits", "fits_converged"),
-)
+    *(f"control_task_{name}{end}" for name in ("accuracy", "selectivity")
+      for end in ("", "_low", "_high")),
+)  # fmt: skip
 """Of probe_results.csv; docs/probes.md defines them."""
 
 
@@ -121,13 +125,79 @@ def shuffled_labels(plan: Design, seed: int) -> Labels:
     return result
 
 
+class ControlTask(NamedTuple):
+    """Labels that say nothing but which entity a document is about (Hewitt & Liang 2019)."""
+
+    labels: Labels
+    """`[documents]`, drawn at random once per type, here per entity: the same wherever it is."""
+    folds: NDArray[np.int64]
+    """`[documents]`: documents of one entity are trained and tested on, so that a probe with room
+    for it can learn each entity's label by heart."""
+
+
+def control_task(types: NDArray[np.int64], plan: Design, seed: int) -> ControlTask:
+    """Random labels of each type, with about the share of forget documents; folds by document.
+
+    `plan`: with folds that divide types. Both labels are given to at least one type.
+    """
+    count = int(types.max()) + 1
+    positive = min(max(round(plan.labels.mean() * count), 1), count - 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return ControlTask(np.isin(types, order[:positive]), plan.folds)
+
+
+def folds_of(
+    forget: Sequence[str],
+    retain: Sequence[str],
+    questions: Sequence[Question],
+    folds: int,
+    seed: int,
+) -> tuple[Design, ControlTask, str]:
+    """Folds of documents, the control task, and by what the folds divide documents.
+
+    Documents that name an entity of the questions in common are in one fold. Where none names any,
+    or a fold would lack a class, the document is the unit, and the type of the control task.
+    """
+    mixed = cross_validation.design(len(forget), len(retain), folds, seed)
+    named = mentioned([*forget, *retain], questions)
+    if not any(named):
+        by = "document: no text names an entity of a question"
+        return mixed, control_task(np.arange(len(named)), mixed, seed), by
+    groups = cross_validation.groups(named)
+    place = cross_validation.whole_groups(groups, mixed.labels, folds, seed)
+    if place is None:
+        by = "document: a fold of whole entities would lack a class"
+        return mixed, control_task(np.arange(len(named)), mixed, seed), by
+    plan = cross_validation.design(len(forget), len(retain), folds, seed, place)
+    return plan, control_task(groups, mixed, seed), "entity"
+
+
+def task_accuracy(states: Floats, task: ControlTask, settings: Settings) -> tuple[Floats, int]:
+    """Which documents a probe that was not trained on them labels as the control task does, and how
+    many probes converged."""
+    correct, converged = np.zeros(len(states)), 0
+    for fold in np.unique(task.folds):
+        test = task.folds == fold
+        split = states[~test], states[test]
+        labels = task.labels[~test]
+        if labels.all() or not labels.any():  # one label to train on: it is what a probe predicts
+            correct[test], settled = task.labels[test] == labels[0], True
+        else:
+            train, unseen = rotate(*(standardise(*split) if settings.standardize else split))
+            probe, settled = fit(train, labels, settings)
+            correct[test] = probe.predict(unseen) == task.labels[test]
+        converged += settled
+    return correct, converged
+
+
 def probe_state(
-    states: Floats, plan: Design, settings: Settings
+    states: Floats, plan: Design, settings: Settings, task: ControlTask
 ) -> tuple[dict[str, Any], Estimate]:
     """Cells of probe_results.csv for one hidden state `[documents, d]`, and its AUC.
 
     Each document is tested by the probe that was not trained on it, and again with labels shuffled
-    before training; its training accuracy is the share of the other probes that are right.
+    before training, and with those of the control task; its training accuracy is the share of the
+    other probes that are right.
     """
     labels, folds = plan.labels, np.unique(plan.folds)
     control = shuffled_labels(plan, settings.seed)
@@ -146,15 +216,19 @@ def probe_state(
         converged += settled + chance_settled
     auc, majority = cross_validation.auc(scores, plan), max(labels.mean(), 1 - labels.mean())
     test_correct = cross_validation.mean(correct, plan)
+    by_heart, task_converged = task_accuracy(states, task, settings)
+    converged += task_converged
     estimates = {
         "test_accuracy": test_correct,
         "train_accuracy": cross_validation.mean(trained / (len(folds) - 1), plan),
         "selectivity": Estimate(*(part - majority for part in test_correct)),
         "auc": auc,
         "control_accuracy": cross_validation.mean(control_correct, plan),
+        "control_task_accuracy": cross_validation.mean(by_heart, plan),
+        "control_task_selectivity": cross_validation.mean(correct - by_heart, plan),
     }
-    # One probe per fold with true labels, one with shuffled ones.
-    row = {"majority_baseline": majority, "fits": 2 * len(folds), "fits_converged": converged}
+    # Per fold a probe with true labels, one with shuffled ones, one with those of the control task.
+    row = {"majority_baseline": majority, "fits": 3 * len(folds), "fits_converged": converged}
     for name, estimate in estimates.items():
         row |= percentile_interval(*estimate).cells(name)
     return row, auc
@@ -165,6 +239,7 @@ def probe_tables(
     retain: NDArray[np.float32],
     plan: Design,
     settings: Settings,
+    task: ControlTask,
     name: str = "",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """probe_results.csv and auc_resamples.csv from last-token states `[documents, S, d]`.
@@ -175,7 +250,7 @@ def probe_tables(
     rows, resampled = [], []
     for layer in progress(range(forget.shape[1]), f"probes, {name}", unit="state"):
         states = np.concatenate([forget[:, layer], retain[:, layer]]).astype(np.float64)
-        row, auc = probe_state(states, plan, settings)
+        row, auc = probe_state(states, plan, settings, task)
         rows.append({"layer": layer, **row})
         draws = {"layer": layer, "resample": range(len(auc.resampled)), "auc": auc.resampled}
         resampled.append(pd.DataFrame(draws))
@@ -185,7 +260,7 @@ def probe_tables(
 def summary(table: pd.DataFrame) -> dict[str, Any]:
     """The hidden state with the best AUC, means over states, and how many fits converged."""
     best = table.iloc[int(table["auc"].argmax())]
-    means = ("test_accuracy", "selectivity", "auc", "control_accuracy")
+    means = ("test_accuracy", "selectivity", "auc", "control_accuracy", "control_task_selectivity")
     return {
         "states": len(table),
         "best": {

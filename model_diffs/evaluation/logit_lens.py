@@ -6,16 +6,19 @@ there (nostalgebraist 2020, "interpreting GPT: the logit lens"). Sentences are s
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_diffs.data.questions import Question
+from model_diffs.data.questions import CHOICES, Question
 from model_diffs.evaluation import scoring
 from model_diffs.evaluation.scoring import Answer
 from model_diffs.models import loading
 from model_diffs.models.anatomy import Anatomy, locate
+from model_diffs.stats.intervals import entity_interval
 
 
 def _logits(model: Any, anatomy: Anatomy, state: int, hidden: Tensor) -> Tensor:
@@ -54,17 +57,35 @@ def answers_by_layer(
     return scoring.read_answers(model, tokenizer, questions, batch_size, score_batch)
 
 
+# ── tables ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _yes(found: bool) -> str:
+    return "yes" if found else "no"
+
+
 def question_rows(answers: Sequence[Sequence[Answer]]) -> list[dict[str, Any]]:
     """Rows of per_question.csv: 1 where the correct sentence is likelier than every other."""
+    whose, counts = scoring.units(answers[0]), scoring.reported(answers[0])
     return [
-        {"layer": layer, "id": one.id, "domain": one.domain, "correct": int(one.correct)}
+        {
+            "layer": layer,
+            "id": one.id,
+            "domain": one.domain,
+            "correct": int(one.correct),
+            "entity": whose[i],
+            "fold": one.fold,
+            "seen_form": _yes(one.seen_form),
+            "reported": _yes(counts[i]),
+        }
         for layer, given in enumerate(answers)
-        for one in given
+        for i, one in enumerate(given)
     ]
 
 
 def accuracy_rows(answers: Sequence[Sequence[Answer]], seed: int) -> list[dict[str, Any]]:
-    """Rows of knowledge_by_layer.csv: accuracy per state and domain, with its interval."""
+    """Rows of knowledge_by_layer.csv: accuracy per state, domain and fold, with its interval."""
+    held_out = {one.domain for one in answers[0] if one.fold == "heldout"}
     return [
         {
             "layer": layer,
@@ -73,8 +94,94 @@ def accuracy_rows(answers: Sequence[Sequence[Answer]], seed: int) -> list[dict[s
             "low": found.low,
             "high": found.high,
             "questions": found.questions,
+            "fold": found.fold,
+            "reported": _yes(found.fold == ("heldout" if found.domain in held_out else None)),
         }
         for layer, given in enumerate(answers)
         for found in scoring.accuracies(given, seed)
-        if found.fold is None
+        if found.seen_form is None
     ]
+
+
+# ── the block that knows most ─────────────────────────────────────────────────────────────────────
+
+
+class Inside(NamedTuple):
+    """A domain's answers from the inner block that knows most."""
+
+    layer: int
+    chosen_on: str
+    chosen_accuracy: float
+    answers: list[Answer]
+    """Read from that block; none of them took part in choosing it."""
+
+
+def _choosing(own: Sequence[Answer], seed: int) -> tuple[NDArray[np.bool_], str]:
+    """Which of a domain's answers a block is chosen on, and what they are called."""
+    tuned = np.array([one.fold == "tune" for one in own])
+    if tuned.any():
+        return tuned, "fold tune"
+    counts, whose = np.array(scoring.reported(own)), np.array(scoring.units(own))
+    known = np.unique(whose[counts])
+    half = np.random.default_rng(seed).permutation(known)[: len(known) // 2]
+    return counts & np.isin(whose, half), "half of the entities"
+
+
+def inside(answers: Sequence[Sequence[Answer]], domain: str, seed: int) -> Inside | None:
+    """Read a domain at the inner block that answers best on other questions of it.
+
+    The block is chosen on fold `tune`, else on half of the reported entities, seeded; ties go to
+    the earlier block. Read are the other reported questions. None where there is nothing to choose
+    from, on or for.
+    """
+    own = [[one for one in given if one.domain == domain] for given in answers]
+    right = np.array([[one.correct for one in given] for given in own])
+    chosen_on, name = _choosing(own[0], seed)
+    read = np.array(scoring.reported(own[0])) & ~chosen_on
+    if len(own) < 3 or not chosen_on.any() or not read.any():
+        return None
+    known = right[1:-1, chosen_on].mean(1)
+    layer = 1 + int(known.argmax())
+    kept = [one for one, counts in zip(own[layer], read, strict=True) if counts]
+    return Inside(layer, name, float(known.max()), kept)
+
+
+def corrected(accuracy: float) -> float:
+    """Accuracy corrected for chance: 0 for guessing, 1 where all is known."""
+    return (accuracy - 1 / CHOICES) / (1 - 1 / CHOICES)
+
+
+def inside_rows(
+    answers: Sequence[Sequence[Answer]], seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of inside.csv, one per domain, and of inside_per_question.csv (see `inside`)."""
+    rows, single = [], []
+    for domain in dict.fromkeys(one.domain for one in answers[0]):
+        found = inside(answers, domain, seed)
+        if found is None:
+            continue
+        right, whose = [one.correct for one in found.answers], scoring.units(found.answers)
+        ends = entity_interval(right, whose, seed)
+        names = ("accuracy", "low", "high"), ("corrected", "corrected_low", "corrected_high")
+        rows.append(
+            {
+                "domain": domain,
+                "layer": found.layer,
+                "chosen_on": found.chosen_on,
+                "chosen_accuracy": found.chosen_accuracy,
+                **dict(zip(names[0], map(float, ends), strict=True)),
+                **dict(zip(names[1], (corrected(float(end)) for end in ends), strict=True)),
+                "questions": len(right),
+            }
+        )
+        single += [
+            {
+                "id": one.id,
+                "domain": domain,
+                "entity": unit,
+                "correct": int(one.correct),
+                "corrected": corrected(float(one.correct)),
+            }
+            for one, unit in zip(found.answers, whose, strict=True)
+        ]
+    return rows, single

@@ -192,6 +192,6 @@ def accuracies(given: Sequence[Answer], seed: int = 42) -> list[Accuracy]:
             for form in (None, *((True, False) if len(forms) == 2 else ())):
                 asked = [pair for pair in part if form in (None, pair[0].seen_form)]
                 correct, unit = [one.correct for one, _ in asked], [unit for _, unit in asked]
-                ends = map(float, intervals.entity_interval(correct, unit, seed))
-                result.append(Accuracy(domain, fold, len(asked), *ends, seen_form=form))
+                mean, low, high = map(float, intervals.entity_interval(correct, unit, seed))
+                result.append(Accuracy(domain, fold, len(asked), mean, low, high, form))
     return result

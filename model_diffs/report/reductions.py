@@ -18,7 +18,14 @@ from model_diffs.stats.estimates import Estimate, Floats, resampled, resampled_s
 if TYPE_CHECKING:
     import pandas as pd
 
-UNITS = {"": "", "text": "text", "question": "id", "resample": "resample"}
+# Column with the units that are resampled, and what they are called.
+UNITS = {
+    "": ("", ""),
+    "text": ("text", "texts"),
+    "question": ("id", "questions"),
+    "entity": ("entity", "entities"),
+    "resample": ("resample", "texts"),
+}
 
 
 def words(measure: Measure, which: str, base: str = "base", changed: str = "changed") -> str:
@@ -48,7 +55,7 @@ class _Reading:
         self.measure, self.place, self.tables = measure, place, place.tables
         self.path = place.path(measure.table)
         header = self.tables.columns(self.path)
-        self.unit = UNITS[measure.paired_by]
+        self.unit, self.units = UNITS[measure.paired_by]
         own_unit = "" if measure.kept else self.unit
         self.key = next((c for c in (own_unit, "name", "layer") if c and c in header), "")
         by_tokens = ("tokens",) if own_unit == "text" and "tokens" in header else ()
@@ -168,28 +175,33 @@ class _Reading:
         given = self.tables.arguments(self.place.folder)
         names = (*measure.options, *(["seed"] if self.unit == "resample" else []))
         sampled = (
-            tables.questions_read(record) if self.unit == "id"
+            tables.questions_read(record) if self.unit in ("id", "entity")
             else tables.texts_read(record, measure.where.values())
         )  # fmt: skip
         return [sampled, [given.get(name) for name in names]]
 
     def _kept(self, column: str) -> "pd.DataFrame":
         """Values and weights per unit, in the order in which the units are drawn."""
-        measure, unit, path = self.measure, self.unit, self.place.path(self.measure.kept)
+        measure, path = self.measure, self.place.path(self.measure.kept)
+        row = "id" if self.unit == "entity" else self.unit
         header = self.tables.columns(path)
         cells = {name: cell for name, cell in measure.where.items() if name in header}
-        names = [*cells, *({"id"} & {unit})]
-        numbers = [c for c in ("layer", "tokens", unit) if c in header and c not in names]
+        names = [*cells, *({"id"} & {row}), *({"entity"} & {self.unit})]
+        numbers = [c for c in ("layer", "tokens", row) if c in header and c not in names]
         found = self.tables.table(path, [column, *numbers], names)
         for name, cell in cells.items():
             found = found[found[name] == cell]
         states = [0]
         if "layer" in header and measure.layers:
             states = self.rows["layer"].unique().tolist()
-            found = found[found["layer"].isin(states)].drop_duplicates([unit, "layer"])
-        if found.empty or (found.groupby(unit).size() != len(states)).any():
+            found = found[found["layer"].isin(states)].drop_duplicates([row, "layer"])
+        if found.empty or (found.groupby(row).size() != len(states)).any():
             raise Absent(f"failed, {path} has not one row of every layer and {measure.paired_by}")
-        return found.groupby(unit, sort=unit != "id", as_index=False).mean(numeric_only=True)
+        if self.unit == "entity":
+            groups = found.groupby("entity")
+            means = groups.mean(numeric_only=True)
+            return means.assign(questions=groups.size() / len(states)).reset_index()
+        return found.groupby(row, sort=row != "id", as_index=False).mean(numeric_only=True)
 
     def resamples(self, value: float) -> tuple[float, Floats, str]:
         """The number from the values per unit, on each resample, and the sample's identity."""
@@ -197,7 +209,8 @@ class _Reading:
         column = measure.kept_column or measure.column
         if measure.kept:
             rows = self._kept(column)
-            own = ["tokens"] if self.unit == "text" and "tokens" in rows else []
+            weight = {"text": "tokens", "entity": "questions"}.get(self.unit)
+            own = [weight] if weight and weight in rows else []
         design, units, seed = self.design(), rows[self.unit].tolist(), self.place.seed
         if self.unit == "resample":
             return value, rows[column].to_numpy(), tables.identity(design, units)
@@ -218,8 +231,7 @@ class _Reading:
         value, source = self.value(), self.source()
         if not self.measure.paired_by:
             return Estimate(value, source)
-        units = "questions" if self.unit == "id" else "texts"
-        found = resampled(value, source, units, lambda: self.resamples(value))
+        found = resampled(value, source, self.units, lambda: self.resamples(value))
         low, high = self.cell_interval() or (found.low, found.high)
         return Estimate(value, source, low, high, found.sample, found.unpaired)
 
@@ -251,7 +263,7 @@ def read(measure: Measure, place: Place) -> Estimate:
         found: Estimate = measure.compute(place, measure)
         return found
     asked = place.tables.arguments(place.folder).get("questions", True)
-    if measure.paired_by == "question" and not asked:
+    if measure.paired_by in ("question", "entity") and not asked:
         raise Absent("its step was run without --questions")
     if measure.less_base:
         return _minus_base(measure, place)

@@ -4,7 +4,7 @@ Shared by separation (step 8) and probes (step 13). NumPy only: importing scikit
 would take longer than a small step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from model_diffs.stats.intervals import document_weights
 
 FOLDS = 5
 Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 
 class Estimate(NamedTuple):
@@ -54,20 +55,57 @@ def check_splits(splits: Sequence[Split], folds: int) -> None:
         _check_documents(split.name, len(split.texts), folds)
 
 
-def design(forget: int, retain: int, folds: int, seed: int) -> Design:
+def groups(mentioned: Sequence[Collection[str]]) -> Indices:
+    """The group of each document, by what it mentions: documents that share a thing are in one
+    group, directly or through others, and one that mentions nothing is a group by itself."""
+    found = np.arange(len(mentioned))
+    first: dict[str, int] = {}
+    for i, things in enumerate(mentioned):
+        for thing in things:
+            other = first.setdefault(thing, i)
+            if found[i] != found[other]:
+                found[found == max(found[i], found[other])] = min(found[i], found[other])
+    return np.unique(found, return_inverse=True)[1]
+
+
+def whole_groups(
+    group: Indices, labels: NDArray[np.bool_], folds: int, seed: int
+) -> Indices | None:
+    """Folds `[documents]` that keep groups whole, with like numbers of both classes in each.
+
+    The largest group is placed first, where the fold that is then fullest is emptiest; equal groups
+    come in random order. None where a fold would lack a class.
+    """
+    sizes = np.stack([np.bincount(group, of_class) for of_class in (labels, ~labels)], 1)
+    shares = sizes / sizes.sum(0)
+    order = np.random.default_rng(seed).permutation(len(shares))
+    order = order[np.argsort(-shares[order].max(1), kind="stable")]
+    full, place = np.zeros((folds, 2)), np.empty(len(shares), dtype=np.int64)
+    for one in order:
+        after = full + shares[one]
+        place[one] = np.lexsort((after.sum(1), after.max(1)))[0]
+        full[place[one]] = after[place[one]]
+    return place[group] if (full > 0).all() else None
+
+
+def design(forget: int, retain: int, folds: int, seed: int, place: Indices | None = None) -> Design:
     """Stratified random folds and resamples for so many documents, equal for every model and layer.
+
+    `place`: folds `[documents]` in place of random ones (see `whole_groups`).
+
 
     Both classes are resampled separately, so their sizes stay. A resample in which no fold has
     documents of both classes has no AUC and is left out, which only happens with a handful of
     documents. Raises BadInput where a class has fewer documents than there are folds.
     """
     labels = np.arange(forget + retain) < forget
-    place = np.empty(len(labels), dtype=np.int64)
+    drawn = np.empty(len(labels), dtype=np.int64)
     generator = np.random.default_rng(seed)
     for name, of_class in (("forget", labels), ("retain", ~labels)):
         documents = int(of_class.sum())
         _check_documents(name, documents, folds)
-        place[generator.permutation(np.flatnonzero(of_class))] = np.arange(documents) % folds
+        drawn[generator.permutation(np.flatnonzero(of_class))] = np.arange(documents) % folds
+    place = drawn if place is None else place
     # Two streams: with one seed and equal sizes both classes would get the same draws.
     draws = document_weights(forget, seed), document_weights(retain, seed + 1)
     members = np.eye(folds)[place]

@@ -30,7 +30,7 @@ class Sample:
     identity: str
     """Of the texts or questions and their draws: numbers pair only where it is equal."""
     units: str
-    """`texts` or `questions`."""
+    """`texts`, `questions` or `entities`."""
     candidates: Floats | None = field(default=None, compare=False)
     """`[resamples, k]`, less their estimates: all numbers that this one is the largest of."""
 
@@ -121,7 +121,7 @@ def resampled(
     except Absent as absent:
         return Estimate(value, source, unpaired=absent.reason)
     if not np.isclose(again, value, rtol=1e-6, atol=1e-9):
-        why = f"values per {units[:-1]} do not give the number of {source.path}"
+        why = f"values of single {units} do not give the number of {source.path}"
         return Estimate(value, source, unpaired=f"failed, {why}: run the step with --force")
     if not np.isfinite(found).all():
         return Estimate(value, source, unpaired="undefined on some resamples")
