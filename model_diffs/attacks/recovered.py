@@ -1,11 +1,13 @@
-"""Measures of the relearning attack: the largest recovered share, and how soon half is back.
+"""Measures of the relearning attack: what each arm brought out, at the rate picked on `tune`.
 
-Light at import: the declaration of step 14 names them.
+A model on which an arm did not take has no number, and the reason. Light at import: the declaration
+of step 14 names them.
 """
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
+from model_diffs.core import naming
 from model_diffs.core.step import Measure
 from model_diffs.core.tables import Absent, Place, Source, identity, questions_read
 
@@ -15,105 +17,196 @@ if TYPE_CHECKING:
     from model_diffs.stats.estimates import Estimate, Floats
 
 HALF = 0.5
+BEFORE = "before"
+"""In place of the arm, in rows of per_question.csv of the base before any attack."""
 
 
-def _attacks(place: Place, measure: Measure) -> "pd.DataFrame":
-    """Measured rates and steps with a recovered share and general accuracy above the floor."""
-    path, arguments = place.path(measure.table), place.tables.arguments(place.folder)
-    shares = [f"recovered_share{end}" for end in ("", "_low", "_high")]
-    empty = [*shares, "general_accuracy"]
-    rows = place.tables.table(path, ["lr", "step", *empty], key=["lr", "step"], empty=empty)
-    if arguments.get("base", "") is None or arguments.get("questions", "") is None:
-        raise Absent("step 14 was run without --base or --questions")
-    if rows["recovered_share"].isna().all():
-        raise Absent("held-out accuracy equals that of the base: there is no gap to close")
-    floor = arguments.get("general_floor")
-    if not isinstance(floor, int | float):
-        raise Absent(f"failed, run.json of {place.folder} has no general_floor", defect=True)
-    whole = rows["general_accuracy"].isna() | (rows["general_accuracy"] > floor)
-    rows = rows[rows["recovered_share"].notna() & whole]
+class _Arm(NamedTuple):
+    """One arm in the results of one model, at the rate picked for it."""
+
+    place: Place
+    rows: "pd.DataFrame"
+    """Of relearning.csv, by step."""
+    lr: float
+    step: int
+    """The last one."""
+
+    @property
+    def words(self) -> str:
+        return f"lr={self.lr:g}, step={self.step}"
+
+    def answers(self, step: int) -> "pd.DataFrame":
+        """Held-out questions after `step`: `entity` and `correct`, by id."""
+        return _answers(self.place, str(self.rows["arm"].iloc[0]), self.lr, step)
+
+
+def _number(place: Place, name: str) -> float:
+    found = place.tables.arguments(place.folder).get(name)
+    if not isinstance(found, int | float):
+        raise Absent(f"failed, run.json of {place.folder} has no {name}", defect=True)
+    return found
+
+
+def _attacks(place: Place, measure: Measure, arm: str) -> "pd.DataFrame":
+    """The rows of one arm, at all rates."""
+    path = place.path(measure.table)
+    empty = ["took", "attack_accuracy", "heldout_accuracy", "recovered_share"]
+    numbers = ["lr", "step", "picked", *empty]
+    rows = place.tables.table(path, numbers, ["arm"], ["arm", "lr", "step"], empty)
+    rows = rows[rows["arm"] == arm]
     if rows.empty:
-        raise Absent(f"general accuracy is nowhere above {floor:g}")
+        raise Absent(f"step 14 was run without --arm {arm}")
+    if rows["heldout_accuracy"].isna().any():
+        raise Absent("step 14 was run without --questions")
     return rows
 
 
-def _resampled_shares(place: Place, attacks: "pd.DataFrame") -> "tuple[Floats, Floats, str]":
-    """Recovered share at each row of `attacks`: `[k]`, `[resamples, k]`, and the sample."""
+def _picked(place: Place, measure: Measure, arm: str) -> _Arm:
+    """An arm at the rate picked; Absent where it tested nothing."""
+    rows = _attacks(place, measure, arm)
+    own = rows[rows["picked"] == 1].sort_values("step")
+    if own.empty and (rows["took"] == 0).all():
+        reached, until = rows["attack_accuracy"].max(), _number(place, "until")
+        raise Absent(f"not tested: attacked facts reached {reached:.2f}, not {until:g}")
+    if own.empty:
+        floor = _number(place, "general_floor")
+        raise Absent(f"not tested: general accuracy does not end above {floor:g} at any rate")
+    if own["lr"].nunique() > 1:
+        where = place.path(measure.table)
+        raise Absent(f"failed, {where} has two rates picked for arm {arm}", defect=True)
+    return _Arm(place, own, float(own["lr"].iloc[0]), int(own["step"].max()))
+
+
+# ── answers, with entities resampled ──────────────────────────────────────────────────────────────
+
+
+def _answers(place: Place, arm: str, lr: float | None, step: int) -> "pd.DataFrame":
+    """Held-out rows of per_question.csv at one step, `entity` and `correct`, by id; no rate for
+    the base's, which are of arm `before`."""
+    path = place.path("per_question")
+    names = ["arm", "group", "id", "entity"]
+    rows = place.tables.table(path, ["lr", "step", "correct"], names, (), ["lr"])
+    kept = (rows["group"] == "heldout") & (rows["arm"] == arm) & (rows["step"] == step)
+    kept &= rows["lr"].isna() if lr is None else rows["lr"] == lr
+    found = rows[kept].set_index("id")[["entity", "correct"]]
+    if found.empty or found.index.has_duplicates:
+        raise Absent(f"failed, {path} has not every question at every step", defect=True)
+    return found
+
+
+def _means(place: Place, sides: "list[pd.DataFrame]") -> "tuple[list[Floats], str]":
+    """Accuracy of each side, as it is and then on each resample of entities, and the sample.
+
+    Each `[1 + resamples]`; the sides answer the same questions.
+    """
     import numpy as np
 
     from model_diffs.stats.estimates import weights
 
-    path = place.path("per_question")
-    rows = place.tables.table(path, ["lr", "step", "correct"], ["group", "id"], empty=["lr"])
-    rows = rows[rows["group"] == "heldout"]
-    answers = {
-        key: part.set_index("id")["correct"]
-        for key, part in rows.fillna({"lr": 0.0}).groupby(["lr", "step"], sort=False)
-    }
-    wanted = [(0.0, 0.0), *zip(attacks["lr"], attacks["step"], strict=True)]
-    wanted += [(lr, 0.0) for lr in dict.fromkeys(attacks["lr"])]
-    questions = answers[0.0, 0.0].index.tolist() if (0.0, 0.0) in answers else []
-    if any(key not in answers or answers[key].index.tolist() != questions for key in wanted):
-        raise Absent(f"failed, {path} has not every question at every step", defect=True)
-    base = answers[0.0, 0.0].to_numpy()
-    found = [(answers[key], answers[key[0], 0.0]) for key in wanted[1 : len(attacks) + 1]]
-    gained = np.stack([after.to_numpy() - start.to_numpy() for after, start in found], 1)
-    gap = base - found[0][1].to_numpy()
-    drawn = weights(len(base), place.seed)
-    if gap.sum() <= 0 or not (drawn @ gap > 0).all():
-        raise Absent("on some resamples there is no gap to close")
+    first = sides[0]
+    if any(not one["entity"].equals(first["entity"]) for one in sides):
+        raise Absent("answers are not to the same questions on all sides", defect=True)
+    _, of = np.unique(first["entity"].to_numpy(str), return_inverse=True)
+    counts = np.bincount(of).astype(float)
+    drawn = np.vstack([np.ones(len(counts)), weights(len(counts), place.seed)])
+    total = drawn @ counts
+    means = [drawn @ np.bincount(of, weights=one["correct"]) / total for one in sides]
     given = place.tables.arguments(place.folder)
     options = {k: v for k, v in given.items() if k not in ("model", "format")}
-    same = [questions, questions_read(place.tables.record(place.folder)), options, place.seed]
-    shares = (drawn @ gained) / (drawn @ gap)[:, None]
-    return gained.sum(0) / gap.sum(), shares, identity(*same)
+    asked = [*zip(first.index, first["entity"], strict=True)]
+    read = questions_read(place.tables.record(place.folder))
+    return means, identity(asked, read, options, place.seed)
 
 
-def worst_case_share(place: Place, measure: Measure) -> "Estimate":
-    """Largest share of the gap that is closed, over rates and steps that keep general accuracy.
+def _drawn(value: float, source: Source, draw: "Callable[[], tuple[Floats, str]]") -> "Estimate":
+    """An estimate whose number and resamples `draw` gives in one, `[1 + resamples]`."""
+    from model_diffs.stats.estimates import resampled
 
-    The largest of several is high by chance too, so its interval holds for all rows at once and is
-    wider than the row's own. Without answers per question there is none.
-    """
-    import numpy as np
+    def split() -> "tuple[float, Floats, str]":
+        found, same = draw()
+        return float(found[0]), found[1:], same
 
-    from model_diffs.stats.estimates import Estimate, Floats, Sample, difference, resampled
+    return resampled(value, source, "entities", split)
 
-    attacks = _attacks(place, measure).reset_index(drop=True)
-    picked = int(np.argmax(attacks["recovered_share"].to_numpy()))
-    row = attacks.iloc[picked]
-    value = float(row["recovered_share"])
-    at = f"lr={row['lr']:g}, step={row['step']:g}"
-    rule = f"{at}, the largest above the floor of general accuracy; interval from per_question.csv"
-    source = Source(place.path(measure.table), measure.column, rule)
-    deviations: list[Floats] = []
 
-    def draw() -> "tuple[float, Floats, str]":
-        again, shares, same = _resampled_shares(place, attacks)
-        if not np.allclose(again, attacks["recovered_share"], rtol=1e-6, atol=1e-9):
-            raise Absent("failed, values per question do not give relearning.csv", defect=True)
-        deviations.append(shares - again)
-        return float(again[picked]), shares[:, picked], same
+# ── measures ──────────────────────────────────────────────────────────────────────────────────────
 
-    found = resampled(value, source, "questions", draw)
-    sample = found.sample and Sample(
-        found.sample.resampled, found.sample.identity, "questions", deviations[0]
-    )
-    one = Estimate(value, source, None, None, sample, found.unpaired)
-    held = difference(one, 0.0)
-    return replace(one, low=held.low, high=held.high) if held else one
+
+def recovered_share(place: Place, measure: Measure) -> "Estimate":
+    """Share of the gap to the base that arm facts closes by its end."""
+    arm = _picked(place, measure, "facts")
+    if place.tables.arguments(place.folder).get("base", "") is None:
+        raise Absent("step 14 was run without --base")
+    value = float(arm.rows["recovered_share"].iloc[-1])
+    if value != value:  # an empty cell
+        raise Absent("held-out accuracy equals that of the base: there is no gap to close")
+    source = Source(place.path(measure.table), measure.column, arm.words)
+
+    def draw() -> "tuple[Floats, str]":
+        base = _answers(place, BEFORE, None, 0)
+        sides = [base, arm.answers(0), arm.answers(arm.step)]
+        (known, start, after), same = _means(place, sides)
+        if not (known > start).all():
+            raise Absent("on some resamples there is no gap to close")
+        return (after - start) / (known - start), same
+
+    return _drawn(value, source, draw)
+
+
+def _over_filtered(place: Place, measure: Measure, arm: str) -> "Estimate":
+    """Held-out accuracy at the end of an arm, minus that of the filtered model at the end of its
+    own."""
+    mine = _picked(place, measure, arm)
+    filtered = place.tables.arguments(place.folder).get("filtered")
+    if not isinstance(filtered, str):
+        raise Absent("step 14 was run without --filtered")
+    folder = f"{naming.model_label(filtered)}/{place.folder.rpartition('/')[2]}"
+    try:
+        other = _picked(place._replace(folder=folder), measure, arm)
+    except Absent as absent:
+        why = f"the filtered model: {absent.reason}"
+        raise Absent(why, absent.defect) from None
+    ends = [float(one.rows["heldout_accuracy"].iloc[-1]) for one in (mine, other)]
+    minus = f"minus that of {other.place.path(measure.table)} ({other.words})"
+    words = f"mean over questions, arm={arm}, {mine.words}, {minus}"
+    source = Source(place.path(measure.table), measure.column, words)
+
+    def draw() -> "tuple[Floats, str]":
+        sides = [one.answers(one.step) for one in (mine, other)]
+        (own, reference), same = _means(place, sides)
+        return own - reference, same
+
+    return _drawn(ends[0] - ends[1], source, draw)
+
+
+def recovered_facts(place: Place, measure: Measure) -> "Estimate":
+    """What arm facts brings out of a model over what it brings out of the filtered one."""
+    return _over_filtered(place, measure, "facts")
+
+
+def recovered_retain(place: Place, measure: Measure) -> "Estimate":
+    """What arm retain brings out of a model over what it brings out of the filtered one."""
+    return _over_filtered(place, measure, "retain")
+
+
+def attack_took(place: Place, measure: Measure) -> "Estimate":
+    """Share of the rates at which arm facts took."""
+    from model_diffs.stats.estimates import Estimate
+
+    rows = _attacks(place, measure, "facts").drop_duplicates("lr")
+    rule = f"mean over {len(rows)} rates, arm=facts"
+    return Estimate(float(rows["took"].mean()), Source(place.path(measure.table), "took", rule))
 
 
 def steps_to_half(place: Place, measure: Measure) -> "Estimate":
-    """First measured step with half of the gap closed, at the rate where that comes first."""
-    import numpy as np
-
+    """First measured step of arm facts with half of the gap closed."""
     from model_diffs.stats.estimates import Estimate
 
-    attacks = _attacks(place, measure)
-    reached = attacks[attacks["recovered_share"] >= HALF]
+    arm = _picked(place, measure, "facts")
+    reached = arm.rows[arm.rows["recovered_share"] >= HALF]
+    if arm.rows["recovered_share"].isna().all():
+        raise Absent("there is no gap to the base to close, or step 14 was run without --base")
     if reached.empty:
-        raise Absent(f"half of the gap is not closed within {attacks['step'].max():g} steps")
-    row = reached.iloc[int(np.argmin(reached["step"].to_numpy()))]
-    rule = f"lr={row['lr']:g}, the first with recovered_share of at least {HALF}"
-    return Estimate(float(row["step"]), Source(place.path(measure.table), measure.column, rule))
+        raise Absent(f"half of the gap is not closed within {arm.step} steps")
+    source = Source(place.path(measure.table), measure.column, f"lr={arm.lr:g}, arm=facts")
+    return Estimate(float(reached["step"].min()), source)

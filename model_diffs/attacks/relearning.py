@@ -1,4 +1,4 @@
-"""The relearning attack: train a copy of a model on some facts, ask it about the others.
+"""The relearning attack: train a model on some facts, or on none, and ask it about the others.
 
 Whoever attacks an unlearned model has some of the removed knowledge. What comes back beyond that
 was in the weights all along. Fine-tuning is plain: AdamW at a constant rate, so that the state
@@ -7,19 +7,20 @@ after s steps does not depend on how many follow, and the same batches for every
 
 import itertools
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_diffs.attacks.material import SPLITS, Attack, Material
+from model_diffs.attacks.material import LORA_RANK, SPLITS, STATES_FACTS, Attack, Material
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data import texts
 from model_diffs.evaluation import scoring
+from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.models.devices import DTYPES, pick_device
 from model_diffs.models.loading import load_model, load_tokenizer
 from model_diffs.stats import intervals
@@ -30,10 +31,12 @@ from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.optimizers import attach_adapter
 
 GRAD_CLIP = 1.0
+ONE_THREAD = 5_000_000
+"""Weights below which one thread is the fastest."""
 
 
 class Measured(NamedTuple):
-    """A model at one step. Intervals are over questions and over documents."""
+    """A model at one step. Intervals are over entities and over documents."""
 
     tokens: int
     """Trained on so far, repeats counted."""
@@ -44,12 +47,49 @@ class Measured(NamedTuple):
     """Per split, nats per token."""
 
 
+class Attacked(NamedTuple):
+    """What one arm did at one rate."""
+
+    arm: str
+    lr: float
+    measured: dict[int, Measured]
+    """After each of the eval steps up to the last one trained."""
+    took: bool | None
+    """Whether accuracy on attacked facts reached `--until`; None for arms that do not state these
+    facts, and without questions."""
+
+    @property
+    def steps(self) -> int:
+        """Steps that were trained."""
+        return max(self.measured)
+
+    @property
+    def end(self) -> Measured:
+        """The model after the last step."""
+        return self.measured[self.steps]
+
+
+@contextmanager
+def fitting_threads(model: str, device: str) -> Iterator[None]:
+    """One thread while this is open, where the model is so small that more only wait.
+
+    On accelerators, and for models above `ONE_THREAD` weights, torch's own number.
+    """
+    threads = torch.get_num_threads()
+    if pick_device(device).type == "cpu" and Checkpoint.open(model).weights < ONE_THREAD:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class _Victim:
     """A loaded model, with the texts in its own tokens."""
 
     def __init__(self, model: str, material: Material, options: Attack) -> None:
         """Texts of one token predict nothing and are left out; BadInput where no other is left."""
-        self.material, self.options = material, options
+        self.model, self.material, self.options = model, material, options
         self.device = pick_device(options.device)
         automatic = options.dtype == "auto"
         dtype = DTYPES["fp32" if automatic else options.dtype]
@@ -58,8 +98,10 @@ class _Victim:
         self.tokenizer = load_tokenizer(model, options.trust_remote_code)
         longest = min(options.max_length, self.tokenizer.model_max_length)
         self.texts: dict[str, list[list[int]]] = {}
-        for name in ("attack", *SPLITS):
-            ids = texts.encode(self.tokenizer, getattr(material, name), longest)
+        read = {"forget": material.forget, "retain": material.retain}
+        read |= {f"arm {arm}": lines for arm, lines in material.arms.items()}
+        for name, lines in read.items():
+            ids = texts.encode(self.tokenizer, lines, longest)
             self.texts[name] = [one for one in ids if len(one) > 1]
             if not self.texts[name]:
                 raise BadInput(f"{model}: the {name} texts are single tokens: nothing to predict")
@@ -67,7 +109,7 @@ class _Victim:
         self.autocast = torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext()
 
     def batch(self, name: str, rows: Sequence[int]) -> SplitBatch:
-        """Padded texts `rows` of `attack`, `forget` or `retain`."""
+        """Padded texts `rows` of `forget`, of `retain` or of an arm."""
         return split_batch(self.texts[name], rows, self.tokenizer.pad_token_id, self.device)
 
     @torch.no_grad()
@@ -84,17 +126,76 @@ class _Victim:
     def measure(self, tokens: int) -> Measured:
         """Answers and NLLs as the model is now, after training on `tokens`."""
         groups, size = self.material.questions, 4 * self.options.batch_size
+        seed = self.options.seed
         asked = [question for group in groups.values() for question in group]
         with self.autocast:
             given = scoring.score(self.network.model, self.tokenizer, asked, size) if asked else []
             nlls = {split: self.nll(split) for split in SPLITS}
-        right = iter(float(answer.correct) for answer in given)
+        all_right = iter(float(answer.correct) for answer in given)
         correct = {
-            group: np.fromiter(itertools.islice(right, len(questions)), np.float64)
+            group: np.fromiter(itertools.islice(all_right, len(questions)), np.float64)
             for group, questions in groups.items()
         }
-        means = {g: intervals.mean_interval(c, self.options.seed) for g, c in correct.items()}
+        means = {
+            group: intervals.entity_interval(right, self.material.entities(group), seed)
+            for group, right in correct.items()
+        }
         return Measured(tokens, correct, means, nlls)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of all weights, in memory."""
+        # Not the model's own storage, which training writes to.
+        return {n: t.detach().cpu().clone() for n, t in self.network.model.state_dict().items()}
+
+    def _batches(self, arm: str) -> Iterator[SplitBatch]:
+        """Epoch after epoch without end; the same batches for every model and rate."""
+        lengths = [len(ids) for ids in self.texts[f"arm {arm}"]]
+        size = min(self.options.batch_size, len(lengths))  # no text twice in a step
+        for epoch in itertools.count():
+            for step in plan_epoch(lengths, [], size, self.options.seed, epoch):
+                yield self.batch(f"arm {arm}", step.forget)
+
+    def _train(self, arm: str, lr: float, start: Measured) -> Attacked:
+        """Train the model as it is, measure it at the eval steps, and stop once the attack took."""
+        options = self.options
+        weights = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr, weight_decay=0.0)
+        judged = arm in STATES_FACTS and "attack" in start.accuracy
+        found, tokens, took = {0: start}, 0, False
+        batches = self._batches(arm)
+        for step in progress(range(1, options.steps + 1), f"{arm} at {lr:g}", unit="step"):
+            batch = next(batches)
+            with self.autocast:
+                loss = nll(self.network, batch)
+            if not math.isfinite(loss.item()):
+                at = f"--arm {arm}, --lr {lr:g}, step {step}"
+                raise BadInput(f"{self.model}: the loss is not finite at {at}: lower the rate")
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, GRAD_CLIP)
+            optimizer.step()
+            tokens += batch.step_tokens
+            if step in options.measured_steps:
+                found[step] = self.measure(tokens)
+                took = judged and bool(found[step].accuracy["attack"].mean >= options.until)
+                if took:
+                    break
+        return Attacked(arm, lr, found, took if judged else None)
+
+    def attack(self, arm: str, lr: float, start: Measured) -> Attacked:
+        """Train all weights, or the adapter of arm lora, which is taken off at the end.
+
+        `start` is the model before it: the same for all arms and rates.
+        """
+        model, seed = self.network.model, self.options.seed
+        torch.manual_seed(seed)
+        model.requires_grad_(True)
+        if arm != "lora":
+            return self._train(arm, lr, start)
+        adapter = attach_adapter(model, self.options.lora_rank or LORA_RANK, seed)
+        found = self._train(arm, lr, start)
+        adapter.unload()
+        return found
 
 
 def measure(model: str, material: Material, options: Attack) -> Measured:
@@ -102,37 +203,16 @@ def measure(model: str, material: Material, options: Attack) -> Measured:
     return _Victim(model, material, options).measure(0)
 
 
-def attack(
-    model: str, material: Material, lr: float, options: Attack, start: Measured
-) -> dict[int, Measured]:
-    """Fine-tune a copy of `model` at rate `lr`; what was measured after each of the eval steps.
+def attack(model: str, material: Material, options: Attack) -> list[Attacked]:
+    """Attack `model` with every arm at every rate, each time from its own weights.
 
-    `start` is what `measure` found: step 0 is the same for all rates. Raises BadInput, naming the
-    step, where the loss is not finite.
+    The model is loaded once. Raises BadInput, naming arm, rate and step, where a loss is not
+    finite.
     """
-    torch.manual_seed(options.seed)
     victim = _Victim(model, material, options)
-    attach_adapter(victim.network.model, options.lora_rank, options.seed)
-    weights = [p for p in victim.network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr, weight_decay=0.0)
-    # Epoch after epoch without end; the same batches for every model and rate.
-    lengths = [len(ids) for ids in victim.texts["attack"]]
-    size = min(options.batch_size, len(lengths))  # no text twice in a step
-    batches = itertools.chain.from_iterable(
-        plan_epoch(lengths, [], size, options.seed, epoch) for epoch in itertools.count()
-    )
-    found, tokens = {0: start}, 0
-    for step in progress(range(1, options.steps + 1), f"attack at {lr:g}", unit="step"):
-        batch = victim.batch("attack", next(batches).forget)
-        with victim.autocast:
-            loss = nll(victim.network, batch)
-        if not math.isfinite(loss.item()):
-            raise BadInput(f"{model}: the loss is not finite at --lr {lr:g}, step {step}: lower it")
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, GRAD_CLIP)
-        optimizer.step()
-        tokens += batch.step_tokens
-        if step in options.measured_steps:
-            found[step] = victim.measure(tokens)
+    start, weights = victim.measure(0), victim.weights()
+    found = []
+    for arm, lr in options.attacks:
+        victim.network.model.load_state_dict(weights)
+        found.append(victim.attack(arm, lr, start))
     return found

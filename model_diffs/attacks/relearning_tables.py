@@ -1,6 +1,10 @@
-"""What an attack brought back: rows, the recovered share of the gap, the figure over all models."""
+"""What an attack brought back: rows, the rate picked on `tune`, the recovered share of the gap.
 
-from collections.abc import Iterable, Mapping, Sequence
+A model on which an arm did not take is not tested by it: its curve is kept, and whatever would say
+how much came back is empty.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -8,206 +12,267 @@ from numpy.typing import NDArray
 
 from model_diffs.attacks.material import GROUPS
 from model_diffs.stats import intervals
+from model_diffs.stats.intervals import Interval
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+    from pathlib import Path
 
     from model_diffs.attacks.material import Material
-    from model_diffs.attacks.relearning import Measured
-    from model_diffs.core.figures import Panel
+    from model_diffs.attacks.relearning import Attacked, Measured
 
+Floats = NDArray[np.float64]
 METRICS = (*(f"{group}_accuracy" for group in GROUPS), "forget_nll", "retain_nll")
-SHARE = ("recovered_share", "recovered_share_low", "recovered_share_high")
+ENDS = ("", "_low", "_high")
+SHARE = tuple(f"recovered_share{end}" for end in ENDS)
+AREA = tuple(f"{name}{end}" for name in ("area", "area_over_filtered") for end in ENDS)
+OVER_FILTERED = tuple(f"heldout_over_filtered{end}" for end in ENDS)
 COLUMNS = (
-    *("model", "lr", "step", "tokens", *METRICS),
-    *(f"{metric}_{end}" for metric in METRICS for end in ("low", "high")),
+    *("model", "arm", "lr", "step", "tokens", *METRICS),
+    *(f"{metric}{end}" for metric in METRICS for end in ENDS[1:]),
     *SHARE,
+    *("took", "picked"),
+    *AREA,
 )
 # Below this gap between base and model there is nothing that could be said to come back.
 LEAST_GAP = 0.05
 CHANCE = 0.25
+HALF = 0.5
+
+
+class Reference(NamedTuple):
+    """Held-out answers of the filtered model after one arm, at the rate picked for it."""
+
+    area: Floats
+    """`[questions]`: area under each answer over log-steps."""
+    end: Floats
+    """`[questions]`, 0 or 1, after the last step."""
+
+
+References = Mapping[str, Reference]
+"""By arm; an arm that did not test the filtered model is not there."""
+
+
+class Setting(NamedTuple):
+    """What the answers of a model are compared with, and how."""
+
+    base: "Measured | None"
+    """Before any attack: it gives the gap."""
+    references: References
+    material: "Material"
+    options: Any
+    """Of the attack: `steps`, to where areas reach, `general_floor` and `seed`."""
+
+    @property
+    def entities(self) -> list[str]:
+        """Of each held-out question."""
+        return self.material.entities("heldout")
+
+
+# ── numbers ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def log_area(steps: Sequence[int], values: Sequence[Any], last: int) -> Any:
+    """Mean of a curve over log(1 + step), from 0 to `last`, by trapezoids; the last value is held.
+
+    `values`: numbers or arrays of one shape, at `steps`, which rise from 0. A curve that is c
+    throughout gives c, so areas of accuracies are accuracies.
+    """
+    x = np.log1p([*steps, max(last, steps[-1])])
+    y = np.stack([np.asarray(value, np.float64) for value in (*values, values[-1])])
+    return np.trapezoid(y, x, axis=0) / x[-1]
+
+
+def over_entities(values: Floats, entities: Sequence[str], seed: int) -> Interval:
+    """Mean of values per question, `[questions]`, with entities resampled."""
+    _, place = np.unique(np.asarray(entities), return_inverse=True)
+    counts = np.bincount(place).astype(np.float64)
+    return intervals.ratio_interval(np.bincount(place, weights=values), counts, seed)
 
 
 def recovered_share(
-    base: NDArray[np.float64],
-    start: NDArray[np.float64],
-    after: NDArray[np.float64],
-    seed: int,
+    base: Floats, start: Floats, after: Floats, entities: Sequence[str], seed: int
 ) -> dict[str, float]:
     """Cells of `SHARE`: (after − start)/(base − start) of accuracies, each `[questions]`, the same.
 
     None of them where base − start is below 0.05, no interval where a resample has no gap. The
-    interval resamples questions, the same ones in all three, so that hard and easy questions do not
+    interval resamples entities, the same ones in all three, so that hard and easy questions do not
     widen it.
     """
     gap = base.mean() - start.mean()
     if gap < LEAST_GAP:
         return {}
     share = float((after.mean() - start.mean()) / gap)
-    weights = intervals.document_weights(len(base), seed)
-    gaps = weights @ (base - start)
-    if not (gaps > 0).all():
+    _, place = np.unique(np.asarray(entities), return_inverse=True)
+    gained, gaps = (np.bincount(place, weights=one - start) for one in (after, base))
+    weights = intervals.document_weights(len(gaps), seed)
+    if not (weights @ gaps > 0).all():
         return {"recovered_share": share}
-    resampled = (weights @ (after - start)) / gaps
+    resampled = (weights @ gained) / (weights @ gaps)
     return intervals.percentile_interval(share, resampled).cells("recovered_share")
 
 
-def attack_rows(
-    label: str, lr: float, found: "Mapping[int, Measured]", base: "Measured | None", seed: int
-) -> list[dict[str, Any]]:
-    """Rows of relearning.csv for one attack, by step; what was not measured is empty.
+def heldout_area(attacked: "Attacked", last: int) -> Floats:
+    """Area under each held-out answer, `[questions]`."""
+    answers = [measured.correct["heldout"] for measured in attacked.measured.values()]
+    found: Floats = log_area([*attacked.measured], answers, last)
+    return found
 
-    `base` gives the gap for the recovered share.
+
+# ── the rate that is picked ───────────────────────────────────────────────────────────────────────
+
+
+def _kept(attacked: "Attacked", floor: float) -> bool:
+    """Whether the model still knows general facts at the end, where that was asked."""
+    general = attacked.end.accuracy.get("general")
+    return general is None or bool(general.mean > floor)
+
+
+def pick(attacks: "Sequence[Attacked]", floor: float) -> "Attacked | None":
+    """The rate of one arm that is read on held-out questions, or None: the arm tested nothing.
+
+    Among the rates at which the attack took (all, where that cannot be said) and general accuracy
+    ends above `floor`: the highest accuracy on `tune` at the end, then the largest area under it,
+    then the lowest rate. Without questions, the lowest NLL on forget lines.
     """
+    tested = [one for one in attacks if one.took is not False and _kept(one, floor)]
+
+    def order(one: "Attacked") -> tuple[float, float, float]:
+        if "tune" not in one.end.accuracy:
+            return -float(one.end.nll["forget"].mean), 0.0, -one.lr
+        means = [float(measured.accuracy["tune"].mean) for measured in one.measured.values()]
+        return means[-1], float(log_area([*one.measured], means, one.steps)), -one.lr
+
+    return max(tested, key=order, default=None)
+
+
+def not_tested(attacks: "Sequence[Attacked]", floor: float) -> str:
+    """Why an arm tested nothing."""
+    reached = [max(m.accuracy["attack"].mean for m in a.measured.values())
+               for a in attacks if a.took is False]  # fmt: skip
+    if len(reached) == len(attacks):
+        return f"the attack did not take: attacked facts reached {max(reached):.2f}"
+    return f"general accuracy does not end above {floor:g} at any rate"
+
+
+# ── rows ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _areas(attacked: "Attacked", setting: Setting) -> dict[str, float]:
+    """Cells of `AREA`."""
+    if "heldout" not in attacked.end.correct:
+        return {}
+    area = heldout_area(attacked, setting.options.steps)
+    cells = over_entities(area, setting.entities, setting.options.seed).cells("area")
+    reference = setting.references.get(attacked.arm)
+    if reference is not None:
+        over = over_entities(area - reference.area, setting.entities, setting.options.seed)
+        cells |= over.cells("area_over_filtered")
+    return cells
+
+
+def attack_rows(
+    label: str, attacks: "Sequence[Attacked]", setting: Setting
+) -> list[dict[str, Any]]:
+    """Rows of relearning.csv, by arm, rate and step; what was not measured is empty."""
     rows = []
-    for step, measured in found.items():
-        row: dict[str, Any] = dict.fromkeys(COLUMNS)
-        row |= {"model": label, "lr": lr, "step": step, "tokens": measured.tokens}
-        for group, interval in measured.accuracy.items():
-            row |= interval.cells(f"{group}_accuracy")
-        for split, interval in measured.nll.items():
-            row |= interval.cells(f"{split}_nll")
-        if base is not None and "heldout" in base.correct:
-            known, start, after = (one.correct["heldout"] for one in (base, found[0], measured))
-            row |= recovered_share(known, start, after, seed)
-        rows.append(row)
+    for one in attacks:
+        same_arm = [other for other in attacks if other.arm == one.arm]
+        shared: dict[str, Any] = {"model": label, "arm": one.arm, "lr": one.lr}
+        shared["took"] = None if one.took is None else int(one.took)
+        shared["picked"] = int(one is pick(same_arm, setting.options.general_floor))
+        shared |= _areas(one, setting) if one.took is not False else {}
+        for step, measured in one.measured.items():
+            row: dict[str, Any] = dict.fromkeys(COLUMNS)
+            row |= {**shared, "step": step, "tokens": measured.tokens}
+            for group, interval in measured.accuracy.items():
+                row |= interval.cells(f"{group}_accuracy")
+            for split, interval in measured.nll.items():
+                row |= interval.cells(f"{split}_nll")
+            if setting.base is not None and "heldout" in measured.correct and one.took is not False:
+                answers = (setting.base, one.measured[0], measured)
+                known, start, after = (each.correct["heldout"] for each in answers)
+                row |= recovered_share(known, start, after, setting.entities, setting.options.seed)
+            rows.append(row)
     return rows
 
 
 def question_rows(
-    material: "Material", label: str, lr: float | None, found: "Mapping[int, Measured]"
+    material: "Material", label: str, arm: str, lr: float | None, found: "Mapping[int, Measured]"
 ) -> list[dict[str, Any]]:
-    """Rows of per_question.csv: each answer at each measured step; `lr` None for the base."""
+    """Rows of per_question.csv: each answer at each measured step; no rate for the base's."""
+    named = {"model": label, "arm": arm, "lr": lr}
     return [
-        {"model": label, "lr": lr, "step": step, "group": group, "id": asked.id, "correct": right}
+        {**named, "step": step, "group": group, "id": asked.id, "entity": asked.entity,
+         "correct": right}
         for step, measured in found.items()
         for group, questions in material.questions.items()
         for asked, right in zip(questions, measured.correct[group].astype(int), strict=True)
-    ]
+    ]  # fmt: skip
 
 
 # ── summary ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _at_rate(rows: Sequence[Mapping[str, Any]], floor: float) -> dict[str, Any]:
-    """What one rate brought back: at its end, and at the best step for the attacker."""
-    # A model that the attack has broken answers nothing: only steps above the floor count.
-    whole = [r for r in rows if r["general_accuracy"] is None or r["general_accuracy"] > floor]
-    best, half_of_best, half_of_gap = None, None, None
-    if rows[-1]["recovered_share"] is not None and whole:
-        highest = max(whole, key=lambda r: (r["recovered_share"], -r["step"]))
-        best = {n: highest[n] for n in ("step", "heldout_accuracy", "general_accuracy", *SHARE)}
-        shares = {r["step"]: r["recovered_share"] for r in whole}
-        half = best["recovered_share"] / 2
-        half_of_best = next((step for step, share in shares.items() if share >= half > 0), None)
-        half_of_gap = next((step for step, share in shares.items() if share >= 0.5), None)
-    return {
-        **{name: rows[-1][name] for name in ("lr", *METRICS, "recovered_share")},
-        "best": best,
-        "steps_to_half_of_best": half_of_best,
-        "steps_to_half_of_gap": half_of_gap,
+def arm_summary(
+    attacks: "Sequence[Attacked]", rows: Sequence[Mapping[str, Any]], setting: Setting
+) -> dict[str, Any]:
+    """What one arm brought out at the rate picked for it; empty (None) where it tested nothing."""
+    chosen, arm = pick(attacks, setting.options.general_floor), attacks[0].arm
+    end = next((r for r in rows if r["picked"] and r["arm"] == arm and chosen
+                and r["step"] == chosen.steps), {})  # fmt: skip
+    took = None if all(a.took is None for a in attacks) else sum(a.took is True for a in attacks)
+    facts: dict[str, Any] = {
+        "arm": arm,
+        "rates": len(attacks),
+        "rates_took": took,
+        "not_tested": "" if chosen else not_tested(attacks, setting.options.general_floor),
+        **dict.fromkeys(("lr", "step", *(f"{m}{end}" for m in METRICS for end in ENDS))),
+        **dict.fromkeys((*OVER_FILTERED, *AREA, *SHARE, "steps_to_half")),
     }
+    facts |= {name: end[name] for name in facts if name in end}
+    reference = setting.references.get(arm)
+    if chosen and reference is not None and "heldout" in chosen.end.correct:
+        over = chosen.end.correct["heldout"] - reference.end
+        found = over_entities(over, setting.entities, setting.options.seed)
+        facts |= found.cells("heldout_over_filtered")
+    for row in rows:
+        reached = row["picked"] and row["arm"] == arm and (row["recovered_share"] or 0) >= HALF
+        if reached and facts["steps_to_half"] is None:
+            facts["steps_to_half"] = row["step"]
+    return facts
 
 
 def summary(
-    model: str, rows: Sequence[Mapping[str, Any]], base_accuracy: float | None, floor: float
+    model: str,
+    attacks: "Sequence[Attacked]",
+    rows: Sequence[Mapping[str, Any]],
+    setting: Setting,
 ) -> dict[str, Any]:
-    """What summary.json says. Worst case: the rate with the largest share at its best step.
-
-    Without a gap `worst_rate` is that of the highest held-out accuracy at its end, else lowest NLL.
-    """
-    rates = [
-        _at_rate([r for r in rows if r["lr"] == lr], floor)
-        for lr in dict.fromkeys(r["lr"] for r in rows)
-    ]
-    attacked = [rate for rate in rates if rate["best"] is not None]
-    if attacked:
-        worst = max(attacked, key=lambda rate: rate["best"]["recovered_share"])
-    elif rates[0]["heldout_accuracy"] is not None:
-        worst = max(rates, key=lambda rate: rate["heldout_accuracy"])
-    else:
-        worst = min(rates, key=lambda rate: rate["forget_nll"])
+    """What summary.json says: where the model started, and what each arm brought out."""
+    known = setting.base and setting.base.correct.get("heldout")
+    arms = dict.fromkeys(one.arm for one in attacks)
     return {
         "model": model,
         "start": {metric: rows[0][metric] for metric in METRICS},
-        "base_heldout_accuracy": base_accuracy,
-        "general_floor": floor,
-        "rates": rates,
-        "worst_case": {"lr": worst["lr"], **worst["best"]} if attacked else None,
-        "worst_rate": worst["lr"],
+        "base_heldout_accuracy": None if known is None else float(known.mean()),
+        "general_floor": setting.options.general_floor,
+        "arms": [arm_summary([a for a in attacks if a.arm == arm], rows, setting) for arm in arms],
     }
 
 
-# ── over all models ───────────────────────────────────────────────────────────────────────────────
+def read_references(folder: "Path", material: "Material", last: int) -> dict[str, Reference]:
+    """What the filtered model answered to the held-out questions, from its result folder."""
+    import pandas as pd
 
-
-class Found(NamedTuple):
-    """The result of one model, read back."""
-
-    label: str
-    table: "pd.DataFrame"
-    summary: dict[str, Any]
-
-
-def overview_rows(found: Sequence[Found]) -> list[dict[str, Any]]:
-    """One row per model: where it started, and the worst case over rates and steps."""
-    accuracies = ("heldout_accuracy", "general_accuracy")
-    rows = []
-    for one in found:
-        start, worst = one.summary["start"], one.summary["worst_case"] or {}
-        row = {"model": one.label, **{f"start_{name}": start[name] for name in accuracies}}
-        row |= {f"worst_{name}": worst.get(name) for name in ("lr", "step", *accuracies)}
-        rows.append(row | {name: worst.get(name) for name in SHARE})
-    return rows
-
-
-def _panel(
-    found: Sequence[Found], base: str, rate: float | None, metric: str, title: str
-) -> "Panel":
-    """One metric over the steps of the attack; `rate` None: each model at its worst."""
-    from model_diffs.core import figures
-    from model_diffs.core.naming import short_label
-
-    labels, lines = [one.label for one in found], []
-    for one in found:
-        table = one.table[one.table["lr"] == (rate or one.summary["worst_rate"])]
-        colour = figures.BASE if one.label == base else figures.model_colour(one.label, labels)
-        # Base and filtered models are references for the unlearned ones.
-        style = ":" if colour in (figures.BASE, figures.FILTERED) else "-"
-        name = short_label(one.label, base)
-        lines.append(figures.column_line(table, metric, name, colour, style, "step"))
-    asked = metric.endswith("accuracy")
-    return figures.Panel(
-        title + (f" (rate {rate:g})" if rate else ""),
-        "four-choice accuracy" if asked else "NLL, nats per token",
-        [line for line in lines if line.x],
-        CHANCE if asked else None,
-        "chance",
-        from_zero=asked,
-        xlabel="steps of the attack",
-    )
-
-
-def overview_figure(
-    found: Sequence[Found], base: str, rates: Iterable[float | None], title: str
-) -> "Figure":
-    """All models, a row of panels for each rate (None: each model at the rate worst for it).
-
-    Held-out beside general accuracy or, without questions, forget beside retain NLL.
-    """
-    from model_diffs.core.figures import layer_figure
-
-    titles = {
-        "heldout_accuracy": "Facts that the attacker never showed",
-        "general_accuracy": "General facts: what the attack costs",
-    }
-    if all(one.table["heldout_accuracy"].isna().all() for one in found):
-        titles = {
-            "forget_nll": "Forget lines that the attacker never showed",
-            "retain_nll": "Retain lines",
-        }
-    panels = [
-        _panel(found, base, rate, metric, text) for rate in rates for metric, text in titles.items()
-    ]
-    return layer_figure(title, panels, legend="below")
+    ids = [question.id for question in material.questions["heldout"]]
+    table = pd.read_csv(folder / "relearning.csv")
+    single = pd.read_csv(folder / "per_question.csv", dtype={"id": str})
+    single = single[single["group"] == "heldout"]
+    found = {}
+    for arm, lr in table.loc[table["picked"] == 1, ["arm", "lr"]].drop_duplicates().to_numpy():
+        own = single[(single["arm"] == arm) & (single["lr"] == lr)]
+        answers = own.pivot(index="step", columns="id", values="correct")[ids]
+        values = answers.to_numpy(np.float64)
+        area = log_area([int(step) for step in answers.index], [*values], last)
+        found[str(arm)] = Reference(area, values[-1])
+    return found
