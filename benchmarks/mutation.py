@@ -35,7 +35,8 @@ MODULES = {
     "activation_norms mlp_nullspace selectivity sensitivity subspaces separation",
     "evaluation": "logit_lens scoring",
     "activations": "sums tokens",
-    "unlearning": "losses likelihood representation adversarial reference data optimizers trainer",
+    "unlearning": "losses likelihood representation adversarial reference data optimizers "
+    "measuring trainer",
     "attacks": "relearning recovered relearning_tables",
     "dictionaries": "pursuit itda sums diffing training sae",
     "importance": "measuring lenses sites",
@@ -48,8 +49,10 @@ THROUGH = {
     "diagnostics/projections.py": ["test_row_space.py"],
     "diagnostics/selectivity.py": ["test_row_space.py"],
     "importance/sites.py": ["test_importance.py", "test_sae_in_the_loop.py"],
-    "unlearning/likelihood.py": ["test_unlearning_losses.py", "test_unlearning_trainer.py"],
-    "unlearning/representation.py": ["test_unlearning_losses.py", "test_unlearning_trainer.py"],
+    **dict.fromkeys(
+        ("unlearning/likelihood.py", "unlearning/representation.py", "unlearning/measuring.py"),
+        ["test_unlearning_losses.py", "test_unlearning_trainer.py", "test_unlearning_wiring.py"],
+    ),
 }
 """Test files of modules that tests reach through a script, or under the name of their room."""
 EQUIVALENT = Path(__file__).parent / "mutation_equivalent.txt"
