@@ -51,7 +51,7 @@ THROUGH = {
     "importance/sites.py": ["test_importance.py", "test_sae_in_the_loop.py"],
     **dict.fromkeys(
         ("unlearning/likelihood.py", "unlearning/representation.py", "unlearning/measuring.py"),
-        ["test_unlearning_losses.py", "test_unlearning_trainer.py", "test_unlearning_wiring.py"],
+        ("test_unlearning_losses.py", "test_unlearning_trainer.py", "test_unlearning_wiring.py"),
     ),
 }
 """Test files of modules that tests reach through a script, or under the name of their room."""
@@ -86,7 +86,7 @@ def test_files(module: str, folder: Path) -> list[str]:
     from_room = rf"from {PACKAGE}\.{room} import (\([^)]*|[^\n]*)\b{name}\b"
     named = re.compile(rf"\b{PACKAGE}\.{room}\.{name}\b|{from_room}")
     files = sorted((folder / "tests").glob("test_*.py"))
-    through = THROUGH.get(module, [])
+    through = THROUGH.get(module, ())
     return [
         f"tests/{file.name}"
         for file in files
