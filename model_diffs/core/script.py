@@ -61,11 +61,14 @@ def execute(module: ModuleType, words: Sequence[str] | None = None) -> None:
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+# A folder or a loop of links where a file was looked for, or a name that no file can have.
+_NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def disk_problem(error: BaseException) -> str:
-    """What is wrong where a disk is full or unwritable, whichever library says so; else empty."""
-    if isinstance(error, OSError) and error.errno in _DISK:
+    """What is wrong where a disk is full or unwritable, whichever library says so, or where a name
+    is of no file; else empty."""
+    if isinstance(error, OSError) and error.errno in (*_DISK, *_NO_FILE):
         return f"{error.strerror}: {error.filename or 'output'}"
     found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
     if found and int(found[1]) in _DISK:
@@ -88,8 +91,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     """Run `main` and leave with its exit status.
 
     0 done; 2 bad input, with one line on stderr; 130 Ctrl-C; 143 SIGTERM; 141 nobody reads the
-    output any more (`| head`). A full or unwritable disk is bad input too. Anything else is a
-    defect and keeps its traceback.
+    output any more (`| head`). A full or unwritable disk and a name of no file are bad input too.
+    Anything else is a defect and keeps its traceback.
     """
     script = Path(sys.argv[0]).name
     end_with_parent()
