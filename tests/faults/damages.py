@@ -26,6 +26,8 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
 import forked  # noqa: E402
 import tiny_models  # noqa: E402
 import tiny_study  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 SECONDS = 30.0
 STUDY = """
@@ -84,6 +86,8 @@ COMMANDS: dict[str, list[str]] = {
     "check_experiment.py": ["--study", "study.toml", *CPU],
     "important_acts_ftrs/layer_gradient_analysis.py": [
         "--model", "./b", "--dataset", "texts/forget.txt", *CPU, "--save-outputs"],
+    "important_acts_ftrs/sae_gradient_analysis.py": [
+        "--model", "./b", "--sae", "sae", "--dataset", "texts/forget.txt", *CPU, "--save-outputs"],
     "pipeline": ["study.toml", "--dry-run"],
 }  # fmt: skip
 STATUSES = {"check_experiment.py": (0, 1, 2), "infer.py": (0, 1, 2)}
@@ -115,10 +119,26 @@ def build(place: Path, scripts: Sequence[str]) -> None:
     lines = [json.dumps(question) for question in questions]
     (place / "texts/questions.jsonl").write_text("\n".join(lines))
     (place / "study.toml").write_text(STUDY)
+    _save_sae(place / "sae/layers.1.mlp")
     for script in scripts:
         ended = forked.run(place, [script, *COMMANDS[script]], 10 * SECONDS)
         if ended.status:
             raise SystemExit(f"{script} fails on the sound study:\n{ended.out}{ended.err}")
+
+
+def _save_sae(folder: Path) -> None:
+    """A random SAE of 8 features, in the format of sparsify."""
+    size, width = 8, tiny_models.HIDDEN
+    draw = torch.Generator().manual_seed(0)
+    decoder = torch.nn.functional.normalize(torch.randn(size, width, generator=draw))
+    zeros = {"encoder.bias": torch.zeros(size), "b_dec": torch.zeros(width)}
+    folder.mkdir(parents=True)
+    save_file(
+        {"encoder.weight": decoder.clone(), "W_dec": decoder, **zeros}, folder / "sae.safetensors"
+    )
+    told = {"activation": "topk", "num_latents": size, "k": 2, "d_in": width, "transcode": False,
+            "normalize_decoder": True, "multi_topk": False}  # fmt: skip
+    (folder / "cfg.json").write_text(json.dumps(told))
 
 
 def contents(place: Path) -> dict[str, str]:
@@ -223,22 +243,43 @@ BY_SUFFIX: dict[str, tuple[Damage, ...]] = {
     ".txt": (*ANY, _odd_line, _odd_line),
     ".toml": (*ANY, _odd_line, _odd_line, _odd_line),
 }
-# What is damaged: alike often, however many files each kind has.
-TARGETS = ("[ab]/config.json", "[ab]/*.safetensors", "[ab]/tokenizer*.json", "texts/*", "texts/*",
-           "study.toml", "outputs/**/*.csv", "outputs/**/run.json", "outputs/**/*.*",
-           "outputs/activation_cache/*/*", "artifacts/**/*.*", "unlearned_models/**/*.*",
-           "data/**/*.*")  # fmt: skip
+# What is damaged, alike often however many files there are, and which scripts look at it (or any).
+TARGETS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("[ab]/config.json", ()),
+    ("[ab]/*.safetensors", ()),
+    ("[ab]/tokenizer*.json", ()),
+    ("texts/*.txt", ()),
+    ("texts/*.json", ("create_datasets.py",)),
+    ("texts/*.jsonl", ("relearn.py", "linear_probe_analysis.py", "unlearn.py")),
+    ("study.toml", ("pipeline", "check_experiment.py")),
+    ("outputs/*/param_stats/*", ("plot_param_stats.py", "plot_side_by_side.py", "report.py",
+                                 "analyze_mlp_vs_attn.py", "collect_param_stats.py")),
+    ("outputs/*/activation_stats/*", ("plot_activation_norms.py", "plot_side_by_side.py",
+                                      "report.py", "collect_activation_norms.py")),
+    ("outputs/**/run.json", ("report.py", "pipeline")),
+    ("outputs/**/*.*", ("report.py", "pipeline", "relearn.py")),
+    ("outputs/activation_cache/*/*", ("collect_activation_norms.py", "linear_probe_analysis.py",
+                                      "activation_separation_analysis.py")),
+    ("artifacts/**/*.*", ("diff.py", "train_itda.py")),
+    ("sae/**/*.*", ("important_acts_ftrs/sae_gradient_analysis.py",)),
+    ("unlearned_models/**/*.*", ("unlearn.py",)),
+    ("data/**/*.*", ("create_datasets.py",)),
+)  # fmt: skip
 
 
-def damage(place: Path, draw: random.Random) -> tuple[str, str]:
-    """Damage one thing of a study; what was done, and the name that model `b` has now."""
+def damage(place: Path, draw: random.Random) -> tuple[str, str, tuple[str, ...]]:
+    """Damage one thing of a study.
+
+    Returns what was done, the name that model `b` has now, and the scripts that look at the thing.
+    """
     if draw.random() < 0.05:
         name = draw.choice(ODD_NAMES)
         (place / "b").rename(place / name)
-        return f"b is named {name!r}", f"./{name}"
+        return f"b is named {name!r}", f"./{name}", ()
     files: list[Path] = []
     while not files:
-        files = sorted(path for path in place.glob(draw.choice(TARGETS)) if path.is_file())
+        pattern, scripts = draw.choice(TARGETS)
+        files = sorted(path for path in place.glob(pattern) if path.is_file())
     path = draw.choice(files)
     how = draw.choice(BY_SUFFIX.get(path.suffix, ANY))
     stat, here = path.stat(), Path.cwd()
@@ -251,7 +292,7 @@ def damage(place: Path, draw: random.Random) -> tuple[str, str]:
         os.chdir(here)
     if draw.random() < 0.5 and path.is_file():
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    return f"{how.__name__.strip('_')} {path.relative_to(place)}", "./b"
+    return f"{how.__name__.strip('_')} {path.relative_to(place)}", "./b", scripts
 
 
 # ── judging ───────────────────────────────────────────────────────────────────────────────────────
@@ -331,8 +372,8 @@ def trial(
     draw, place = random.Random(f"{seed} {number}"), room / "study"
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(sound, place, symlinks=True)
-    what, model_b = damage(place, draw)
-    script = draw.choice([*scripts])
+    what, model_b, concerned = damage(place, draw)
+    script = draw.choice([one for one in concerned if one in scripts] or [*scripts])
     command = [script, *(model_b if word == "./b" else word for word in COMMANDS[script])]
     if draw.random() < 0.5 and script not in ("pipeline",):
         for folder in states(place, command):  # made anew, from what is damaged
