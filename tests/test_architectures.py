@@ -120,6 +120,12 @@ def test_buffers_of_old_checkpoints_are_not_matrices():
         assert architectures.matrices(name, (1, 1, 8, 8), "gpt2") == []
 
 
+def test_biases_of_attention_are_weights_and_masks_are_not():
+    assert architectures.is_weight("transformer.h.0.attn.c_attn.bias")
+    assert not architectures.is_weight("transformer.h.0.attn.bias")
+    assert not architectures.is_weight("gpt_neox.layers.0.attention.masked_bias")
+
+
 def test_unknown_architecture_error_names_what_was_looked_for():
     with pytest.raises(BadInput, match=r"mystery.*looked for"):
         architectures.describe_parameter("model.layers.0.mystery.weight")

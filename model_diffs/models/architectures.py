@@ -37,7 +37,7 @@ _OUTER_LEAVES = {
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.weight$")
 # Causal masks and rotary tables of older checkpoints, and the other parts of multimodal ones.
 _NO_WEIGHT = re.compile(
-    r"(?:attn|attention)\.(?:bias|masked_bias)$|rotary_emb\.|inv_freq$|(?:^|\.)position_ids$"
+    r"(?:^|\.)(?:attn|attention)\.(?:bias|masked_bias)$|rotary_emb\.|inv_freq$|(?:^|\.)position_ids$"
     r"|(?:^|\.)(?:vision_tower|vision_model|multi_modal_projector)\."
 )
 # Linear layers of these are Conv1D, stored [in, out].
