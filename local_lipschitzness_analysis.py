@@ -1,9 +1,10 @@
 """Step 12. Did the intervention make the model rougher or smoother around its inputs?
 
 Embeddings of a text are perturbed by a small part of their length, and the largest change of the
-final hidden states relative to the perturbation is kept; beside it stand the norm of the Jacobian
-(the sharp local constant), the loss's gradient and the variance of the logits. `--dtype auto`
-computes in fp32 on every device: half precision rounds by as much as the perturbations are large.
+final hidden states (before the head) over the length of the perturbation is kept; beside it stand
+the norm of the Jacobian (the sharp local constant), both at the logits and both of relative
+changes, the loss's gradient and the variance of the logits. `--dtype auto` computes in fp32 on
+every device: half precision rounds by as much as the perturbations are large.
 
     uv run local_lipschitzness_analysis.py --model-a ./models/miniature-base \\
         --model-b ./models/miniature-filtered ./unlearned_models/miniature-base__rmu \\
@@ -38,6 +39,7 @@ STEP = Step(
     folder="lipschitzness",
     question="Is the model rougher or smoother around its inputs?",
     needs=("forget", "retain"),
+    version=2,
     tables=(Table("lipschitzness_summary"), Table("per_text")),
     figures=(Figure("lipschitzness_analysis", "Sensitivity by text kind", "stability"),),
     measures=tuple(
@@ -73,14 +75,24 @@ STEP = Step(
                 "lipschitz",
                 "noise response",
                 "response to noise",
-                "Mean response to random noise on the embeddings",
+                "Mean response of the final hidden states, before the head, to random noise on the "
+                "embeddings",
+            ),
+            (
+                "lipschitz_logits",
+                "lipschitz_logits_relative",
+                "relative response of logits",
+                "relative response of the logits to noise",
+                "Mean relative change of the logits over the relative size of random noise on the "
+                "embeddings,",
             ),
             (
                 "jacobian",
                 "jacobian_norm",
                 "Jacobian norm",
                 "Jacobian norm",
-                "Mean norm of the Jacobian with respect to the embeddings",
+                "Mean norm of the Jacobian of the final hidden states, before the head, with "
+                "respect to the embeddings",
             ),
         )
         for split in ("forget", "retain")
@@ -94,6 +106,19 @@ PANELS = {
     "output_variance": ("Spread of the logits", "variance over δ"),
 }
 """Title and ylabel by metric."""
+CHANGES = {
+    "lipschitz": "largest response\nfound",
+    "lipschitz_relative": "relative",
+    "lipschitz_logits": "at the\nlogits",
+    "lipschitz_logits_relative": "at the logits,\nrelative",
+    "jacobian_norm": "largest response\npossible",
+    "jacobian_norm_relative": "relative",
+    "jacobian_norm_logits": "at the\nlogits",
+    "jacobian_norm_logits_relative": "at the logits,\nrelative",
+    "gradient_norm": "pull of\nthe loss",
+    "output_variance": "spread of\nthe logits",
+}
+"""What the changes are of, by metric."""
 
 
 def at_least_two(value: int) -> None:
@@ -111,7 +136,9 @@ class Options(Comparison, Reading, Figures):
     )
     num_perturbations: int = option(10, "random perturbations per text", check=at_least_two)
     lipschitz_samples: int = option(
-        64, "texts per split, evenly spread over the sample; 0 = all of it", check=natural
+        64,
+        "texts per split, evenly spread over those of --max-samples; 0 = all of them",
+        check=natural,
     )
     tol: float = option(1e-3, "relative error of the Jacobian norm", check=positive)
     max_iters: int = option(100, "maximum number of products with JᵀJ", check=positive)
@@ -174,16 +201,18 @@ def draw_changes(axes: "Axes", change: dict[str, Any], colour: str) -> None:
 
     undefined = dict.fromkeys(("mean", "low", "high"), math.nan)
     for split, face, shift in (("forget", colour, -0.1), ("retain", "white", 0.1)):
-        of_split = [change[split].get(metric, {}) for metric in PANELS]
+        of_split = [change[split].get(metric, {}) for metric in CHANGES]
         relative = 1 + pd.DataFrame([one.get("relative", undefined) for one in of_split])
         draw_points(axes, shift, relative, color=colour, mfc=face, ms=7, label=f"{split} texts")
     axes.axhline(1, color="#999999", lw=0.9, zorder=0)
-    axes.text(len(PANELS) - 0.42, 1, "unchanged", ha="right", va="bottom", fontsize=9, color="#777")
+    axes.text(
+        len(CHANGES) - 0.42, 1, "unchanged", ha="right", va="bottom", fontsize=9, color="#777"
+    )
     low, high = axes.get_ylim()
     if high > 10 or low < 0.1:  # on a linear axis all small changes would lie on the line
         axes.set_yscale("log")
-    axes.set_xticks(range(len(PANELS)), [title for title, _ in PANELS.values()])
-    axes.set_xlim(-0.6, len(PANELS) - 0.4)
+    axes.set_xticks(range(len(CHANGES)), [*CHANGES.values()], fontsize=9)
+    axes.set_xlim(-0.6, len(CHANGES) - 0.4)
     axes.set(title="Changed model over base, paired over texts", ylabel="mean of B / mean of A")
     axes.legend(loc="best")
 

@@ -44,7 +44,8 @@ MODEL_FOLDERS = ("linear_probes", "relearning")
 
 
 def comparison(changed: str) -> Comparison:
-    role = "filtered" if changed == "filtered" else "unlearned"
+    control = changed.startswith(("benign", "noise", "reseeded"))
+    role = "filtered" if changed == "filtered" else "control" if control else "unlearned"
     return Comparison(f"base__to__{changed}", "base", changed, changed, role)
 
 
@@ -199,7 +200,8 @@ class Study:
                 other = self.noise("jacobian", split, model).uniform(0.9, 1.1, count)
                 rows += [
                     {"model": model, "data": split, "text": i, "tokens": 5,
-                     "lipschitz": k * value[i], "jacobian_norm": k * value[i] * other[i]}
+                     "lipschitz": k * value[i], "lipschitz_logits_relative": value[i] / k,
+                     "jacobian_norm": k * value[i] * other[i]}
                     for i in range(count)
                 ]  # fmt: skip
         self.table(f"{one.label}/lipschitzness/per_text.csv", rows)

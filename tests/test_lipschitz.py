@@ -65,10 +65,15 @@ def test_responses_of_linear_model_are_at_most_largest_singular_value(linear: An
     def outputs(at: torch.Tensor) -> lipschitz.Output:
         return lipschitz.Output(f(at), f(at))
 
-    few, _ = lipschitz.respond(outputs, x, counted, deltas[:10], 4)
-    many, found_variance = lipschitz.respond(outputs, x, counted, deltas, 64)
+    few = lipschitz.respond(outputs, x, counted, deltas[:10], 4).hidden
+    found = lipschitz.respond(outputs, x, counted, deltas, 64)
+    many, found_variance = found.hidden, found.variance
     assert (many <= sigma * (1 + 1e-4)).all()
     assert (many >= few).all()
+    assert torch.equal(found.logits, many), "the logits are the hidden states here"
+    for row, c in enumerate(counted):
+        scale = float(x[row, c].norm() / f(x)[row, c].norm())
+        assert float(found.hidden_scale[row]) == pytest.approx(scale, rel=1e-5)
     # Var of the output of a linear map under these perturbations, from the perturbations alone.
     variance = f(deltas.double().float()).double().var(0, correction=1).mean(-1)
     expected = torch.stack([variance[row, c].mean() for row, c in enumerate(counted)])
@@ -145,6 +150,17 @@ def test_batched_rows_equal_single_texts(family: str) -> None:
             for m, d in zip(moved, deltas, strict=True)
         ]
         assert row.lipschitz == pytest.approx(float(max(slopes)), rel=1e-3)
+        scale, logits_scale = (
+            float(x[counted].norm() / part[counted].norm())
+            for part in (centre.hidden, centre.logits)
+        )
+        assert row.lipschitz_relative == pytest.approx(float(max(slopes)) * scale, rel=1e-3)
+        slopes = [
+            float((m.logits - centre.logits)[counted].norm() / d[counted].norm())
+            for m, d in zip(moved, deltas, strict=True)
+        ]
+        assert row.lipschitz_logits == pytest.approx(max(slopes), rel=1e-3)
+        assert row.lipschitz_logits_relative == pytest.approx(max(slopes) * logits_scale, rel=1e-3)
         variance = torch.stack([m.logits[counted] for m in moved]).var(0, correction=1).mean()
         assert row.output_variance == pytest.approx(float(variance), rel=1e-3)
         x.requires_grad_()
@@ -152,13 +168,47 @@ def test_batched_rows_equal_single_texts(family: str) -> None:
         (gradient,) = torch.autograd.grad(loss, x)
         assert row.loss == pytest.approx(loss.item(), rel=1e-5)
         assert row.gradient_norm == pytest.approx(float(gradient[counted].norm()), rel=1e-5)
-        f = lipschitz.trunk_function(anatomy, mask)
-        J = torch.autograd.functional.jacobian(f, x.detach())[0][counted[0]][:, :, 0, counted[0]]
         n = int(counted.sum()) * x.shape[2]
-        sigma = torch.linalg.svdvals(J.reshape(n, n))[0]
-        assert row.jacobian_norm == pytest.approx(float(sigma), rel=1e-4)
+        for column, f, scaled in (
+            ("jacobian_norm", lipschitz.trunk_function(anatomy, mask), scale),
+            (
+                "jacobian_norm_logits",
+                lambda at, mask=mask: plain(inputs_embeds=at, attention_mask=mask).logits,
+                logits_scale,
+            ),
+        ):
+            J = torch.autograd.functional.jacobian(f, x.detach(), vectorize=True)[0]
+            J = J[counted[0]][:, :, 0, counted[0]]
+            sigma = float(torch.linalg.svdvals(J.reshape(-1, n))[0])
+            assert getattr(row, column) == pytest.approx(sigma, rel=1e-4)
+            assert getattr(row, f"{column}_relative") == pytest.approx(sigma * scaled, rel=1e-4)
         assert row.lipschitz <= row.jacobian_norm * 1.1
         assert row.tokens == len(ids) - start
+
+
+def test_relative_response_ignores_scales_of_embeddings_and_head() -> None:
+    """Embeddings twice as long and a head three times as large: absolute numbers move, relative
+    ones do not. The blocks add nothing here, so that f is a norm and scales with nothing."""
+    rows = []
+    for embeddings, head in ((1.0, 1.0), (2.0, 3.0)):
+        model = tiny_models.build("llama", seed=3)
+        with torch.no_grad():
+            for block in locate(model).blocks:
+                block.self_attn.o_proj.weight.zero_()
+                block.mlp.down_proj.weight.zero_()
+            model.get_input_embeddings().weight *= embeddings
+            model.get_output_embeddings().weight *= head
+        lipschitz.make_differentiable(model)
+        tokens = Tokens(IDS, [1, 0], np.array([0, 1]), {})
+        rows.append(sensitivity.measure(Reader("m", model), split_of(tokens), SETTINGS))
+    one, other = rows
+    for metric in ("lipschitz", "jacobian_norm"):
+        relative = [f"{metric}_relative", f"{metric}_logits_relative"]
+        np.testing.assert_allclose(other[relative], one[relative], rtol=1e-3)
+        np.testing.assert_allclose(other[metric], one[metric] / 2, rtol=1e-3)
+        np.testing.assert_allclose(
+            other[f"{metric}_logits"], one[f"{metric}_logits"] * 1.5, rtol=1e-3
+        )
 
 
 def test_text_of_a_single_token_has_no_gradient() -> None:
@@ -216,7 +266,8 @@ def test_script_loads_the_base_once_and_pairs_texts(
     assert len(part) == 2
     row = table.iloc[0]
     assert row["avg_jacobian_norm"] == pytest.approx(part["jacobian_norm"].mean())
-    assert row["std_lipschitz"] == pytest.approx(part["lipschitz"].std())
+    assert row["std_lipschitz"] == pytest.approx(part["lipschitz"].std(ddof=1))
+    assert row["avg_lipschitz_logits"] == pytest.approx(part["lipschitz_logits"].mean())
     assert row["avg_lipschitz_low"] <= row["avg_lipschitz"] <= row["avg_lipschitz_high"]
     still = json.loads((folders["same"] / "summary.json").read_text())["changes"]
     for split in ("forget", "retain"):

@@ -2,9 +2,9 @@
 
 x are the outputs of the embedding module `[B, T, d]`, which the trunk takes as `inputs_embeds`:
 scaling inside that module (Gemma) is part of x, positions (GPT-2, OPT) are not. f(x) are the final
-hidden states. Positions that do not count (padding, BOS) are held fixed and ignored. Every number
-is per text; texts of a batch do not interact, so one pass, or one product with the Jacobian, serves
-all of them.
+hidden states, before the head, g(x) the logits. Positions that do not count (padding, BOS) are held
+fixed and ignored. Every number is per text; texts of a batch do not interact, so one pass, or one
+product with the Jacobian, serves all of them.
 """
 
 import math
@@ -40,6 +40,15 @@ def trunk_function(anatomy: Anatomy, attention_mask: Tensor) -> Function:
         return anatomy.trunk(inputs_embeds=x, attention_mask=attention_mask, use_cache=False)[0]
 
     return f
+
+
+def logits_function(model: nn.Module, attention_mask: Tensor) -> Function:
+    """g: embeddings → logits."""
+
+    def g(x: Tensor) -> Tensor:
+        return model(inputs_embeds=x, attention_mask=attention_mask, use_cache=False).logits
+
+    return g
 
 
 def run(model: nn.Module, anatomy: Anatomy, x: Tensor, attention_mask: Tensor) -> Output:
@@ -89,17 +98,30 @@ def perturbations(
     return (drawn.to(x.device) * radius).to(x.dtype)
 
 
+class Response(NamedTuple):
+    """What perturbations do to a text, `[B]` each; norms are Frobenius over the counted tokens."""
+
+    hidden: Tensor
+    """Largest ‖f(x+δ) − f(x)‖ / ‖δ‖."""
+    logits: Tensor
+    """Largest ‖g(x+δ) − g(x)‖ / ‖δ‖."""
+    variance: Tensor
+    """Of the logits over the δ: unbiased, averaged over the counted tokens and the vocabulary."""
+    hidden_scale: Tensor
+    """‖x‖ / ‖f(x)‖: times it, a quotient is one of relative changes, (‖Δf‖/‖f‖) / (‖δ‖/‖x‖)."""
+    logits_scale: Tensor
+    """‖x‖ / ‖g(x)‖."""
+
+
 def respond(
     outputs: Callable[[Tensor], Output], x: Tensor, counted: Tensor, deltas: Tensor, per_pass: int
-) -> tuple[Tensor, Tensor]:
-    """Largest response and variance of the logits per text `[B]`, `per_pass` x + δ at a time.
+) -> Response:
+    """Responses to the perturbations `deltas`, `per_pass` x + δ at a time.
 
-    The response is ‖f(x+δ) − f(x)‖ / ‖δ‖, Frobenius over the counted tokens, ‖δ‖ that of the
-    difference in x's dtype; the variance is unbiased, averaged over the counted tokens and the
-    vocabulary. `outputs` takes `[rows · B, T, d]`.
+    ‖δ‖ is that of the difference in x's dtype. `outputs` takes `[rows · B, T, d]`.
     """
     centre = outputs(x)
-    largest = torch.zeros(len(x), device=x.device)
+    largest = torch.zeros(2, len(x), device=x.device)
     first, second = (torch.zeros_like(centre.logits, dtype=torch.float32) for _ in range(2))
     for group in deltas.split(per_pass):
         moved = x + group
@@ -107,15 +129,18 @@ def respond(
         hidden, logits = (part.unflatten(0, (len(group), -1)) for part in found)
         for i in range(len(group)):
             size = norms(moved[i].float() - x.float(), counted)
-            moved_by = norms(hidden[i].float() - centre.hidden.float(), counted)
-            largest = torch.maximum(largest, moved_by / size)
             shift = logits[i].float() - centre.logits.float()
+            moved_by = [norms(hidden[i].float() - centre.hidden.float(), counted)]
+            moved_by.append(norms(shift, counted))
+            largest = torch.maximum(largest, torch.stack(moved_by) / size)
             first += shift
             second += shift.square()
     count = len(deltas)
     variance = (second - first.square() / count) / (count - 1)
     per_token = variance.clamp_min(0).mean(-1)
-    return largest, torch.where(counted, per_token, 0.0).sum(1) / counted.sum(1)
+    mean_variance = torch.where(counted, per_token, 0.0).sum(1) / counted.sum(1)
+    scales = [norms(x, counted) / norms(part, counted) for part in centre]
+    return Response(*largest, mean_variance, *scales)
 
 
 def gradient_norms(

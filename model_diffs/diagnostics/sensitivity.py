@@ -19,15 +19,26 @@ from model_diffs.diagnostics import lipschitz
 from model_diffs.models import devices
 from model_diffs.stats.intervals import mean_interval, ratio_interval
 
-METRICS = ("lipschitz", "gradient_norm", "output_variance", "jacobian_norm")
-MEASURED = (*METRICS, "jacobian_iterations", "jacobian_converged", "loss")
+_FIRST = ("lipschitz", "gradient_norm", "output_variance")
+_BESIDE = tuple(
+    f"{metric}_{where}"
+    for metric in ("lipschitz", "jacobian_norm")
+    for where in ("relative", "logits", "logits_relative")
+)
+METRICS = (*_FIRST, "jacobian_norm", *_BESIDE)
+MEASURED = (*METRICS[:4], "jacobian_iterations", "jacobian_converged", "loss", *_BESIDE)
 """Of per_text.csv, after `model`, `data`, `text` (its position in the split) and counted `tokens`.
 Gradient norm and mean next-token loss (nats) are empty where a text has a single token."""
 COLUMNS = (
-    *("model", "data", *(f"{kind}_{metric}" for metric in METRICS[:3] for kind in ("avg", "std"))),
-    *(f"avg_{metric}_{end}" for metric in METRICS[:3] for end in ("low", "high")),
+    *("model", "data", *(f"{kind}_{metric}" for metric in _FIRST for kind in ("avg", "std"))),
+    *(f"avg_{metric}_{end}" for metric in _FIRST for end in ("low", "high")),
     *("avg_jacobian_norm", "std_jacobian_norm", "avg_jacobian_norm_low", "avg_jacobian_norm_high"),
     *("texts", "tokens"),
+    *(
+        name
+        for metric in _BESIDE
+        for name in (f"avg_{metric}", f"std_{metric}", f"avg_{metric}_low", f"avg_{metric}_high")
+    ),
 )
 """Of lipschitzness_summary.csv."""
 # Batches are cut so that logits of perturbed passes and graphs kept for derivatives have at most
@@ -92,7 +103,7 @@ def _seed(seed: int, split: str, document: int) -> int:
 def _measure_batch(
     reader: Reader, at: TokenBatch, seeds: Sequence[int], settings: Settings
 ) -> Tensor:
-    """MEASURED of the texts of a batch, `[B, 7]`."""
+    """MEASURED of the texts of a batch, `[B, 13]`."""
     x, counted = reader.anatomy.embedding(at.batch.input_ids).detach(), at.counted
     if not bool((torch.linalg.vector_norm(x.float(), dim=-1)[counted] > 0).all()):
         raise BadInput(f"{reader.name}: a token's embedding is zero, no distance is relative to it")
@@ -105,11 +116,21 @@ def _measure_batch(
     deltas = lipschitz.perturbations(x, counted, settings.epsilon, count, seeds)
     per_pass = max(1, _LOGITS // (counted.numel() * reader.anatomy.head.weight.shape[0]))
     with torch.no_grad():
-        response, variance = lipschitz.respond(outputs, x, counted, deltas, per_pass)
+        response = lipschitz.respond(outputs, x, counted, deltas, per_pass)
     gradient, loss = lipschitz.gradient_norms(outputs, x, at.batch, counted)
-    trunk = lipschitz.trunk_function(reader.anatomy, at.batch.attention_mask)
-    jacobian = lipschitz.jacobian_norms(trunk, x, counted, seeds, settings.tol, settings.max_iters)
-    columns = [response, gradient, variance, *jacobian, loss]
+    hidden, logits = (
+        lipschitz.jacobian_norms(f, x, counted, seeds, settings.tol, settings.max_iters)
+        for f in (
+            lipschitz.trunk_function(reader.anatomy, at.batch.attention_mask),
+            lipschitz.logits_function(reader.model, at.batch.attention_mask),
+        )
+    )
+    columns = [response.hidden, gradient, response.variance, hidden.value]
+    columns += [hidden.iterations, hidden.converged & logits.converged, loss]
+    scales = response.hidden_scale.cpu(), response.logits_scale.cpu()
+    pairs = (response.hidden.cpu(), response.logits.cpu()), (hidden.value, logits.value)
+    for of_hidden, of_logits in pairs:
+        columns += [of_hidden * scales[0], of_logits, of_logits * scales[1]]
     return torch.stack([column.cpu().double() for column in columns], 1)
 
 
