@@ -3,8 +3,9 @@
 import hashlib
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,14 @@ import torch
 
 from model_diffs.attacks import material, relearning, relearning_tables
 from model_diffs.attacks.material import Attack, Material
+from model_diffs.attacks.relearning import Attacked, Measured
+from model_diffs.attacks.relearning_tables import Reference, Setting
 from model_diffs.core import results, script
 from model_diffs.core.errors import BadInput
 from model_diffs.core.step import load_script
 from model_diffs.data.questions import Question
 from model_diffs.data.texts import Split
+from model_diffs.stats.intervals import entity_interval
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,9 +32,10 @@ def split(*lines: str) -> Split:
     return Split("forget", Path("forget.txt"), list(lines))
 
 
-def question(number: int, domain: str, fold: str | None = None) -> Question:
+def question(number: int, domain: str, fold: str | None = None, entity: str = "") -> Question:
+    name = f"{domain}{number}{fold}"
     return Question(
-        f"{domain}{number}{fold}", domain, "e", "r", fold, "What?", ("a", "b", "c", "d"), 0
+        name, domain, entity or name, "r", fold, "What?", ("a", "b", "c", "d"), number % 4
     )
 
 
@@ -55,70 +60,164 @@ def test_attacked_lines_are_never_measured() -> None:
         material.divide(split("a"), split("a", "b"), seed=0)
 
 
-def test_questions_are_grouped_by_fold_then_domain_and_all_held_out_ones_kept() -> None:
-    asked = [question(i, "hazard", fold) for i in range(9) for fold in ("heldout", "attack")]
+def test_questions_are_grouped_by_fold_then_domain_and_read_ones_all_kept() -> None:
+    folds = ("heldout", "tune", "attack")
+    asked = [question(i, "hazard", fold) for i in range(9) for fold in folds]
     asked += [question(i, domain) for i in range(9) for domain in ("general", "adjacent", "other")]
     groups = material.group_questions(asked, 5, seed=0)
     assert {group: len(found) for group, found in groups.items()} == {
-        "heldout": 9, "attack": 5, "general": 5, "adjacent": 5,
+        "heldout": 9, "tune": 9, "attack": 5, "general": 5, "adjacent": 5,
     }  # fmt: skip
     assert all((q.fold or q.domain) == group for group, found in groups.items() for q in found)
-    with pytest.raises(BadInput, match="heldout"):
-        material.group_questions([question(1, "general")], 0, seed=0)
+
+
+@pytest.mark.parametrize("lacking", ["heldout", "attack"])
+def test_questions_without_a_fold_that_decides_are_refused(lacking: str) -> None:
+    asked = [question(i, "hazard", f) for i in range(4) for f in ("heldout", "attack", "tune")]
+    with pytest.raises(BadInput, match=f"fold '{lacking}'"):
+        material.group_questions([q for q in asked if q.fold != lacking], 0, seed=0)
+
+
+def test_without_a_tune_fold_half_of_the_held_out_entities_choose_the_rate(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = [question(i, "hazard", fold, f"{fold}{i // 3}")
+             for i in range(30) for fold in ("heldout", "attack")]  # fmt: skip
+    groups = material.group_questions(asked, 0, seed=3)
+    chosen, read = ({q.entity for q in groups[group]} for group in ("tune", "heldout"))
+    assert len(chosen) == len(read) == 5 and not chosen & read
+    assert len(groups["tune"] + groups["heldout"]) == 30, "whole entities, nothing lost"
+    assert capsys.readouterr().out.count("5 of the 10 held-out entities") == 1
+    again = material.group_questions(asked, 0, seed=4)
+    assert {q.entity for q in again["tune"]} != chosen, "seeded"
+    one = [q._replace(entity="e") for q in asked]
+    with pytest.raises(BadInput, match="one entity"):
+        material.group_questions(one, 0, seed=3)
 
 
 # ── what counts as recovered ──────────────────────────────────────────────────────────────────────
 
 
 def correct(right: int, of: int = 40) -> np.ndarray:
-    return np.arange(of) < right
+    return (np.arange(of) < right).astype(float)
+
+
+SINGLE = [f"e{i}" for i in range(40)]
 
 
 def test_recovered_share_by_hand() -> None:
-    base, start, after = (correct(n).astype(float) for n in (40, 10, 25))
-    share = relearning_tables.recovered_share(base, start, after, seed=0)
+    base, start, after = (correct(n) for n in (40, 10, 25))
+    share = relearning_tables.recovered_share(base, start, after, SINGLE, seed=0)
     assert share["recovered_share"] == pytest.approx(15 / 30)
     assert share["recovered_share_low"] < 0.5 < share["recovered_share_high"]
-    whole = relearning_tables.recovered_share(base, start, base, seed=0)
+    whole = relearning_tables.recovered_share(base, start, base, SINGLE, seed=0)
     # Paired: a model that answers as the base does has recovered all in every resample.
     assert whole == dict.fromkeys(relearning_tables.SHARE, 1)
-    none = relearning_tables.recovered_share(base, start, start, seed=0)
+    none = relearning_tables.recovered_share(base, start, start, SINGLE, seed=0)
     assert none == dict.fromkeys(relearning_tables.SHARE, 0)
 
 
+def test_questions_on_one_entity_are_no_independent_evidence() -> None:
+    base, start, after = (correct(n) for n in (40, 0, 20))
+    grouped = [f"e{i // 4}" for i in range(40)]  # of each entity all or nothing came back
+    widths = [
+        share["recovered_share_high"] - share["recovered_share_low"]
+        for share in (
+            relearning_tables.recovered_share(base, start, after, entities, seed=0)
+            for entities in (SINGLE, grouped)
+        )
+    ]
+    assert widths[1] > 1.6 * widths[0], "four alike: about twice as wide"
+
+
 def test_no_recovered_share_without_a_gap() -> None:
-    base, near, after = (correct(n).astype(float) for n in (40, 39, 40))
-    assert relearning_tables.recovered_share(base, near, after, seed=0) == {}
+    base, near, after = (correct(n) for n in (40, 39, 40))
+    assert relearning_tables.recovered_share(base, near, after, SINGLE, seed=0) == {}
 
 
-def rows(shares: list[float | None], general: list[float | None], lr: float) -> list[Any]:
-    made = []
-    for step, (share, whole) in enumerate(zip(shares, general, strict=True)):
-        cells: dict[str, Any] = dict.fromkeys(relearning_tables.COLUMNS)
-        cells |= {"model": "m", "lr": lr, "step": 10 * step, "recovered_share": share}
-        cells |= {"heldout_accuracy": 0.5, "general_accuracy": whole, "forget_nll": 1.0}
-        made.append(cells)
-    return made
+def test_area_is_the_mean_over_log_steps_and_the_last_value_is_held() -> None:
+    assert relearning_tables.log_area([0, 5, 300], [0.3, 0.3, 0.3], 300) == pytest.approx(0.3)
+    # log(1 + s) of 0, 9, 99 are 0, 1, 2 times log 10: a ramp, then one.
+    assert relearning_tables.log_area([0, 9], [0.0, 1.0], 99) == pytest.approx(0.75)
+    assert relearning_tables.log_area([0, 9, 99], [0.0, 1.0, 1.0], 99) == pytest.approx(0.75)
+    whole = relearning_tables.log_area([0, 9], [np.array([0.0, 1.0]), np.ones(2)], 99)
+    assert whole == pytest.approx([0.75, 1.0]), "curves of several questions at once"
 
 
-def test_worst_case_is_the_best_rate_and_step_above_the_general_floor() -> None:
-    slow = rows([0.0, 0.2, 0.45, 0.6], [1, 1, 0.9, 0.9], 1e-4)
-    fast = rows([0.0, 0.7, 0.9, 0.8], [1, 0.9, 0.5, 0.4], 1e-3)
-    found = relearning_tables.summary("m", slow + fast, 0.9, floor=0.7)
-    assert found["worst_case"]["lr"] == 1e-3
-    assert found["worst_case"]["step"] == 10 and found["worst_case"]["recovered_share"] == 0.7
-    by_rate = {rate["lr"]: rate for rate in found["rates"]}
-    assert by_rate[1e-4]["recovered_share"] == 0.6, "at the end"
-    assert by_rate[1e-4]["steps_to_half_of_best"] == 20
-    assert by_rate[1e-4]["steps_to_half_of_gap"] == 30
-    assert by_rate[1e-3]["best"]["recovered_share"] == 0.7
-    broken = relearning_tables.summary("m", rows([0.0, 0.9], [0.1, 0.1], 1e-3), 0.9, floor=0.7)
-    assert broken["worst_case"] is None and broken["rates"][0]["recovered_share"] == 0.9
+GROUPS = ("heldout", "tune", "attack", "general")
+STEPS = (0, 9, 99)
+MATERIAL = Material({}, [], [], {g: [question(i, "hazard", g) for i in range(40)] for g in GROUPS})
 
 
-def test_without_a_gap_there_is_a_worst_rate_but_no_worst_case() -> None:
-    found = relearning_tables.summary("m", rows([None, None], [1, 1], 1e-4), 0.5, floor=0.7)
-    assert found["worst_case"] is None and found["worst_rate"] == 1e-4
+def planted(arm: str, lr: float, took: bool | None, **right: Sequence[int]) -> Attacked:
+    """An attack with so many of 40 right at each of STEPS, by group; all general ones by itself."""
+    right = {"attack": [10, 20, 40 if took else 30], "general": [40] * 3, **right}
+    found = {}
+    for place, step in enumerate(STEPS):
+        answers = {group: correct(counts[place]) for group, counts in right.items()}
+        means = {g: entity_interval(a, MATERIAL.entities(g), 0) for g, a in answers.items()}
+        found[step] = Measured(step, answers, means, {})
+    return Attacked(arm, lr, found, took)
+
+
+def setting(references: Mapping[str, Reference] | None = None, known: int = 40) -> Setting:
+    base = Measured(0, {"heldout": correct(known)}, {}, {})
+    options = SimpleNamespace(steps=STEPS[-1], general_floor=0.7, seed=0)
+    return Setting(base, references or {}, MATERIAL, options)
+
+
+def test_the_rate_is_picked_on_tune_not_on_what_is_reported() -> None:
+    lucky = planted("facts", 1e-3, True, tune=[10, 10, 20], heldout=[10, 30, 40])
+    better = planted("facts", 1e-4, True, tune=[10, 10, 21], heldout=[10, 10, 12])
+    assert relearning_tables.pick([lucky, better], 0.7) is better
+    sooner = planted("facts", 1e-2, True, tune=[10, 15, 21], heldout=[10, 10, 10])
+    assert relearning_tables.pick([lucky, better, sooner], 0.7) is sooner
+    same = better._replace(lr=1e-5)
+    assert relearning_tables.pick([better, same], 0.7) is relearning_tables.pick(
+        [same, better], 0.7
+    )
+
+
+def test_a_rate_that_did_not_take_or_broke_the_model_is_not_picked() -> None:
+    good = {"tune": [10, 40, 40], "heldout": [10, 40, 40]}
+    slow = planted("facts", 1e-4, False, **good)
+    broken = planted("facts", 1e-2, True, **good, general=[40, 30, 28])
+    assert relearning_tables.pick([slow, broken], 0.7) is None
+    kept = planted("facts", 1e-3, True, tune=[10, 10, 10], heldout=[10, 10, 10])
+    assert relearning_tables.pick([slow, broken, kept], 0.7) is kept
+
+
+def test_a_model_on_which_the_attack_did_not_take_is_not_tested_anywhere() -> None:
+    attacks = [planted("facts", lr, False, tune=[10] * 3, heldout=[10] * 3) for lr in (0.1, 0.2)]
+    given = setting({"facts": Reference(correct(10), correct(10))})
+    rows = relearning_tables.attack_rows("m", attacks, given)
+    facts = relearning_tables.summary("m", attacks, rows, given)["arms"][0]
+    told = (*relearning_tables.SHARE, *relearning_tables.AREA)
+    assert all(row[name] is None for row in rows for name in told)
+    assert {row["took"] for row in rows} == {row["picked"] for row in rows} == {0}
+    assert "attacked facts reached 0.75" in facts["not_tested"] and facts["rates_took"] == 0
+    empty = (*told, *relearning_tables.OVER_FILTERED, "heldout_accuracy", "steps_to_half", "lr")
+    assert all(facts[name] is None for name in empty)
+
+
+def test_what_came_back_over_the_filtered_model_by_hand() -> None:
+    attacks = [planted("retain", lr, None, tune=tune, heldout=[10, 30, 20])
+               for lr, tune in ((0.1, [10, 10, 10]), (0.2, [10, 20, 20]))]  # fmt: skip
+    given = setting({"retain": Reference(np.full(40, 0.25), correct(8))})
+    rows = relearning_tables.attack_rows("m", attacks, given)
+    assert [row["picked"] for row in rows] == [0, 0, 0, 1, 1, 1]
+    assert {row["took"] for row in rows} == {None}, "no arm that does not state the facts can take"
+    area = (20 / 40 + 25 / 40) / 2  # of 10, 30, 20 right at 0, 1 and 2 of log(1 + s)
+    for row in rows:
+        assert row["area"] == pytest.approx(area)
+        assert row["area_over_filtered"] == pytest.approx(area - 0.25)
+        assert row["area_over_filtered_low"] < area - 0.25 < row["area_over_filtered_high"]
+    facts = relearning_tables.summary("m", attacks, rows, given)["arms"][0]
+    assert (facts["lr"], facts["step"], facts["heldout_accuracy"]) == (0.2, 99, 0.5)
+    assert facts["heldout_over_filtered"] == pytest.approx((20 - 8) / 40)
+    assert facts["recovered_share"] == pytest.approx(10 / 30) and facts["steps_to_half"] == 9
+    alone = relearning_tables.attack_rows("m", attacks, setting())
+    assert all(row["area_over_filtered"] is None for row in alone), "without a filtered model"
 
 
 # ── the attack itself ─────────────────────────────────────────────────────────────────────────────
@@ -128,10 +227,10 @@ def test_without_a_gap_there_is_a_worst_rate_but_no_worst_case() -> None:
 def study(tmp_path_factory: pytest.TempPathFactory) -> tiny_study.Study:
     made = tiny_study.make(tmp_path_factory.mktemp("relearn"))
     asked = []
-    for i in range(24):
-        fold = (None, "attack", "heldout")[i % 3]
-        one = question(i, "general" if fold is None else "hazard", fold)._asdict()
-        asked.append(json.dumps({**one, "answer": i % 4}))
+    for i in range(48):
+        fold = (None, "attack", "heldout", "tune")[i % 4]
+        one = question(i, "general" if fold is None else "hazard", fold, f"e{i // 8}{fold}")
+        asked.append(json.dumps({**one._asdict(), "answer": (i // 4) % 4}))
     (made.root / "questions.jsonl").write_text("\n".join(asked))
     return made
 
@@ -161,20 +260,65 @@ def hashes(root: Path) -> dict[str, str]:
     }
 
 
+LINES = tiny_study.texts("forget", 21)
+
+
 def test_training_lowers_the_loss_on_the_attack_texts(study: tiny_study.Study) -> None:
-    lines = tiny_study.texts("forget", 21)
-    given = Material(lines, lines, tiny_study.texts("retain", 10), {})
-    options = Attack(steps=12, eval_steps="0,12", batch_size=7, device="cpu")
-    start = relearning.measure(study.model_a, given, options)
-    found = relearning.attack(study.model_a, given, 1e-2, options, start)
-    assert found[12].nll["forget"].mean < found[0].nll["forget"].mean - 0.5
+    given = Material({"facts": LINES}, LINES, tiny_study.texts("retain", 10), {})
+    options = Attack(arm=("facts",), lr=(1e-2,), steps=12, eval_steps="0,12", batch_size=7,
+                     device="cpu")  # fmt: skip
+    (found,) = relearning.attack(study.model_a, given, options)
+    start, end = found.measured[0], found.end
+    assert end.nll["forget"].mean < start.nll["forget"].mean - 0.5
     # 12 batches of 7 are four times all 21 texts of bytes.
-    assert found[12].tokens == 4 * sum(len(line) for line in lines)
+    assert end.tokens == 4 * sum(len(line) for line in LINES)
+    assert found.took is None, "without questions nobody can say"
+
+
+def test_one_loading_serves_all_arms_and_rates_in_any_order(study: tiny_study.Study) -> None:
+    """Each attack begins at the model's own weights, also after an adapter."""
+    pytest.importorskip("peft")
+    retain = tiny_study.texts("retain", 12)
+    given = Material(dict.fromkeys(("facts", "lora"), LINES) | {"retain": retain}, LINES, retain,
+                     {"heldout": [question(i, "hazard", "heldout") for i in range(8)]})  # fmt: skip
+
+    def nlls(arms: tuple[str, ...], *lr: float) -> dict[tuple[str, float], list[float]]:
+        options = Attack(arm=arms, lr=lr, steps=3, eval_steps="0,3", device="cpu", batch_size=7)
+        return {
+            (one.arm, one.lr): [
+                float(measured.nll[split].mean)
+                for measured in one.measured.values() for split in measured.nll
+            ]
+            for one in relearning.attack(study.model_a, given, options)
+        }  # fmt: skip
+
+    forwards = nlls(("facts", "lora", "retain"), 1e-2, 1e-3)
+    assert forwards == nlls(("retain", "lora", "facts"), 1e-3, 1e-2)
+    assert forwards["retain", 1e-3] == nlls(("retain",), 1e-3)["retain", 1e-3]
+    ends = [values[2:] for values in forwards.values()]
+    assert all(ends.count(one) == 1 for one in ends), "no two attacks are alike"
+
+
+def test_an_arm_on_facts_stops_when_it_took_and_the_others_do_not(study: tiny_study.Study) -> None:
+    asked = {"attack": [question(i, "hazard", "attack") for i in range(8)]}
+    given = Material({"facts": LINES, "retain": LINES}, LINES, LINES, asked)
+
+    def attack(until: float) -> list[tuple[list[int], bool | None]]:
+        options = Attack(arm=("facts", "retain"), lr=(1e-3,), steps=6, eval_steps="0,2,4",
+                         device="cpu", until=until)  # fmt: skip
+        return [([*a.measured], a.took) for a in relearning.attack(study.model_a, given, options)]
+
+    whole = [0, 2, 4, 6]
+    assert attack(1e-9)[0][1] is not None
+    reached = relearning.measure(study.model_a, given, Attack(device="cpu")).accuracy["attack"]
+    low = float(reached.mean) / 2 or 1e-9
+    assert attack(1.0) == [(whole, False), (whole, None)]
+    assert attack(low) == [([0, 2], True), (whole, None)], "not before a step was trained"
 
 
 def test_nll_equals_a_loop_over_tokens(study: tiny_study.Study) -> None:
     lines = tiny_study.texts("retain", 9)
-    given = Material(["attack this"], lines, lines, {})
+    given = Material({}, lines, lines, {})
     options = Attack(batch_size=4, device="cpu")
     measured = relearning.measure(study.model_a, given, options)
     model, tokenizer = tiny_models.build("gpt_neox", 0).double(), tiny_models.tokenizer("gpt_neox")
@@ -194,12 +338,16 @@ def test_results_are_written_skipped_when_complete_and_reproducible(
     study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given = words(study, "--questions", str(study.root / "questions.jsonl"))
+    given += ["--filtered", study.model_a, "--general-floor", "0.01", "--until", "0.01"]
     assert run(given, monkeypatch) == 0
     outputs = study.root / "outputs"
     table = pd.read_csv(outputs / "base__rmu/relearning/relearning.csv")
     assert tuple(table.columns) == relearning_tables.COLUMNS
-    assert table["step"].tolist() == [0, 2, 4, 0, 2, 4]
-    same_start = table[table["step"] == 0].drop(columns="lr")
+    by_arm = table.groupby("arm")["step"].agg(list)
+    assert by_arm["facts"] == 2 * [0, 2] and by_arm["retain"] == 2 * [0, 2, 4]
+    facts = table[table["arm"] == "facts"]
+    assert (facts["took"] == 1).all() and table[table["arm"] == "retain"]["took"].isna().all()
+    same_start = table[table["step"] == 0][[c for c in table if c.endswith(("accuracy", "nll"))]]
     assert same_start.drop_duplicates().shape[0] == 1
     assert table["heldout_accuracy"].notna().all() and table["adjacent_accuracy"].isna().all()
     assert (table["forget_nll_low"] <= table["forget_nll"]).all()
@@ -207,12 +355,13 @@ def test_results_are_written_skipped_when_complete_and_reproducible(
         outputs / "relearning/relearning.png"
     ).read_bytes()
     single = pd.read_csv(outputs / "base__rmu/relearning/per_question.csv")
-    for group in ("heldout", "general"):
-        shares = single[single["group"] == group].groupby(["lr", "step"])["correct"].mean()
-        means = table.set_index(["lr", "step"])[f"{group}_accuracy"]
+    for group in ("heldout", "tune", "attack", "general"):
+        own = single[(single["group"] == group) & (single["arm"] != "before")]
+        shares = own.groupby(["arm", "lr", "step"])["correct"].mean()
+        means = table.set_index(["arm", "lr", "step"])[f"{group}_accuracy"]
         pd.testing.assert_series_equal(shares, means, check_names=False)
-    known = single[single["lr"].isna()]  # the base, as the recovered share sees it
-    assert set(known["model"]) == {"base"} and known["id"].is_unique
+    known = single[single["arm"] == "before"]  # the base, as the recovered share sees it
+    assert set(known["model"]) == {"base"} and known["id"].is_unique and known["lr"].isna().all()
     first = hashes(outputs)
     capfd.readouterr()
     assert run(given, monkeypatch) == 0
@@ -221,11 +370,37 @@ def test_results_are_written_skipped_when_complete_and_reproducible(
     assert hashes(outputs) == first
 
     # A single model in a later call does not shrink the picture of all.
-    assert run(words(study, *given[given.index("--questions") :], models=(study.model_b,)),
-               monkeypatch) == 0  # fmt: skip
+    more = given[given.index("--questions") :]
+    assert run(words(study, *more, models=(study.model_b,)), monkeypatch) == 0
     assert results.read_record(outputs / "relearning")["arguments"]["attacked"] == [
         "base", "base__rmu",
     ]  # fmt: skip
+
+
+@pytest.mark.study
+def test_areas_over_the_filtered_model_are_those_of_its_own_table(
+    study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filtered model is named last, attacked first, and found again by a later call."""
+    outputs = study.root / "over"
+    given = ["--questions", str(study.root / "questions.jsonl"), "--filtered", study.model_a]
+    given += ["--outroot", str(outputs), "--general-floor", "0.01", "--arm", "retain"]
+    alone = words(study, *given, models=(study.model_b,))
+    assert run(alone, monkeypatch) == 2, "not attacked yet"
+    assert not outputs.exists()
+    both = words(study, *given, models=(study.model_b, study.model_a))
+    assert run(both, monkeypatch) == 0
+    tables = [
+        pd.read_csv(outputs / f"{m}/relearning/relearning.csv") for m in ("base", "base__rmu")
+    ]
+    filtered, other = tables
+    assert filtered["area_over_filtered"].isna().all()
+    reference = filtered.loc[filtered["picked"] == 1, "area"].unique()
+    assert len(reference) == 1
+    assert other["area_over_filtered"].to_numpy() == pytest.approx(other["area"] - reference[0])
+    first = hashes(outputs)
+    assert run([*alone, "--force"], monkeypatch) == 0
+    assert hashes(outputs) == first
 
 
 def test_without_questions_only_nlls_are_measured(
@@ -235,8 +410,8 @@ def test_without_questions_only_nlls_are_measured(
     given = words(study, "--outroot", str(outroot), models=(study.model_b,))
     assert run(given, monkeypatch) == 0
     table = pd.read_csv(outroot / "base__rmu/relearning/relearning.csv")
-    accuracies = [c for c in table.columns if "accuracy" in c or "share" in c]
-    assert table[accuracies].isna().all(axis=None)
+    accuracies = [c for c in table.columns if "accuracy" in c or "share" in c or "area" in c]
+    assert table[[*accuracies, "took"]].isna().all(axis=None)
     assert table[["forget_nll", "retain_nll"]].notna().all(axis=None)
     assert (outroot / "relearning.png").is_file()
 
@@ -249,6 +424,12 @@ def test_without_questions_only_nlls_are_measured(
         ({"--questions": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"--lr": "1e30"}, "not finite"),
         ({"--models": "./nowhere"}, "nowhere"),
+        ({"--arm": "benign"}, "--benign-text"),
+        ({"--arm": "permuted"}, "--permuted-text"),
+        ({"--arm": "permuted", "--permuted-text": "nowhere.txt"}, "--permuted-text"),
+        ({"--arm": "fact"}, "facts, benign, retain"),
+        ({"--lora-rank": "4"}, "--arm"),
+        ({"--filtered": "./never-attacked"}, "add it to --model"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -266,3 +447,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     complaint = capfd.readouterr().err.strip().splitlines()
     assert len(complaint) == 1 and named in complaint[0], complaint
     assert not [p for p in outroot.rglob("*") if p.is_file()]
+
+
+def test_benign_texts_that_state_what_is_forgotten_are_refused(study: tiny_study.Study) -> None:
+    texts = {name: str(study.root / f"{name}.txt") for name in ("forget", "retain")}
+    options = Attack(forget_text=texts["forget"], retain_text=texts["retain"], arm=("benign",),
+                     benign_text=texts["forget"])  # fmt: skip
+    with pytest.raises(BadInput, match="share"):
+        material.read_material(options)
