@@ -165,6 +165,49 @@ def test_random_subspaces_align_as_pairs_of_random_subspaces_do() -> None:
     assert ours == subspaces.random_alignment(side, k, 42)
 
 
+@pytest.mark.parametrize("shape", [(60, 20), (20, 60)])
+def test_random_alignment_is_that_of_each_side(shape: tuple[int, int]) -> None:
+    row = subspace_row(torch.randn(shape), torch.randn(shape), 6)
+    generator = np.random.default_rng(0)
+    for side, found in zip(shape, (row.random_alignment, row.random_alignment_right), strict=True):
+        cosines = []
+        for _ in range(200):
+            a, b = (np.linalg.qr(generator.standard_normal((side, 6)))[0] for _ in range(2))
+            cosines.append(np.linalg.svd(a.T @ b, compute_uv=False).mean())
+        assert abs(found - np.mean(cosines)) < 4 * np.std(cosines) / math.sqrt(16)
+    assert (row.shape0, row.shape1) == shape and row.k == 6
+    assert row.name.endswith("weight") and (row.component, row.layer) == ("mlp_in", 0)
+
+
+def test_columns_of_a_small_change_by_hand() -> None:
+    """Ten singular values: all energy lies in the first ten, and there is no eleventh."""
+    W, dW = planted((12, 10), [9.0 - i / 2 for i in range(10)]), planted((12, 10), [2.0, 1.0], 5)
+    row = subspace_row(W, W + dW, 3)
+    assert row.singular_value_decay is None and row.top10_variance_ratio == pytest.approx(1)
+    assert row.max_singular_value == pytest.approx(2) and row.effective_rank == 2
+    eleven = planted((12, 11), [4.0] * 10 + [3.0], 5)
+    row = subspace_row(torch.eye(12, 11).double(), torch.eye(12, 11).double() + eleven, 3)
+    assert row.singular_value_decay == pytest.approx(0.75)
+    assert row.top10_variance_ratio == pytest.approx(160 / 169)
+
+
+def test_numerical_rank_counts_what_fp32_resolves() -> None:
+    eps = torch.finfo(torch.float32).eps
+    sigma = torch.tensor([2.0, 1.0, 2 * 50 * eps * 1.01, 2 * 50 * eps, 0.0], dtype=torch.float64)
+    assert subspaces.numerical_rank(sigma, (5, 50)) == 3
+    assert subspaces.numerical_rank(sigma, (50, 5)) == 3
+    assert subspaces.numerical_rank(torch.zeros(3), (3, 3)) == 0
+
+
+def test_angles_of_planes_by_hand() -> None:
+    """Both formulas, from the cosine above 45° and from the sine below, and their order."""
+    eye = torch.eye(6, dtype=torch.float64)
+    angles = torch.tensor([1e-7, math.pi / 4, 1.2], dtype=torch.float64)
+    turned = eye[:, :3] * angles.cos() + eye[:, 3:] * angles.sin()
+    found = subspaces.principal_angles(eye[:, :3], turned[:, [2, 0, 1]])
+    torch.testing.assert_close(found, angles, rtol=1e-7, atol=1e-12)
+
+
 # ── step 10 ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -260,6 +303,62 @@ def test_unchanged_matrix_has_no_shares_and_layers_weight_by_energy() -> None:
     assert layer["unrelated_nullspace_energy"] == pytest.approx(unrelated)
     (unchanged,) = mlp_nullspace.layer_rows([vars(still)])
     assert unchanged["nullspace_energy"] is None and unchanged["update_norm"] == 0
+
+
+def test_a_row_of_step_10_by_hand() -> None:
+    """W = diag(4, 2, 1) in 4 × 3 moves by 2 outside its two leading directions and 1 inside."""
+    W, dW = torch.zeros(4, 3).double(), torch.zeros(4, 3).double()
+    W[0, 0], W[1, 1], W[2, 2] = 4, 2, 1
+    dW[3, 0], dW[0, 2] = 2.0, 1.0
+    row = vars(alignment_row(W, dW, 0.95))  # 20 of 21: two directions hold 95 %
+    assert (row["original_eff_rank"], row["shape"], row["layer"]) == (2, "4x3", 0)
+    assert (row["nullspace_dimension"], row["input_nullspace_dimension"]) == (2, 1)
+    # W + dW has the singular values of [[4, 0, 1], [0, 2, 0], [0, 0, 1], [2, 0, 0]].
+    sigma = np.linalg.svd((W + dW).numpy(), compute_uv=False)
+    updated = int((np.cumsum(sigma**2) < 0.95 * (sigma**2).sum()).sum()) + 1
+    assert row["updated_eff_rank"] == updated and row["rank_increase"] == updated - 2
+    expected = {
+        "update_norm": math.sqrt(5),
+        "original_norm": math.sqrt(21),
+        "relative_update_size": math.sqrt(5 / 21),
+        "colspace_energy": 0.2,
+        "nullspace_energy": 0.8,
+        "random_nullspace_energy": 0.5,
+        "colspace_projection_ratio": math.sqrt(0.2),
+        "nullspace_projection_ratio": math.sqrt(0.8),
+        "rowspace_energy": 0.8,
+        "input_nullspace_energy": 0.2,
+        "random_input_nullspace_energy": 1 / 3,
+        "rowspace_projection_ratio": math.sqrt(0.8),
+        "input_nullspace_projection_ratio": math.sqrt(0.2),
+        "own_nullspace_energy": 1 / 21,
+        "unrelated_nullspace_energy": (1 / 21 + 0.5) / 2,
+        "unrelated_input_nullspace_energy": (1 / 21 + 1 / 3) / 2,
+    }
+    assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    zero = vars(alignment_row(torch.zeros(4, 3).double(), dW, 0.95))
+    assert zero["relative_update_size"] is zero["own_nullspace_energy"] is None
+    assert zero["original_eff_rank"] == 0 and zero["nullspace_energy"] == pytest.approx(1)
+
+
+def test_blocks_add_up_their_matrices_by_hand() -> None:
+    def row(layer: int, update: float, share: float | None) -> dict[str, object]:
+        shares = dict.fromkeys((*mlp_nullspace.ENERGIES, *mlp_nullspace.NULLS), share)
+        norms = {"update_norm": update, "original_norm": 12.0 if layer else 5.0}
+        ranks = {"original_eff_rank": 4 + layer, "rank_increase": int(update)}
+        return {"layer": layer, **norms, **shares, **ranks}
+
+    rows = [row(1, 3.0, 0.5), row(0, 0.0, None), row(1, 4.0, 0.25), row(1, 0.0, None)]
+    first, second = mlp_nullspace.layer_rows(rows)
+    assert (first["layer"], first["count_mats"], first["count_changed"]) == (0, 1, 0)
+    assert first["update_norm"] == first["relative_update_size"] == 0
+    assert (second["layer"], second["count_mats"], second["count_changed"]) == (1, 3, 2)
+    assert second["update_norm"] == 5 and second["original_norm"] == math.sqrt(3 * 144)
+    assert second["relative_update_size"] == pytest.approx(5 / math.sqrt(432))
+    assert (second["mean_original_eff_rank"], second["mean_rank_increase"]) == (5, 7 / 3)
+    for name in (*mlp_nullspace.ENERGIES, *mlp_nullspace.NULLS):
+        assert first[name] is None
+        assert second[name] == pytest.approx((9 * 0.5 + 16 * 0.25) / 25)
 
 
 # ── scripts ───────────────────────────────────────────────────────────────────────────────────────

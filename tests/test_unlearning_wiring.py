@@ -369,7 +369,7 @@ def test_texts_that_leave_none_to_train_on_are_refused() -> None:
 def test_texts_are_sorted_within_windows_only() -> None:
     order = list(range(100))[::-1]
     batches = data._bucketed(order, lambda i: i, 2, random.Random(0))
-    window = 2 * data.WINDOW
+    window = 32
     assert [len(batch) for batch in batches] == [2] * 50
     for start in range(0, 100, window):
         members = batches[start // 2 : (start + window) // 2]
@@ -378,6 +378,12 @@ def test_texts_are_sorted_within_windows_only() -> None:
         )
         assert all(b[1] == b[0] + 1 for b in members), "neighbours in length"
         assert members != sorted(members), "and in random order"
+
+
+def test_cycling_draws_no_more_than_it_needs() -> None:
+    one, other = random.Random(0), random.Random(0)
+    assert data._cycled(5, 10, one) == [*other.sample(range(5), 5), *other.sample(range(5), 5)]
+    assert one.random() == other.random()
 
 
 def test_pairs_are_bucketed_by_the_length_of_both() -> None:
