@@ -61,7 +61,6 @@ def _finite(text: str) -> float:
     return value
 
 
-
 def option(
     default: Any = MISSING,
     help: str = "",
