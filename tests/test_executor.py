@@ -71,6 +71,13 @@ def test_bytes_that_are_no_text_are_logged_as_they_are(tmp_path: Path) -> None:
     assert ended.status == 0
 
 
+def test_a_program_that_cannot_be_started_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "tool").write_bytes(b"\x00\x01")
+    (tmp_path / "tool").chmod(0o755)
+    with pytest.raises(BadInput, match="tool cannot be started"):
+        executor.run_process([str(tmp_path / "tool")], tmp_path / "x.log", {}, os.open("/", 0))
+
+
 @pytest.mark.parametrize(("name", "status"), [("SIGKILL", 137), ("SIGTERM", 143)])
 def test_a_killed_process_has_the_status_of_a_shell(tmp_path: Path, name: str, status: int) -> None:
     code = f"import os, signal; os.kill(os.getpid(), signal.{name})"

@@ -107,9 +107,7 @@ def test_steps_are_chosen_by_number_range_and_name(tmp_path: Path) -> None:
     assert process.select(units, "") == units
 
 
-@pytest.mark.parametrize(
-    "steps", ["99", "1-", "-", "nothing", "1,,2", "9" * 30, "²", "١", "3-1"]
-)
+@pytest.mark.parametrize("steps", ["99", "1-", "-", "nothing", "1,,2", "9" * 30, "²", "١", "3-1"])
 def test_steps_that_do_not_exist_are_refused(tmp_path: Path, steps: str) -> None:
     with pytest.raises(BadInput, match="--steps"):
         process.select(units_of(tmp_path), steps)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from model_diffs.core import results
+from model_diffs.core.errors import BadInput
 from model_diffs.core.parent import PIPELINE, here
 from model_diffs.core.progress import PROGRESS_FD
 from model_diffs.pipeline.environment import program, search_path
@@ -130,6 +131,8 @@ def run_process(
             pass_fds=descriptors,
             env={**environment, **bars},
         )
+    except OSError as error:  # no program for this machine, or a command too long for it
+        raise BadInput(f"{words[0]} cannot be started: {error.strerror}") from None
     finally:
         if terminal is not None:
             os.close(terminal)

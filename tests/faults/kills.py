@@ -74,7 +74,7 @@ max-lines = 6
 RUN = "model_diffs.core.results:Run"
 EVERYWHERE = [(f"{RUN}._commit", 2), ("model_diffs.core.folders:replace", 2), (f"{RUN}.reads", 2)]
 RENAMES = [("pathlib:Path.rename", 3)]
-TABLES = [(f"{RUN}.table", 3)]
+TABLES = [(f"{RUN}.table", 2)]
 FIGURES = [(f"{RUN}.figure", 2)]
 TRAINS = [
     ("model_diffs.unlearning.trainer:Trainer._step", 4),

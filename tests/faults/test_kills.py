@@ -1,5 +1,7 @@
 """A step is killed and run again at once: the same bytes, nothing left. At size: kills.py."""
 
+import signal
+
 import kills
 import pytest
 
@@ -16,6 +18,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> kills.World:
 def test_a_rerun_at_once_gives_the_same_bytes(world: kills.World, kill: kills.Kill) -> None:
     outcome = kills.strike(world, kill, replace=kill.hook.endswith("rename"))
     assert not outcome.problem
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_pipeline_that_is_ended_says_what_was_done(
+    world: kills.World, name: str, status: int
+) -> None:
+    process = world.pipeline("--steps", "1,4", "--force")
+    assert process.stdout is not None
+    said = next(line for line in process.stdout if line.startswith("step 4 "))
+    process.send_signal(getattr(signal, name))
+    said += process.stdout.read()
+    assert process.wait() == status and not kills.processes(world)
+    if name == "SIGINT":  # the closing table up to the step that was interrupted
+        table = said[said.index("interrupted") :].splitlines()
+        assert [line.split()[0] for line in table if "base__to__" in line] == ["1", "1"]
+    again = world.pipeline("--steps", "1,4")
+    assert not again.communicate()[1] and again.returncode == 0
 
 
 def test_kills_cover_every_signal_and_target() -> None:
