@@ -13,7 +13,6 @@ Writes <outdir>/forget.txt, <outdir>/retain.txt (one sample per line) and <outdi
 
 import dataclasses
 import hashlib
-import json
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -74,12 +73,10 @@ def planned_runs(options: Options) -> list[PlannedRun]:
 
 def check_not_foreign(outdir: Path) -> None:
     """Raise BadInput where a file that would be replaced is not what this script wrote."""
-    try:
-        written = json.loads((outdir / STEP.folder / "datasets.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        written = {}
+    written = folders.read_json(outdir / STEP.folder / "datasets.json")
     for path in (outdir / name for name in FILES[:2]):
-        expected = written.get(path.stem, {}).get("sha256_of_text_file")
+        of_split = written.get(path.stem) if isinstance(written, dict) else None
+        expected = of_split.get("sha256_of_text_file") if isinstance(of_split, dict) else None
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             raise BadInput(
                 f"{path} was not written by this script, or was changed since: move it away, or "

@@ -41,7 +41,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """A configuration. BadInput where it is missing or not a JSON object."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: missing or not valid JSON; copy the SAE again") from error
     if not isinstance(config, dict):
         raise BadInput(f"{path} is not a JSON object: this is not an SAE")

@@ -1,5 +1,6 @@
 """What a study was measured on and with: models, texts, devices, versions, from its records."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,26 @@ from model_diffs.report.inventory import Result
 from model_diffs.report.signature import Comparison
 
 
+def _training_log(model: str) -> Path:
+    return Path(model) / "unlearning.json"
+
+
+def training_logs(provenance: Mapping[str, Any]) -> list[Path]:
+    """The files that `sum_lr` of the models comes from."""
+    return [_training_log(one["id"]) for one in provenance["models"] if one["sum_lr"]]
+
+
+def _sum_of_rates(model: str) -> float | None:
+    """Σ lr over the steps of a model's unlearning, by the log in its folder; None without one."""
+    try:
+        log = json.loads(_training_log(model).read_text(encoding="utf-8"))
+        return sum(float(step["lr"]) for step in log["losses"]) or None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def _models(comparisons: Sequence[Comparison], results: Iterable[Result]) -> list[dict[str, Any]]:
-    """One entry per model: label, the id it was called by, size on disk and a hash."""
+    """One entry per model: label, the id it was called by, size on disk, a hash, and Σ lr."""
     labels = (comparisons[0].base, *(one.changed for one in comparisons))
     by_label = {one.label: one for one in comparisons}
     found: dict[str, dict[str, Any]] = {label: {} for label in labels}
@@ -23,7 +42,7 @@ def _models(comparisons: Sequence[Comparison], results: Iterable[Result]) -> lis
             if label in found and isinstance(model, str):
                 known = {"label": label, "id": model, **one.record["models"].get(model, {})}
                 found[label] = known | found[label]
-    return [entry for entry in found.values() if entry]
+    return [{**one, "sum_lr": _sum_of_rates(one["id"])} for one in found.values() if one]
 
 
 def _texts(results: Iterable[Result]) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def _failure(folder: Path) -> str:
         return ""
     try:
         return f"failed, {str(json.loads(note.read_text(encoding='utf-8'))['reason'])[:200]}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "failed"
 
 
