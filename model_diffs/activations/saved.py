@@ -28,6 +28,13 @@ TENSORS = "statistics.safetensors"
 OPTIONS = ("max_length", "batch_size", "keep_bos", "skip_first", "device", "dtype")
 """Options that change the numbers and are therefore part of the key."""
 
+# What steps read of the record, beside the tensors.
+_TOLD = {
+    **dict.fromkeys(("models", "left_out"), dict),
+    **dict.fromkeys(("tokens_sha256", "device", "dtype"), str),
+    "tokens": int,
+}
+
 Array = NDArray[Any]
 
 
@@ -92,7 +99,11 @@ class Saved(NamedTuple):
 
     def complete(self) -> bool:
         """Whether the entry is there, as it was written. What is damaged is made again."""
-        return results.state(self.planned).status == "complete"
+        if results.state(self.planned).status != "complete":
+            return False
+        record = self.record()
+        told = all(isinstance(record.get(name), kind) for name, kind in _TOLD.items())
+        return told and all(isinstance(one, dict) for one in record["models"].values())
 
     def read(self, name: str) -> Array:
         """A tensor by its name in `ModelStatistics` or `DifferenceStatistics`."""
