@@ -36,7 +36,10 @@ def load_environment() -> None:
     """Read `.env` of the working folder; what the environment says already wins."""
     from dotenv import load_dotenv
 
-    load_dotenv(Path.cwd() / ".env")
+    try:
+        load_dotenv(Path.cwd() / ".env")
+    except UnicodeDecodeError as error:
+        raise BadInput(".env is not UTF-8 text") from error
 
 
 def _one_line(error: BaseException) -> str:

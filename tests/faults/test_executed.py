@@ -85,3 +85,9 @@ def test_a_dry_run_needs_no_place_to_write_to(project: Path) -> None:
         run(project, ("./pipeline.sh", "--dry-run"), {"OUTROOT": place})
         run(project, ("./pipeline.sh", "--steps", "1"), {"OUTROOT": place})
     assert sorted(project.rglob("*")) == before
+
+
+def test_a_dotenv_file_that_is_no_text_is_refused(project: Path) -> None:
+    (project / ".env").write_bytes(b"\xff\xfe=1\n")
+    run(project, ("./pipeline.sh", "--dry-run"), {})
+    (project / ".env").unlink()
