@@ -277,6 +277,7 @@ def test_noise_leaves_an_ordinary_folder_and_records_norms(
         assert (one["like"], one["stored"]) == pytest.approx((wanted, made), rel=1e-5)
     card = (folder / "README.md").read_text()
     assert "control: noise" in card and "Vectors (biases, norms) are the base's" in card
+    assert "`--like`" in card and "`--lr`" not in card and "`--text`" not in card
     inputs = json.loads((folder / "run.json").read_text())["inputs"]
     assert any(entry["path"].endswith("like/model.safetensors") for entry in inputs)
     assert "gaussian" in table([folder], {}) and "weights trained in" in summarised(folder)

@@ -1,4 +1,5 @@
-"""Ten ways to make a language model forget: a method is a loss, the trainer is the loop.
+"""Ten ways to make a language model forget, and their controls: a method is a loss, the trainer
+is the loop; what needs no training is an edit of stored weights.
 
 settings         options of `unlearn.py`, and what of them depends on the model
 losses           what the losses share; each registers itself here under its method's name
@@ -11,6 +12,9 @@ optimizers       which weights are trained, by which optimiser; LoRA
 sharding         weights divided over processes (FSDP 2)
 checkpointing    the state of interrupted runs
 saving           the model folder: weights, configuration, tokenizer
-running          one run, from the options to a model folder
+measuring        NLL on held-out texts and accuracy on questions, before and after
+running          one run of training, from the options to a model folder
+edits            changes of stored weights that need no training: noise
+editing          one run of these, from the options to a model folder
 summary          model card, table of runs, report (`python -m model_diffs.unlearning.summary`)
 """

@@ -153,13 +153,20 @@ class Options(Losses, Texts, Training, Editing, Compute):
 _OF_ANY_MAKING = {"batch_size", "save_dtype"}
 
 
-def check(given: Options) -> None:
-    """Raise BadInput for an option that the method needs and lacks, or that it does not know."""
-    method = methods.METHODS[given.method]
-    foreign = {name for one in methods.METHODS.values() for name in one.inputs} - {*method.inputs}
+def without_effect(name: str) -> set[str]:
+    """Options that a method has no use for: other methods' inputs, training where it has none."""
+    method = methods.METHODS[name]
+    foreign = {one for other in methods.METHODS.values() for one in other.inputs} - {*method.inputs}
     if method.making != "trained":
         trained = (*fields(Formula), *fields(Losses), *fields(Training))
         foreign |= {one.name for one in trained} - _OF_ANY_MAKING
+    return foreign
+
+
+def check(given: Options) -> None:
+    """Raise BadInput for an option that the method needs and lacks, or has no use for."""
+    method = methods.METHODS[given.method]
+    foreign = without_effect(given.method)
     for one in fields(given):
         value = getattr(given, one.name)
         if one.name in method.required and not value:

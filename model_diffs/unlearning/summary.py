@@ -5,6 +5,7 @@ uv run python -m model_diffs.unlearning.summary --report unlearned_models/miniat
 """
 
 import argparse
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from model_diffs.core.methods import METHODS
 from model_diffs.core.options import flag
 from model_diffs.core.records import read_record
 from model_diffs.core.script import run_script
+from model_diffs.unlearning.settings import without_effect
 
 # Columns of the table where a run has them; the rest is in the report.
 MEASURED = ("hazard_accuracy", "adjacent_accuracy", "general_accuracy", "forget_NLL", "retain_NLL")
@@ -79,7 +81,7 @@ def table(folders: Sequence[Path], results: Mapping[Path, str]) -> str:
 CARD = """\
 # {base}, {what} {method}
 
-{method}: {says}. Made from `{base}` by `unlearn.py` in {steps} steps and {seconds:.1f} s.
+{method}: {says}. Made from `{base}` by `unlearn.py` in {length} and {seconds:.1f} s.
 {caveat}
 
 | | base | this model |
@@ -97,7 +99,10 @@ CAVEATS = {
     "unlearned": "Removed knowledge may still be in the weights: see `relearn.py`.",
     "control": "It is what unlearned models are compared with.",
 }
-EDITED = "No weight was trained. Vectors (biases, norms) are the base's. "
+EDITED = """\
+‖ΔW‖ over its {count} matrices is {stored:.6g} as they are stored, {like:.6g} in
+`{model}`. Vectors (biases, norms) are the base's.
+"""
 REPORT = """
 ## Texts
 {splits}
@@ -132,12 +137,18 @@ def model_card(run: Mapping[str, Any]) -> str:
         for name in run["before"]
         if not name.endswith(("_low", "_high"))
     ]
-    given = [f"| `{flag(name)}` | {value} |" for name, value in run["arguments"].items()]
+    unused = without_effect(run["method"])
+    given = [f"| `{flag(n)}` | {v} |" for n, v in run["arguments"].items() if n not in unused]
     method = METHODS[run["method"]]
+    changes, caveat = run.get("matrices", []), CAVEATS[method.role]
+    if changes:
+        norms = {key: math.hypot(*(one[key] for one in changes)) for key in ("stored", "like")}
+        caveat = EDITED.format(count=len(changes), model=run["settings"]["like"], **norms) + caveat
     return CARD.format(
         **run,
+        length=f"{run['steps']} steps" if run["steps"] else "no step of training",
         what="unlearned by" if method.role == "unlearned" else "control:",
-        caveat=(EDITED if method.making == "edited" else "") + CAVEATS[method.role],
+        caveat=caveat,
         measured="\n".join(measured),
         given="\n".join(given),
     )
