@@ -82,12 +82,13 @@ class _Reading:
     def _rows(self, cells: dict[str, str]) -> "pd.DataFrame":
         """The rows with these cells and the measure's layers, each unit once."""
         measure, place, found = self.measure, self.place, self._table
+        of_changed = cells == {**measure.where}
         cells = {k: v.format(base=place.base, changed=place.changed) for k, v in cells.items()}
         for column, cell in cells.items():
             found = found[found[column].astype(str) == cell]
         if measure.over and place.base == place.changed:  # the base's rows come first
             again = found.duplicated([self.key])
-            found = found[again if cells == {**measure.where} else ~again]
+            found = found[again if of_changed else ~again]
         if found.empty and not measure.undefined:
             named = ", ".join(f"{k}={v}" for k, v in cells.items())
             raise Absent(f"failed, {self.path} has no row with {named}", defect=True)
