@@ -286,12 +286,15 @@ def test_no_optimiser_moves_a_weight_without_gradient(name: Any) -> None:
 def test_rates_of_the_optimisers() -> None:
     """Root mean square of a first move: AdamW's is the rate, Muon's of a matrix 0.2 of it."""
     generator = torch.Generator().manual_seed(0)
+    (adafactor,) = make_optimizers("adafactor", Network(tiny_models.build("gpt_neox")), 0.02)
+    assert [float(group["lr"]) for group in adafactor.param_groups] == [0.02]
     for name in ("adamw", "muon"):
         network = Network(tiny_models.build("gpt_neox"))
         before = {n: p.detach().clone() for n, p in network.named_parameters()}
         for weight in network.parameters():
             weight.grad = torch.randn(weight.shape, generator=generator)
         for optimizer in make_optimizers(name, network, 0.01):  # type: ignore[arg-type]
+            assert [group["lr"] for group in optimizer.param_groups] == [0.01]
             optimizer.step()
         for weight_name, weight in network.named_parameters():
             rms = float((weight.detach() - before[weight_name]).square().mean().sqrt())

@@ -1,0 +1,292 @@
+"""How the rows of a step's table become one number and its resamples, on tables written here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from model_diffs.core.measure import Measure
+from model_diffs.core.tables import Absent, Place, Tables
+from model_diffs.report import reductions
+from model_diffs.stats.estimates import Estimate
+from model_diffs.stats.intervals import document_weights
+
+FOLDER = "base__to__npo/step"
+SEED = 7
+
+
+class Outroot:
+    """Result folders with tables and a record."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def table(self, name: str, columns: dict[str, Any], folder: str = FOLDER, **arguments: Any):
+        place = self.root / folder
+        place.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(columns).to_csv(place / f"{name}.csv", index=False)
+        splits = ("forget", "retain")
+        record = {
+            "arguments": {"seed": 42, "questions": "q.jsonl", **arguments},
+            "inputs": [{"path": "q.jsonl", "sha256": "q", "size": 1, "mtime_ns": 0, "ctime_ns": 0}],
+            "texts": {split: {"sha256": split} for split in splits},
+            "tokens": dict.fromkeys(splits, 100),
+        }
+        (place / "run.json").write_text(json.dumps(record))
+
+    def read(self, folder: str = FOLDER, base: str = "base", changed: str = "npo", **measure: Any):
+        place = Place(Tables(self.root), folder, base, changed, SEED)
+        filled = {"axis": "function", "table": "t", "column": "x", **measure}
+        return reductions.read(Measure("key", **filled), place)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Outroot:
+    return Outroot(tmp_path)
+
+
+def absent(out: Outroot, match: str, **measure: Any) -> Absent:
+    with pytest.raises(Absent, match=match) as caught:
+        out.read(**measure)
+    return caught.value
+
+
+# ── the number ────────────────────────────────────────────────────────────────────────────────────
+
+MATRICES = {
+    "name": ["a", "b", "c", "d"],
+    "layer": [-1, 0, 0, 1],
+    "group": ["other", "mlp", "attn", "mlp"],
+    "x": [10.0, 2.0, 3.0, 6.0],
+    "y": [1.0, 4.0, 5.0, 8.0],
+    "w": [1.0, 2.0, 0.0, 3.0],
+}
+
+
+def test_numbers_of_matrices_by_hand(out: Outroot) -> None:
+    out.table("t", MATRICES)
+    for measure, expected, rows in (
+        ({}, 5.25, "mean over 4 rows"),
+        ({"layers": "blocks"}, 11 / 3, "mean over 3 rows of blocks"),
+        ({"where": {"group": "mlp"}}, 4.0, "mean over 2 rows, group=mlp"),
+        ({"where": {"name": "d"}}, 6.0, "mean over 1 row, name=d"),
+        ({"weights": ("w",)}, (10 + 4 + 18) / 6, "mean over 3 rows, weighted by w"),
+        ({"weights": ("w", "w")}, (10 + 8 + 54) / 14, "mean over 3 rows, weighted by w²"),
+        ({"weights": ("w", "y")}, (10 + 16 + 144) / 33, "mean over 3 rows, weighted by w · y"),
+        ({"relative_to": "y", "norm": True}, (149 / 106) ** 0.5, "√(Σ x² / Σ y²) over 4 rows"),
+        ({"relative_to": "y", "weights": ("w",)}, 32 / 33, "Σ x · w / Σ y · w over 3 rows"),
+        ({"where": {"group": "mlp"}, "over": {"group": "mlp"}}, 1.0, None),
+    ):  # fmt: skip
+        found = out.read(**measure)
+        assert found.value == pytest.approx(expected), measure
+        assert found.sample is None and found.ends == (found.value, found.value)
+        assert (found.source.path, found.source.column) == (f"{FOLDER}/t.csv", "x")
+        if rows:
+            assert found.source.rows == rows
+
+
+def test_weights_of_another_table_are_joined_by_name(out: Outroot) -> None:
+    out.table("t", MATRICES)
+    out.table("sizes", {"name": ["d", "c", "b", "a"], "s": [1, 2, 3, 4]}, "base__to__npo/other")
+    found = out.read(weights=("s",), weights_from="other/sizes")
+    assert found.value == pytest.approx((40 + 6 + 6 + 6) / 10)
+    assert found.source.rows == "mean over 4 rows, weighted by s of other/sizes.csv"
+    out.table("sizes", {"name": ["d", "c"], "s": [1, 2]}, "base__to__npo/other")
+    assert absent(out, "name other matrices", weights=("s",), weights_from="other/sizes").defect
+
+
+STATES = {"layer": [3, 1, 0, 2], "x": [4.0, 2.0, 100.0, 3.0], "x_low": 1.0, "x_high": 9.0}
+
+
+def test_hidden_states_are_chosen_by_depth(out: Outroot) -> None:
+    out.table("t", STATES)
+    for layers, expected, rows in (
+        ("states", 3.0, "mean over layer 1-3"),
+        ("last", 4.0, "layer=3"),
+        ("early", 2.0, "mean over layer=1"),
+        ("middle", 3.0, "mean over layer=2"),
+        ("late", 4.0, "mean over layer=3"),
+    ):
+        found = out.read(layers=layers)
+        assert (found.value, found.source.rows) == (expected, rows)
+
+
+def test_one_side_over_the_other(out: Outroot) -> None:
+    rows = {"model": ["base", "npo"] * 2, "text": [0, 0, 1, 1], "x": [1.0, 3.0, 3.0, 5.0]}
+    out.table("t", rows)
+    sides = {"where": {"model": "{changed}"}, "over": {"model": "{base}"}, "paired_by": "text"}
+    found = out.read(**sides)
+    assert found.value == 2.0
+    assert found.source.rows == "mean over 2 rows, model=npo over base"
+    assert "2 are too few" in found.unpaired
+    # A model against itself: the base's rows come first.
+    out.table("t", {**rows, "model": ["base"] * 4}, "base__to__base/step")
+    assert out.read("base__to__base/step", changed="base", **sides).value == 2.0
+    out.table("t", {**rows, "x": [0.0, 1.0, 0.0, 1.0]})
+    assert absent(out, "x is zero: there is no ratio", **sides)
+    out.table("t", {**rows, "text": [0, 0, 1, 2]})
+    assert absent(out, "other texts on its two sides", **sides).defect
+
+
+def test_what_the_tables_lack_is_said(out: Outroot) -> None:
+    out.table("t", {**MATRICES, "y": 0.0, "w": 0.0, "e": [1.0, None, 2.0, 3.0]})
+    assert absent(out, "no row with group=none", where={"group": "none"}).defect
+    assert not absent(out, "^nothing$", where={"group": "none"}, undefined="nothing").defect
+    assert not absent(out, "^y is zero$", relative_to="y").defect
+    assert absent(out, "^undefined$", relative_to="y", undefined="undefined")
+    assert absent(out, "has no row", weights=("w",)).defect
+    assert not absent(out, "^no weight$", weights=("w",), undefined="no weight").defect
+    empty = {"column": "e", "may_be_empty": True, "undefined": "a cell is empty"}
+    assert not absent(out, "^a cell is empty$", **empty).defect
+    out.table("t", {**MATRICES, "e": [1.0, None, 2.0, 3.0]})
+    assert absent(out, "an empty cell in e", **empty, weights=("y",)).defect
+    out.table("t", MATRICES, questions=None)
+    for paired in ("question", "entity"):
+        assert absent(out, "without --questions", paired_by=paired)
+
+
+def test_an_empty_cell_of_weight_zero_does_not_count(out: Outroot) -> None:
+    out.table("t", {**MATRICES, "x": [10.0, 2.0, None, 6.0]})
+    assert out.read(weights=("w",), may_be_empty=True).value == pytest.approx(32 / 6)
+
+
+# ── its resamples ─────────────────────────────────────────────────────────────────────────────────
+
+TEXTS = 12
+DRAWN = document_weights(TEXTS, SEED)
+
+
+def per_text(seed: int = 0) -> dict[str, Any]:
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(TEXTS)  # not as in the file of texts
+    return {
+        "split": "forget",
+        "text": order,
+        "x": np.round(draw.uniform(1, 2, TEXTS), 6),
+        "tokens": draw.integers(1, 9, TEXTS),
+    }
+
+
+def in_order(columns: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(columns).sort_values("text")
+
+
+def check_draws(found: Estimate, expected: np.ndarray, units: str = "texts") -> None:
+    assert found.sample is not None, found.unpaired
+    assert found.sample.units == units
+    np.testing.assert_allclose(found.sample.resampled, expected, rtol=1e-12)
+    np.testing.assert_allclose(found.ends, np.percentile(expected, [2.5, 97.5]), rtol=1e-12)
+
+
+def test_texts_are_drawn_in_their_order_with_their_tokens(out: Outroot) -> None:
+    out.table("t", per_text())
+    rows = in_order(per_text())
+    x, tokens = rows["x"].to_numpy(), rows["tokens"].to_numpy()
+    found = out.read(where={"split": "forget"}, paired_by="text")
+    assert found.value == pytest.approx((x * tokens).sum() / tokens.sum())
+    check_draws(found, DRAWN @ (x * tokens) / (DRAWN @ tokens))
+    alike = out.read(where={"split": "forget"}, paired_by="text", weights=())
+    assert alike.value == pytest.approx(x.mean())
+    check_draws(alike, DRAWN @ x / TEXTS)
+    assert alike.sample is not None and found.sample is not None
+    assert alike.sample.identity != found.sample.identity, "other weights are another sample"
+
+
+def test_both_sides_of_a_quotient_are_drawn_together(out: Outroot) -> None:
+    sides = {name: per_text(seed) | {"model": name} for name, seed in (("base", 1), ("npo", 2))}
+    out.table("t", pd.concat([pd.DataFrame(one) for one in sides.values()]).to_dict("list"))
+    measure = {"where": {"model": "{changed}"}, "over": {"model": "{base}"}, "paired_by": "text"}
+    a, b = (in_order(sides[name])["x"].to_numpy() for name in ("base", "npo"))
+    check_draws(out.read(**measure, weights=()), DRAWN @ b / (DRAWN @ a))
+
+
+def test_values_per_text_are_means_over_the_layers_of_the_measure(out: Outroot) -> None:
+    draw = np.random.default_rng(3)
+    values = draw.uniform(size=(TEXTS, 4))
+    tokens = draw.integers(1, 9, TEXTS)
+    kept = [
+        {"layer": layer, "text": text, "split": "forget", "x": values[text, layer],
+         "tokens": tokens[text]}
+        for layer in (2, 0, 3, 1) for text in draw.permutation(TEXTS)
+    ]  # fmt: skip
+    out.table("kept", pd.DataFrame(kept).to_dict("list"))
+    cells = (values * tokens[:, None]).sum(0) / tokens.sum()
+    out.table("t", {"layer": range(4), "split": "forget", "x": cells})
+    found = out.read(where={"split": "forget"}, layers="states", paired_by="text", kept="kept")
+    mean = values[:, 1:].mean(1)
+    assert found.value == pytest.approx((mean * tokens).sum() / tokens.sum())
+    check_draws(found, DRAWN @ (mean * tokens) / (DRAWN @ tokens))
+    out.table("kept", pd.DataFrame(kept[:-1]).to_dict("list"))
+    found = out.read(where={"split": "forget"}, layers="states", paired_by="text", kept="kept")
+    assert found.sample is None and "not one row of every layer" in found.unpaired
+
+
+def test_resamples_of_a_step_are_taken_as_they_are(out: Outroot) -> None:
+    """From the step's file to the interval that the page shows."""
+    draw = np.random.default_rng(4)
+    resampled = draw.normal(1.0, 0.2, 50)
+    order = draw.permutation(50)
+    out.table("t", {"layer": range(3), "x": [9.0, 0.5, 1.5]})
+    out.table("kept", {"resample": order, "moved": resampled[order]})
+    measure = {"layers": "states", "paired_by": "resample", "kept": "kept", "kept_column": "moved"}
+    found = out.read(**measure)
+    assert found.value == 1.0
+    check_draws(found, resampled)
+    other = out.read(**measure)
+    assert found.sample is not None and found.sample == other.sample
+    out.table("t", {"layer": range(3), "x": [9.0, 0.5, 1.5]}, seed=43)
+    other = out.read(**measure)
+    assert found.sample != other.sample, "resamples of another seed are of other draws"
+
+
+def test_the_difference_to_the_base_keeps_the_draws(out: Outroot) -> None:
+    draws = {name: np.random.default_rng(i).normal(size=40) for i, name in enumerate("ab")}
+    for folder, which, value in (("base/step", "a", 0.5), ("npo/step", "b", 0.75)):
+        out.table("t", {"layer": range(2), "x": [9.0, value]}, folder)
+        kept = {"layer": 1, "resample": range(40), "x": draws[which]}
+        out.table("kept", kept, folder)
+    measure = {"layers": "states", "paired_by": "resample", "kept": "kept", "less_base": True}
+    found = out.read("npo/step", **measure)
+    assert found.value == 0.25 and found.source.path == "npo/step/t.csv"
+    assert found.source.rows == "mean over layer=1, minus that of base/step/t.csv"
+    check_draws(found, draws["b"] - draws["a"])
+    out.table("kept", {"layer": 1, "resample": range(39), "x": draws["a"][:39]}, "base/step")
+    found = out.read("npo/step", **measure)
+    assert found.value == 0.25 and "not the same resamples" in found.unpaired
+    out.table("t", {"layer": range(3), "x": [9.0, 1.0, 2.0]}, "base/step")
+    assert absent(out, "other texts, or with other options", folder="npo/step", **measure).defect
+
+
+def test_questions_of_an_entity_weigh_by_their_number(out: Outroot) -> None:
+    draw = np.random.default_rng(5)
+    entity = [f"e{i:02}" for i in range(11) for _ in range(1 + i % 3)]
+    correct = draw.integers(0, 2, len(entity))
+    ids = [f"q{i}" for i in range(len(entity))]
+    out.table("kept", {"id": ids, "entity": entity, "domain": "d", "x": correct, "layer": 1})
+    out.table("t", {"domain": ["d"], "x": [correct.mean()], "low": [0.1], "high": [0.9]})
+    found = out.read(where={"domain": "d"}, paired_by="entity", kept="kept")
+    assert found.ends == (0.1, 0.9), "the interval of the cell, where there is one"
+    groups = pd.DataFrame({"entity": entity, "x": correct}).groupby("entity")["x"]
+    drawn = document_weights(11, SEED)
+    expected = drawn @ groups.sum().to_numpy() / (drawn @ groups.count().to_numpy())
+    assert found.sample is not None and found.sample.units == "entities"
+    np.testing.assert_allclose(found.sample.resampled, expected)
+
+
+def test_samples_pair_only_where_texts_seed_and_options_are_equal(out: Outroot) -> None:
+    measure = {"where": {"split": "forget"}, "paired_by": "text", "options": ("top_k",)}
+
+    def identity(columns: dict[str, Any], **arguments: Any) -> str:
+        out.table("t", columns, **arguments)
+        found = out.read(**measure)
+        assert found.sample is not None
+        return found.sample.identity
+
+    first = identity(per_text(), top_k=5)
+    assert first == identity(per_text() | {"x": 1.5}, top_k=5), "values do not matter"
+    assert first != identity(per_text(), top_k=6)
+    assert first != identity(per_text() | {"tokens": 3}, top_k=5)
+    assert first != identity(per_text() | {"text": np.arange(1, 13)}, top_k=5)
