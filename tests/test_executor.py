@@ -94,6 +94,7 @@ from model_diffs.pipeline import executor, lock
 from model_diffs.pipeline.__main__ import _end_by_signal
 
 signal.signal(signal.SIGTERM, _end_by_signal)
+executor.PATIENCE = 0.3
 root, words = Path(sys.argv[1]), sys.argv[2:]
 with lock.hold(str(root)) as held:
     environment = {**os.environ, PIPELINE: here(os.getpid())}
@@ -111,10 +112,12 @@ time.sleep(60)
 LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
 
 
-def start(tmp_path: Path, *words: str) -> tuple["subprocess.Popen[bytes]", int]:
+def start(
+    tmp_path: Path, *words: str, more: tuple[str, ...] = ()
+) -> tuple["subprocess.Popen[bytes]", int]:
     """A pipeline's process, and the number of the process that it (or a launcher) started."""
     note = tmp_path / "pid"
-    command = [sys.executable, "-c", PARENT, str(tmp_path), *words, "-c", CHILD, str(note)]
+    command = [sys.executable, "-c", PARENT, str(tmp_path), *words, "-c", CHILD, str(note), *more]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert wait_until(lambda: note.exists() and note.read_text())
     return process, int(note.read_text())
@@ -132,6 +135,13 @@ def test_a_process_ends_with_the_pipeline(
     assert wait_until(lambda: not process_lives(child))
     with lock.hold(str(tmp_path)):  # the last of them has ended
         pass
+    process.communicate()
+
+
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    process, child = start(tmp_path, "python", more=("ignores",))
+    process.terminate()
+    assert process.wait(20) == 143 and not process_lives(child)
     process.communicate()
 
 
