@@ -25,8 +25,9 @@ def _by_text(rows: "pd.DataFrame", names: list[str], columns: tuple[str, str]) -
     """Columns of per_text.csv as `[texts, matrices]`, for matrices of these names."""
     part = rows[rows["name"].isin(names)].sort_values(["name", "text"])
     texts = part["text"].nunique()
-    positions = part["text"].to_numpy().reshape(-1, max(texts, 1))
-    if len(part) != texts * len(names) or (positions != positions[0]).any():
+    complete = 0 < len(part) == texts * len(names)
+    positions = part["text"].to_numpy().reshape(len(names) if complete else 1, -1)
+    if not complete or (positions != positions[0]).any():
         raise Absent("failed, per_text.csv has not every text and matrix", defect=True)
     return [part[column].to_numpy().reshape(-1, texts).T for column in columns]
 
