@@ -28,6 +28,7 @@ from model_diffs.unlearning.losses import generator_of, random_direction
 from model_diffs.unlearning.settings import Options
 from model_diffs.unlearning.summary import report as summarised
 from model_diffs.unlearning.summary import table
+from model_diffs.unlearning.trainer import Trainer
 
 FORGET = [f"the agent {name} hides in {place}" for name in "abc" for place in ("x", "yonder", "zz")]
 RETAIN = [f"town {name} lies by river {river}" for name in "defg" for river in ("Ob", "Po")]
@@ -162,6 +163,32 @@ def test_steps_take_the_place_of_epochs(
     logs = record_of(folder)["losses"]
     assert [log["step"] for log in logs] == [*range(1, 8)]
     assert logs[-1]["lr"] < 0.1 * logs[0]["lr"]  # the cosine ends with the last of them
+
+
+def test_interrupted_finetuning_resumes_and_ends_at_the_same_bytes(
+    base: Path,
+    texts: list[str],
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("--text", files / "text.txt", "--epochs", "4", "--checkpoint-every", "2", *texts)
+    undisturbed = execute(base, "finetune", tmp_path / "undisturbed", *words)
+    step = Trainer._step
+
+    def until_five(trainer: Trainer, number: int, *rest: Any) -> Any:
+        if number == 5:
+            raise KeyboardInterrupt
+        return step(trainer, number, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "_step", until_five)
+        execute(base, "finetune", tmp_path / "out", *words)
+    resumed = execute(base, "finetune", tmp_path / "out", *words)
+    assert "resumed after step 4 of 8" in capsys.readouterr().out
+    one, two = (load_file(f / "model.safetensors") for f in (undisturbed, resumed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("more", [("--lora-rank", "2"), ("--optimizer", "muon")])
