@@ -32,6 +32,7 @@ STEP = Step(
     folder="activation_covariance",
     question="Did the shape of the cloud of hidden states change?",
     needs=("forget", "retain"),
+    version=2,
     tables=(Table("covariance_metrics"),),
     figures=(Figure("covariance_analysis", "Spectra of hidden states", "function"),),
     measures=tuple(
@@ -39,10 +40,11 @@ STEP = Step(
             f"covariance_{split}",
             axis="function",
             table="covariance_metrics",
-            column=f"{split}_wasserstein_normalised",
+            column=f"{split}_wasserstein_normalised_residual",
             label=f"spectrum moved, {split}",
             meaning=f"Change in shape of the spectrum of {split}-set hidden states: Wasserstein "
-            "distance of spectra scaled to mean 1; mean over the outputs of all blocks.",
+            "distance of spectra scaled to mean 1; mean over the outputs of all blocks, the last "
+            "before the final norm.",
             layers="states",
             may_be_empty=True,
             undefined="a spectrum is zero and has no shape",
@@ -104,6 +106,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     import numpy as np
 
     from model_diffs.activations import store
+    from model_diffs.activations.saved import pick
     from model_diffs.diagnostics import covariance
 
     found = store.of_comparisons(options, todo)
@@ -119,11 +122,14 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     a = spectra(options.model_a, "a")
     for planned in todo:
         with open_run(planned) as run:
-            both = a | spectra(planned.model_b, "b")
-            table = run.table("covariance_metrics", covariance.metric_table(both))
-            np.savez(run.path / "spectra.npz", **both)
+            every = a | spectra(planned.model_b, "b")
+            hidden: dict[str, Any] = {n: pick(values, "hidden", 0) for n, values in every.items()}
+            stream = {name: pick(values, "residual", 0) for name, values in every.items()}
+            table, residual = covariance.metric_table(hidden), covariance.metric_table(stream)
+            run.table("covariance_metrics", covariance.add_residual(table, residual))
+            np.savez(run.path / "spectra.npz", **hidden)
             draw(run, table.astype(float))
-            run.document("summary", covariance.summary(table))
+            run.document("summary", covariance.summary(residual))
             store.describe(run, found)
 
 

@@ -34,6 +34,7 @@ STEP = Step(
     folder="activation_separation",
     question="Does the model tell forget from retain texts more, or less?",
     needs=("forget", "retain"),
+    version=2,
     tables=(
         Table("separation_metrics"),
         Table("separation_changes"),
@@ -49,16 +50,17 @@ STEP = Step(
             "separation_change",
             axis="function",
             table="separation_changes",
-            column="cosine_distance_change",
+            column="cosine_distance_change_residual",
             unit="change",
             label="separation, change",
             meaning="Change of the cosine distance between forget-set and retain-set centroids; "
-            "mean over the outputs of all blocks.",
+            "mean over the outputs of all blocks, the last before the final norm.",
             layers="states",
             may_be_empty=True,
             undefined="a centroid is zero and has no direction",
             paired_by="resample",
             kept="separation_resamples",
+            kept_column="cosine_distance_change",
             unchanged=0.0,
             above="separates forget and retain texts more than filtering does",
             below="separates forget and retain texts less than filtering does",
@@ -129,29 +131,36 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     found = store.of_comparisons(options, todo)
 
     def pooled(model: str) -> "list[NDArray[Any]]":
-        return [found.models[split.name, model].read("pooled") for split in splits]
+        return [found.models[split.name, model].read("pooled", "every") for split in splits]
 
     label, of_base = model_label(options.model_a), pooled(options.model_a)
     documents = {s.name: len(states) for s, states in zip(splits, of_base, strict=True)}
     forget, retain = documents.values()
     plan = cross_validation.design(forget, retain, cross_validation.FOLDS, options.seed)
     a = separation.measure(of_base, plan, label)
+    a, a_residual = (separation.of_states(a, which) for which in ("hidden", "residual"))
     base = separation.metric_table(label, a)
     for planned in todo:
         with open_run(planned) as run:
             label = model_label(planned.model_b)
             b = separation.measure(pooled(planned.model_b), plan, label)
+            b, b_residual = (separation.of_states(b, which) for which in ("hidden", "residual"))
             changed, change = separation.metric_table(label, b), separation.change_table(a, b)
+            residual = separation.change_table(a_residual, b_residual)
             run.table("separation_metrics", pd.concat([base, changed]))
-            run.table("separation_changes", change)
-            run.table("separation_resamples", separation.resampled_table(a, b))
+            run.table("separation_changes", separation.add_residual(change, residual))
+            run.table("separation_resamples", separation.resampled_table(a_residual, b_residual))
             draw(run, base, changed, change)
             summary = {
                 "documents": documents,
                 "folds": cross_validation.FOLDS,
                 "resamples": len(plan.forget),
                 "seed": options.seed,
-                "metrics": separation.summary(base, changed, change),
+                "metrics": separation.summary(
+                    separation.metric_table(label, a_residual),
+                    separation.metric_table(label, b_residual),
+                    residual,
+                ),
             }
             run.document("summary", summary)
             store.describe(run, found)

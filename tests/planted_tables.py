@@ -150,14 +150,20 @@ class Study:
                  "mean_dh_rel": float(moved[i, 1:].mean())} for i in range(count)
             ]  # fmt: skip
             means = (tokens[:, None] * moved).sum(0) / tokens.sum()
-            rows += [{"layer": s, "split": split, "mean_dh_rel": means[s]} for s in range(STATES)]
+            rows += [
+                {"layer": s, "split": split, "mean_dh_rel_residual": means[s]}
+                for s in range(STATES)
+            ]
         self.table(f"{label}/activation_stats/activation_stats.csv", rows)
         self.table(f"{label}/activation_stats/per_text.csv", texts)
         self.record(f"{label}/activation_stats")
         drawn = self.noise("separation").normal(k, 0.1, 1000)
         self.table(
             f"{label}/activation_separation/separation_changes.csv",
-            [{"layer": s, "cosine_distance_change": k if s else 9.0} for s in range(STATES)],
+            [
+                {"layer": s, "cosine_distance_change_residual": k if s else 9.0}
+                for s in range(STATES)
+            ],
         )
         self.table(
             f"{label}/activation_separation/separation_resamples.csv",
@@ -166,8 +172,9 @@ class Study:
         self.record(f"{label}/activation_separation")
         self.table(
             f"{label}/activation_covariance/covariance_metrics.csv",
-            [{"layer": s, "forget_wasserstein_normalised": k * s,
-              "retain_wasserstein_normalised": None if s == 0 else 0.5} for s in range(STATES)],
+            [{"layer": s, "forget_wasserstein_normalised_residual": k * s,
+              "retain_wasserstein_normalised_residual": None if s == 0 else 0.5}
+             for s in range(STATES)],
         )  # fmt: skip
         self.record(f"{label}/activation_covariance")
         self.projections(label, k)

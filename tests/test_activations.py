@@ -1,17 +1,19 @@
 """Activation statistics against a loop over single texts and tokens, in fp64."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_models
+import tiny_study
 import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_diffs.activations import store
-from model_diffs.activations.saved import Saved, entry
+from model_diffs.activations.saved import Saved, States, entry, pick
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Pass
 from model_diffs.core.results import PlannedRun
@@ -58,13 +60,17 @@ def options(tmp_path: Path, **changed: object) -> Pass:
 
 
 def states_of(folder: str, text: str, max_length: int) -> tuple[list[int], np.ndarray]:
-    """Token ids and transformers' own hidden states `[S, positions, d]` of one unpadded text."""
+    """Token ids and transformers' own hidden states `[S, positions, d]` of one unpadded text.
+
+    After them the output of the last block, before the final norm.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+    outputs = tiny_study.last_block(model)
     with torch.no_grad():
-        output = model(torch.tensor([ids]), output_hidden_states=True)
-    return ids, torch.stack(output.hidden_states)[:, 0].double().numpy()
+        hidden = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    return ids, torch.stack([*hidden, outputs[-1]])[:, 0].double().numpy()
 
 
 def everything(saved: Saved) -> SimpleNamespace:
@@ -154,9 +160,9 @@ def texts_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     whole = loading.stream_states
 
-    def counting(anatomy: object, batch: loading.Batch, *rest: object) -> None:
+    def counting(anatomy: object, batch: loading.Batch, *rest: object, **more: object) -> None:
         found.append(len(batch.input_ids))
-        whole(anatomy, batch, *rest)
+        whole(anatomy, batch, *rest, **more)
 
     monkeypatch.setattr(loading, "stream_states", counting)
     return found
@@ -256,7 +262,44 @@ def test_means_of_texts_give_the_mean_of_the_table(
     texts = text_table(difference)
     assert texts["text"].tolist() == [0, 1, 2]
     mean = np.average(texts["mean_dh_rel"], weights=texts["tokens"])
-    assert mean == pytest.approx(table["mean_dh_rel"][1:].mean(), rel=1e-12)
+    assert mean == pytest.approx(table["mean_dh_rel_residual"][1:].mean(), rel=1e-12)
+    residual, hidden = table["mean_dh_rel_residual"], table["mean_dh_rel"]
+    assert len(table) == tiny_models.LAYERS + 1
+    assert residual[:-1].equals(hidden[:-1])
+    moved = [
+        np.linalg.norm(states_of(b, text, 40)[1] - h, axis=2) / np.linalg.norm(h, axis=2)
+        for text in FORGET
+        for h in [states_of(a, text, 40)[1]]
+    ]
+    after, before = np.concatenate(moved, axis=1).mean(1)[-2:]
+    assert residual.iloc[-1] == pytest.approx(before, rel=1e-5)
+    assert hidden.iloc[-1] == pytest.approx(after, rel=1e-5)
+    assert abs(after - before) > 0.01
+
+
+def test_statistics_of_another_version_are_made_again(
+    folders: dict[str, tuple[str, str]], tmp_path: Path, texts_read: list[int]
+) -> None:
+    """Entries from before the state ahead of the final norm was kept have one state fewer."""
+    a, _ = folders["gpt_neox"]
+    entry = store.statistics(options(tmp_path), [a]).models["forget", a]
+    path = entry.path.parent / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 1}))
+    texts_read.clear()
+    store.statistics(options(tmp_path), [a])
+    assert sum(texts_read) == len(FORGET) and entry.complete()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_chosen_states(axis: int) -> None:
+    every = np.moveaxis(np.arange(12).reshape(2, 6), 1, axis)  # states 0, 1, 2, 3, N, N before norm
+
+    def chosen(which: States) -> list[int]:
+        return np.moveaxis(pick(every, which, axis), axis, 1)[0].tolist()
+
+    assert chosen("every") == [0, 1, 2, 3, 4, 5]
+    assert chosen("hidden") == [0, 1, 2, 3, 4]
+    assert chosen("residual") == [0, 1, 2, 3, 5]
 
 
 def test_left_out_positions_are_counted(

@@ -5,7 +5,7 @@ import tiny_models
 import torch
 
 from model_diffs.core.errors import BadInput
-from model_diffs.models import anatomy, architectures
+from model_diffs.models import anatomy, architectures, loading
 
 COMPONENTS = (*architectures.MLP_COMPONENTS, "qkv", "attn_out", "router", "embed", "head")
 
@@ -30,6 +30,21 @@ def test_trunk_ends_where_the_head_begins(model):
         states = found.trunk(input_ids=ids).last_hidden_state
         expected = model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
     assert torch.equal(states, expected)
+
+
+def test_the_final_norm_makes_the_last_state_from_the_one_before_it(model):
+    found = anatomy.locate(model)
+    batch = loading.pad_batch([[3, 4, 5, 6], [7, 8, 9, 10]], 0, torch.device("cpu"))
+    states = {}
+    with torch.no_grad():
+        loading.stream_states(found, batch, states.__setitem__, before_norm=True)
+        assert [*states] == [*range(tiny_models.LAYERS + 2)]
+        torch.testing.assert_close(
+            found.final_norm(states[tiny_models.LAYERS + 1]), states[tiny_models.LAYERS]
+        )
+        plain = {}
+        loading.stream_states(found, batch, plain.__setitem__)
+    assert [*plain] == [*states][:-1] and all(torch.equal(plain[s], states[s]) for s in plain)
 
 
 def test_input_module_sees_what_the_input_matrices_multiply(model):

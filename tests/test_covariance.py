@@ -159,6 +159,16 @@ def test_the_table_equals_a_loop_over_tokens(study: tiny_study.Study) -> None:
         np.testing.assert_allclose(table[f"{split}_top10_change"], shares[1] - shares[0], atol=1e-9)
         change = [np.abs(b[:10] - a[:10]).mean() / a[:10].mean() for a, b in pairs]
         np.testing.assert_allclose(table[f"{split}_top10_relative_change"], change, atol=1e-5)
+        last = []
+        for model in (study.model_a, study.model_b):
+            stream = tiny_study.states(model, split, residual=True)
+            tokens = np.concatenate([h[-1, 1:] for h in stream])
+            values = np.linalg.eigvalsh(np.cov(tokens.T, bias=True))
+            last.append(values / values.mean())
+        before = table[f"{split}_wasserstein_normalised_residual"]
+        after = table[f"{split}_wasserstein_normalised"]
+        assert before.iloc[-1] == pytest.approx(wasserstein_distance(*last), rel=1e-4)
+        assert before[:-1].tolist() == after[:-1].tolist() and before.iloc[-1] != after.iloc[-1]
     ratio = table["forget_wasserstein"] / table["retain_wasserstein"]
     np.testing.assert_allclose(table["selectivity_ratio"], ratio, rtol=1e-12)
 
@@ -174,6 +184,8 @@ def test_columns_are_in_the_documented_order(study: tiny_study.Study) -> None:
     assert table.columns[: 1 + len(sides) + len(others)].tolist() == ["layer", *sides, *others]
     summary = json.loads((folder_of(study) / "summary.json").read_text())
     assert summary["states"] == len(table) == 4
+    mean = summary["mean_over_states"]["forget_wasserstein_normalised"]
+    assert mean == pytest.approx(table["forget_wasserstein_normalised_residual"].mean())
 
 
 def test_a_model_against_itself_has_no_change(study: tiny_study.Study) -> None:
@@ -182,7 +194,7 @@ def test_a_model_against_itself_has_no_change(study: tiny_study.Study) -> None:
         study.root / "outputs/base__to__base/activation_covariance/covariance_metrics.csv"
     )
     moved = [c for c in table if "wasserstein" in c or c.endswith("_change")]
-    assert len(moved) == 8 and (table[moved] == 0).all(axis=None)
+    assert len(moved) == 10 and (table[moved] == 0).all(axis=None)
     assert table[["selectivity_ratio", "selectivity_ratio_normalised"]].isna().all(axis=None)
 
 

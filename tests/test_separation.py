@@ -251,11 +251,31 @@ def test_changes_are_the_difference_of_the_models(study: tiny_study.Study) -> No
         assert inside.all()
     # The resamples that are kept are those of the base and the changed model, draw by draw.
     kept = pd.read_csv(folder_of(study) / "separation_resamples.csv")["cosine_distance_change"]
-    ends = changes.loc[1:, "cosine_distance_change_low"], changes["cosine_distance_change"][1:]
+    residual = "cosine_distance_change_residual"
+    ends = changes.loc[1:, f"{residual}_low"], changes[residual][1:]
     assert len(kept) == 1000 and ends[0].mean() < kept.median()
     assert kept.mean() == pytest.approx(ends[1].mean(), abs=4 * kept.std())
     summary = json.loads((folder_of(study) / "summary.json").read_text())
     assert summary["documents"] == {"forget": 21, "retain": 24}
+    mean = summary["metrics"]["cosine_distance"]["mean_change"]
+    assert mean == pytest.approx(changes[residual].mean())
+
+
+def test_averages_read_the_last_state_before_the_final_norm(study: tiny_study.Study) -> None:
+    """The last block's own output, text by text, in place of transformers' last hidden state."""
+    changes = pd.read_csv(folder_of(study) / "separation_changes.csv")
+    distances = []
+    for model in (study.model_a, study.model_b):
+        x, y = (
+            np.stack([h[-1].mean(0) for h in tiny_study.states(model, split, residual=True)])
+            for split in ("forget", "retain")
+        )
+        distances.append(direct(x, y)[0])
+    after, before = (changes[f"cosine_distance_change{end}"].iloc[-1] for end in ("", "_residual"))
+    assert before == pytest.approx(distances[1] - distances[0], abs=1e-6)
+    assert abs(before - after) > 2e-5, "otherwise the test could not fail"
+    hidden = changes["cosine_distance_change"]
+    assert hidden[:-1].equals(changes["cosine_distance_change_residual"][:-1].rename(hidden.name))
 
 
 def test_a_model_against_itself_changes_nothing(study: tiny_study.Study) -> None:

@@ -15,6 +15,7 @@ import tiny_models
 
 from model_diffs.core import script as scripts
 from model_diffs.core.step import load_script
+from model_diffs.models.anatomy import locate
 
 ROOT = Path(__file__).parents[1]
 WORDS = {
@@ -77,20 +78,35 @@ def make(root: Path, family: str = "gpt_neox") -> Study:
     return Study(root, a, b)
 
 
-def states(model: str, split: str) -> list[Any]:
-    """transformers' own hidden states `[S, positions, d]` of each text, one by one, in fp64."""
+def last_block(model: Any) -> list[Any]:
+    """Grows by the output of the last block, `[texts, positions, d]`, of each pass."""
+    outputs: list[Any] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    locate(model).blocks[-1].register_forward_hook(keep)
+    return outputs
+
+
+def states(model: str, split: str, residual: bool = False) -> list[Any]:
+    """transformers' own hidden states `[S, positions, d]` of each text, one by one, in fp64.
+
+    With `residual` the last is the output of the last block, without the final norm.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    found = []
+    outputs, found = last_block(loaded), []
     count = {"forget": 21, "retain": 24}[split]
     for text in texts(split, count):
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         with torch.no_grad():
-            output = loaded(ids, output_hidden_states=True)
-        found.append(torch.stack(output.hidden_states)[:, 0].double().numpy())
+            hidden = loaded(ids, output_hidden_states=True).hidden_states
+        every = [*hidden[:-1], outputs[-1]] if residual else hidden
+        found.append(torch.stack([*every])[:, 0].double().numpy())
     return found
 
 

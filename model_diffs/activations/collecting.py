@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from model_diffs.activations import passes
 from model_diffs.activations.passes import Reader, SplitPass
-from model_diffs.activations.saved import FOLDER, TENSORS, ModelStatistics, Saved
+from model_diffs.activations.saved import FOLDER, TENSORS, ModelStatistics, Saved, pick
 from model_diffs.activations.sums import DifferenceSums, ModelSums
 from model_diffs.core import results
 from model_diffs.core.options import Pass
@@ -100,7 +100,8 @@ def _save(
             left_out=tokens.left_out,
         )
         if isinstance(found, ModelStatistics):
-            run.record(first_position_ratio=_warn_of_sink(one, found.first_position_ratio))
+            ratios = pick(found.first_position_ratio, "hidden", axis=0)
+            run.record(first_position_ratio=_warn_of_sink(one, ratios))
 
 
 def _warn_of_sink(one: Saved, ratios: np.ndarray) -> float | None:

@@ -113,7 +113,7 @@ class SplitPass:
             if is_base:
                 states[key(name, state)] = h
 
-        loading.stream_states(reader.anatomy, at.batch, receive)
+        loading.stream_states(reader.anatomy, at.batch, receive, before_norm=True)
         if sums is not None:
             sums.check()
 
@@ -129,16 +129,16 @@ def of_splits(options: Reading, models: Sequence[str]) -> tuple[list[SplitPass],
 
 
 def state_shape(model: Checkpoint) -> tuple[int, int]:
-    """Number of hidden states of a model, N + 1, and their width."""
+    """Number of states that a pass reads, N + 2 with the one before the norm, and their width."""
     matrices = model.matrices()
     width = max(m.shape[1] for m in matrices if m.component == "embed")
-    return max(matrix.layer for matrix in matrices) + 2, width
+    return max(matrix.layer for matrix in matrices) + 3, width
 
 
 def check_memory(passes: Sequence[SplitPass], model: Checkpoint) -> None:
     """Raise BadInput where the largest batch of a split does not fit into the free memory.
 
-    Counted are the states of every token, `[tokens, hidden]` in fp32: N + 1 that changed models are
+    Counted are the states of every token, `[tokens, hidden]` in fp32: N + 2 that changed models are
     compared with, and WITHIN more inside a block. What a batch takes is more, not less.
     """
     states, width = state_shape(model)
@@ -213,7 +213,7 @@ def run_one_by_one(
         def read(reader: Reader) -> None:
             tokens = sum(int(p.tokens.counts.sum()) for p in passes if p.is_base(reader.name))
             width = reader.anatomy.embedding.weight.shape[1]
-            needed = tokens * (len(reader.anatomy.blocks) + 1) * width * disk.dtype.itemsize
+            needed = tokens * (len(reader.anatomy.blocks) + 2) * width * disk.dtype.itemsize
             free = shutil.disk_usage(folder).free
             if needed > 0.95 * free:
                 raise BadInput(

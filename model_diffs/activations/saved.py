@@ -12,8 +12,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
@@ -28,6 +29,9 @@ TENSORS = "statistics.safetensors"
 OPTIONS = ("max_length", "batch_size", "keep_bos", "skip_first", "device", "dtype")
 """Options that change the numbers and are therefore part of the key."""
 
+VERSION = 2
+"""Of what an entry holds: one of another version is made again."""
+
 # What steps read of the record, beside the tensors.
 _TOLD = {
     **dict.fromkeys(("models", "left_out"), dict),
@@ -36,11 +40,27 @@ _TOLD = {
 }
 
 Array = NDArray[Any]
+States = Literal["hidden", "residual", "every"]
+"""`hidden`: 0 to N as in transformers' `output_hidden_states`, N after the final norm; `residual`:
+0 to N of the residual stream, N before that norm; `every`: N + 2 states, `hidden` and then state N
+before the norm."""
+_FIRST_AXIS = ("mean", "scatter", "first_position_ratio")
+_WITHOUT_STATES = ("documents", "tokens")
+
+
+def pick(values: Array, which: States, axis: int) -> Array:
+    """Those of `every` state along `axis`; a view for `hidden`."""
+    if which == "every":
+        return values
+    if which == "residual":
+        return np.delete(values, -2, axis)
+    return values[(slice(None),) * axis + (slice(None, -1),)]
 
 
 @dataclass
 class ModelStatistics:
-    """One model on one split. States: 0 the embedding output, then one per block; S = N + 1.
+    """One model on one split. S = N + 2 states: 0 the embedding output, then one per block, the
+    last of them after the final norm and once more before it.
 
     Tokens are those that count: no padding, no BOS (unless kept), not the first N skipped.
     """
@@ -105,13 +125,16 @@ class Saved(NamedTuple):
         told = all(isinstance(record.get(name), kind) for name, kind in _TOLD.items())
         return told and all(isinstance(one, dict) for one in record["models"].values())
 
-    def read(self, name: str) -> Array:
-        """A tensor by its name in `ModelStatistics` or `DifferenceStatistics`."""
+    def read(self, name: str, states: States = "hidden") -> Array:
+        """A tensor by its name in `ModelStatistics` or `DifferenceStatistics`, of these states."""
         with safe_open(self.path, framework="numpy") as handle:
-            return handle.get_tensor(name)
+            found = handle.get_tensor(name)
+        return (
+            found if name in _WITHOUT_STATES else pick(found, states, int(name not in _FIRST_AXIS))
+        )
 
-    def states(self, name: str) -> Iterator[Array]:
-        """One state of a `[S, …]` tensor after another: all at once can be gigabytes."""
+    def each_state(self, name: str) -> Iterator[Array]:
+        """Every state of a `[S, …]` tensor after another: all at once can be gigabytes."""
         with safe_open(self.path, framework="numpy") as handle:
             tensor = handle.get_slice(name)
             for state in range(tensor.get_shape()[0]):
@@ -132,5 +155,5 @@ def entry(options: Pass, split: Split, model_a: str, model_b: str = "") -> Saved
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
     label = f"{'__to__'.join(map(naming.model_label, models))} {split.name}"
     folder = Path(options.outroot, FOLDER, key)
-    planned = PlannedRun(folder, label, decisive, model_a, model_b)
+    planned = PlannedRun(folder, label, decisive, model_a, model_b, version=VERSION)
     return Saved(planned, split, model_a, model_b)

@@ -11,7 +11,7 @@ def norm_table(base: Saved, changed: Saved, difference: Saved, seed: int) -> pd.
     """One row per hidden state: means over tokens, `_low` and `_high` their 95 % intervals.
 
     The change of a norm is resampled as one statistic, so its interval is paired: both models on
-    the same resampled documents.
+    the same resampled documents. `…_residual` reads the last state before the final norm.
     """
     tokens, split = base.read("tokens"), base.split.name
     if not np.array_equal(tokens, changed.read("tokens")):
@@ -29,6 +29,7 @@ def norm_table(base: Saved, changed: Saved, difference: Saved, seed: int) -> pd.
         "norm_change_L2": plain["model_b_norm_L2"] - plain["model_a_norm_L2"],
         "mean_dh_rel": difference.read("dh_rel"),
         "mean_cosine": difference.read("cosine"),
+        "mean_dh_rel_residual": difference.read("dh_rel", "residual"),
     }
     interval = ratio_interval(np.stack(list(sums.values()), axis=-1), tokens, seed)
     columns = {
@@ -46,9 +47,9 @@ def text_table(difference: Saved) -> pd.DataFrame:
     """One row per text (`text`: its position in the split), for resampling the same texts.
 
     `mean_dh_rel` is the mean over the text's tokens and over states 1, …, N, the outputs of the
-    blocks; weighted by `tokens`, these average to the mean over texts.
+    blocks (N before the final norm); weighted by `tokens`, these average to the mean over texts.
     """
     tokens, texts = difference.read("tokens"), difference.read("documents")
-    moved = difference.read("dh_rel")[:, 1:].mean(1) / tokens
+    moved = difference.read("dh_rel", "residual")[:, 1:].mean(1) / tokens
     columns = {"text": texts, "tokens": tokens, "mean_dh_rel": moved}
     return pd.DataFrame({"split": difference.split.name, **columns})

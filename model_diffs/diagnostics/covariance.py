@@ -46,13 +46,13 @@ def eigenvalues(covariance: Floats, name: str = "the covariance") -> Floats:
 
 
 def spectra(saved: Saved, name: str) -> Floats:
-    """Eigenvalues of Σ over tokens of (h − mean)(h − mean)ᵀ / tokens in each state: `[S, d]`.
+    """Eigenvalues of Σ over tokens of (h − mean)(h − mean)ᵀ / tokens in every state: `[S, d]`.
 
     `name` says whose, in messages.
     """
     tokens = int(saved.read("tokens").sum())
-    states = len(saved.read("mean"))
-    bar = progress(saved.states("scatter"), f"covariance, {name}", total=states, unit="state")
+    states = len(saved.read("mean", "every"))
+    bar = progress(saved.each_state("scatter"), f"covariance, {name}", total=states, unit="state")
     found = [
         eigenvalues(scatter / tokens, f"covariance of {name}, state {state}")
         for state, scatter in enumerate(bar)
@@ -151,6 +151,14 @@ def metric_table(spectra: Mapping[str, Floats]) -> pd.DataFrame:
     each("top10_share", top_share)
     change("top10_relative_change", top_relative_change)
     return table
+
+
+def add_residual(table: pd.DataFrame, residual: pd.DataFrame) -> pd.DataFrame:
+    """The normalised distances in the residual stream beside those in the hidden states."""
+    found = table.copy()
+    for name in (f"{split}_wasserstein_normalised" for split in SPLITS):
+        found[f"{name}_residual"] = residual[name]
+    return found
 
 
 def summary(table: pd.DataFrame) -> dict[str, Any]:

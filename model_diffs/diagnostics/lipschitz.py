@@ -140,7 +140,7 @@ def respond(
     per_token = variance.clamp_min(0).mean(-1)
     mean_variance = torch.where(counted, per_token, 0.0).sum(1) / counted.sum(1)
     scales = [norms(x, counted) / norms(part, counted) for part in centre]
-    return Response(*largest, mean_variance, *scales)
+    return Response(largest[0], largest[1], mean_variance, scales[0], scales[1])
 
 
 def gradient_norms(

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from model_diffs.activations.saved import Array
+from model_diffs.activations.saved import Array, States, pick
 from model_diffs.core.progress import progress
 from model_diffs.stats.cross_validation import Design, Estimate, auc, quadratic
 from model_diffs.stats.discriminant import out_of_fold
@@ -26,6 +26,7 @@ METRICS = (
     "retain_centroid_norm",
 )
 AUC = METRICS.index("auc")
+RESIDUAL = "cosine_distance_change_residual"
 Floats = NDArray[np.float64]
 
 
@@ -98,11 +99,25 @@ def change_table(a: Estimate, b: Estimate) -> pd.DataFrame:
     return _table(Estimate(b.value - a.value, b.resampled - a.resampled), "_change")
 
 
+def add_residual(change: pd.DataFrame, residual: pd.DataFrame) -> pd.DataFrame:
+    """The change of the cosine distance in the residual stream beside that in the hidden states."""
+    found = change.copy()
+    for end in ("", "_low", "_high"):
+        found[f"{RESIDUAL}{end}"] = residual[f"cosine_distance_change{end}"]
+    return found
+
+
+def of_states(found: Estimate, which: States) -> Estimate:
+    """`measure` of every state, for the chosen ones."""
+    return Estimate(pick(found.value, which, 0), pick(found.resampled, which, 1))
+
+
 def resampled_table(a: Estimate, b: Estimate) -> pd.DataFrame:
     """`separation_resamples.csv`: the change of the cosine distance on each resample.
 
-    Mean over the hidden states 1, …, N. The draws depend on the seed and the numbers of documents
-    only, so rows of two comparisons with the same texts can be paired. NaN: a centroid is zero.
+    Mean over the states 1, …, N of a and b. The draws depend on the seed and the numbers of
+    documents only, so rows of two comparisons with the same texts can be paired. NaN: a centroid
+    is zero.
     """
     change = (b.resampled - a.resampled)[:, 1:, METRICS.index("cosine_distance")].mean(1)
     return pd.DataFrame({"resample": range(len(change)), "cosine_distance_change": change})

@@ -196,15 +196,21 @@ def hooks() -> Iterator[list[Any]]:
 
 
 def stream_states(
-    anatomy: Anatomy, batch: Batch, receive: Callable[[int, Tensor], None], last: int | None = None
+    anatomy: Anatomy,
+    batch: Batch,
+    receive: Callable[[int, Tensor], None],
+    last: int | None = None,
+    before_norm: bool = False,
 ) -> None:
     """Run the trunk, without its head, and hand over each hidden state as it is computed.
 
     `receive(ℓ, h)` gets h `[texts, positions, hidden]`: state 0 is the input of the first block, ℓ
     the output of block ℓ−1, the last one after the final norm, as in transformers'
     `output_hidden_states`. With `last` the pass ends after that state. A state is read as the input
-    of the next block, which works alike for blocks that return tensors or tuples.
+    of the next block, which works alike for blocks that return tensors or tuples. With
+    `before_norm` one more is handed over at the end, N + 1: state N before the final norm.
     """
+    final: list[Tensor] = []
 
     def reader(index: int) -> Callable[..., None]:
         def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -217,8 +223,15 @@ def stream_states(
     with hooks() as handles:
         for index, block in enumerate(anatomy.blocks):
             handles.append(block.register_forward_pre_hook(reader(index), with_kwargs=True))
+        if before_norm and anatomy.final_norm is not None:
+            keep = anatomy.final_norm.register_forward_pre_hook(
+                lambda _, args: final.append(args[0])
+            )
+            handles.append(keep)
         try:
             output = anatomy.trunk(**batch._asdict(), use_cache=False)
         except _Reached:
             return
     receive(len(anatomy.blocks), output[0])
+    if before_norm:
+        receive(len(anatomy.blocks) + 1, final[-1] if final else output[0])
