@@ -112,6 +112,14 @@ def file(name: str, content: str | bytes) -> Callable[[], object]:
     return lambda: Path(name).write_bytes(data)
 
 
+def loop(name: str) -> Callable[[], object]:
+    def damage() -> None:
+        Path(name).unlink()
+        Path(name).symlink_to(Path(name).name)
+
+    return damage
+
+
 def question(**changed: Any) -> Callable[[], object]:
     return file("questions.jsonl", "\n" + json.dumps(QUESTION | changed))
 
@@ -174,6 +182,8 @@ CASES: list[Case] = [
     ("NUL in questions", RELEARN, question(prompt="a\0"), "line 2"),
     ("half a character", RELEARN, question(prompt="\ud800"), "surrogate"),
     ("deep JSON", RELEARN, file("questions.jsonl", "[" * 100_000), "questions.jsonl, line 1"),
+    ("loop of links", STATES, loop("forget.txt"), "forget.txt"),
+    ("loop of links", WEIGHTS, loop("b/config.json"), "b/config.json"),
     ("text in a table", DRAW, gibberish_table("lots"), "line 3: no number in column dW"),
     ("infinity in a table", DRAW, gibberish_table("inf"), "line 3"),
     ("no layer in a table", DRAW, file("per_layer.csv", PER_LAYER + ",a,1,1,1\n"), "layer"),
@@ -307,7 +317,12 @@ def test_a_batch_that_memory_cannot_hold_is_refused(
     assert forked.run(place, [*STATES, "--batch-size", "1", "--side-by-side", "no"]).status == 0
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "text", "remove"])
+def _forget_tokens(record: Path) -> None:
+    found = json.loads(record.read_text())
+    record.write_text(json.dumps(found | {"tokens_sha256": 7, "models": [1]}))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "text", "remove", "record"])
 def test_a_damaged_activation_cache_is_made_again(place: Path, damage: str) -> None:
     def table() -> bytes:
         return Path("outputs/a__to__b/activation_stats/activation_stats.csv").read_bytes()
@@ -322,6 +337,7 @@ def test_a_damaged_activation_cache_is_made_again(place: Path, damage: str) -> N
             "flip": functools.partial(path.write_bytes, data),
             "text": functools.partial(path.write_text, "no tensors"),
             "remove": path.unlink,
+            "record": functools.partial(_forget_tokens, path.with_name("run.json")),
         }
         flipped[damage]()
     again = forked.run(place, [*STATES, "--force"])
