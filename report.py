@@ -7,8 +7,9 @@ conclusions from their intervals by stated rules, and writes a page that needs n
     uv run report.py --model-a ./models/miniature-base --filtered miniature-filtered \\
         --model-b ./models/miniature-filtered ./unlearned_models/miniature-base__npo
 
-Writes <outroot>/report/: report.html, signature.csv (one row per comparison), signature.png; where
-a study has several seeds signature_seeds.csv (mean and standard deviation over them).
+Writes <outroot>/report/: report.html, signature.csv (one row per comparison), signature.png,
+measures.csv (which measures tell unlearning from harmless training); where a study has several
+seeds signature_seeds.csv (mean and standard deviation over them).
 """
 
 import dataclasses
@@ -29,7 +30,8 @@ STEP = Step(
     folder=inventory.FOLDER,
     question="What did each intervention do?",
     scope="study",
-    tables=(Table("signature"), Table("signature_seeds")),
+    version=2,
+    tables=(Table("signature"), Table("measures"), Table("signature_seeds")),
 )
 
 
@@ -67,7 +69,7 @@ def planned_runs(options: Options) -> list[PlannedRun]:
 
 def write_report(run: results.Run, options: Options) -> None:
     """Assemble, draw and write the page."""
-    from model_diffs.report import assembling, conditions, page, signature_figure
+    from model_diffs.report import assembling, conditions, page, signature_figure, verdicts
     from model_diffs.stats.seeds import over_seeds
 
     outroot, scripts = Path(options.outroot), load_steps()
@@ -84,6 +86,8 @@ def write_report(run: results.Run, options: Options) -> None:
     signature = dataclasses.replace(signature, provenance=provenance)
     run.reads(*inventory.files_of(found, ".csv", ".json", ".png", ".svg"))
     run.reads(*(one.folder / results.RECORD for one in found if one.there))
+    run.reads(*conditions.training_logs(provenance))
+    run.table("measures", verdicts.verdict_rows(signature), verdicts.COLUMNS)
     seeds = over_seeds(run.table("signature", assembling.signature_rows(signature)))
     if len(seeds):
         run.table("signature_seeds", seeds)

@@ -114,7 +114,8 @@ def probe(found: Found, names: Sequence[str], plan: Design) -> None:
     settings = probes.Settings(C=1.0, max_iter=1000, standardize=True, seed=42)
     for name in names:
         forget, retain = (found[name, split].last for split in ("forget", "retain"))
-        probes.probe_tables(forget, retain, plan, settings, name)
+        task = probes.control_task(np.arange(len(plan.labels)), plan, 42)
+        probes.probe_tables(forget, retain, plan, settings, task, name)
 
 
 def seconds(action: Callable[[], None]) -> float:

@@ -189,27 +189,6 @@ def test_quotient_is_paired() -> None:
     assert difference(b, other, logarithmic=True) is None, "other texts are not paired"
 
 
-def test_simultaneous_interval_holds_for_the_largest_of_many() -> None:
-    """Twelve numbers that are zero but for noise: the largest is off zero far too often."""
-    generator, source = np.random.default_rng(1), Source("t.csv", "c", "")
-    wrong, naive, trials = 0, 0, 200
-    from model_diffs.stats.intervals import document_weights
-
-    drawn = document_weights(80, 0)
-    for _ in range(trials):
-        noise = generator.normal(0, 1, (80, 12))
-        means, again = noise.mean(0), drawn @ noise / 80
-        at = int(means.argmax())
-        for candidates in (again - means, None):
-            sample = Sample(again[:, at], "one", "questions", candidates)
-            found = difference(Estimate(float(means[at]), source, sample=sample), 0.0)
-            assert found is not None
-            wrong += candidates is not None and found.direction > 0
-            naive += candidates is None and found.direction > 0
-    assert naive > 0.15 * trials, "what is guarded against happens"
-    assert wrong <= 0.06 * trials
-
-
 def test_recovered_share_has_the_interval_of_its_row(study: Study, signature: Signature) -> None:
     rows = pd.read_csv(study.root / "npo/relearning/relearning.csv")
     row = rows[(rows["arm"] == "facts") & (rows["picked"] == 1)].iloc[-1]

@@ -4,6 +4,7 @@ Base grey, filtered blue, each unlearning method a colour of its own; forget sol
 an interval is a band, zero or chance a thin line.
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +37,10 @@ COMPONENT_COLOURS = {
     "embed": "#555555",
     "head": "#a5a5a5",
 }
+CONTROLS = {"benign": "#3d3d3d", "noise": "#9b9b9b", "reseeded": "#565656", "scrambled": "#b8b8b8"}
+"""Greys of models that are trained, or changed, without unlearning, by a word of their name."""
+DASHED = (0, (2.5, 1.2))
+"""Lines of controls, where lines stand for models."""
 OTHERS = ["#9c4f96", "#5b8c2a", "#b8860b", "#a0522d", "#008080", "#cd5c5c"]
 STYLES = {"forget": "-", "retain": "--"}
 STATES = "hidden state (0 = embedding output)"
@@ -94,8 +99,12 @@ class Panel(NamedTuple):
 def model_colour(label: str, others: Sequence[str] = ()) -> str:
     """Colour of a changed model; `others` are the labels of one figure, to keep unknown ones apart.
 
-    Filtered models are known by `filter` in their name, unlearned ones by their method.
+    Filtered models are known by `filter` in their name, controls by a word of CONTROLS, unlearned
+    ones by their method.
     """
+    for word, grey in CONTROLS.items():
+        if word in re.split(r"[-_]", label):
+            return grey
     method = method_of(label)
     if method:
         return METHODS[method].colour

@@ -6,7 +6,7 @@ from typing import Any
 
 from model_diffs.core.step import Script
 from model_diffs.core.tables import NOT_RUN, Absent, Place, Tables
-from model_diffs.report import conclusions, reductions
+from model_diffs.report import conclusions, reductions, verdicts
 from model_diffs.report.axes import Declared, declared_by
 from model_diffs.report.conclusions import Numbers
 from model_diffs.report.signature import Comparison, Missing, Signature
@@ -81,6 +81,9 @@ def assemble(
     keys = {key for label, key in found if label}
     kept = [one for one in declared if one.measure.key in keys]
     sentences, unpaired, notes = conclusions.draw(found, comparisons, kept)
+    told = verdicts.verdicts([one.measure for one in kept], found, comparisons)
+    if not any(one.role == "control" for one in comparisons):
+        notes.append(verdicts.NO_CONTROL)
     defects = _defects(found, absent, missing, comparisons, declared)
     return Signature(
         base=base,
@@ -93,6 +96,7 @@ def assemble(
         missing=[*missing, *defects, *unpaired],
         reasons={at: why.reason for at, why in absent.items() if at[0] and why.reason != NOT_RUN},
         notes=notes,
+        verdicts=told,
     )
 
 

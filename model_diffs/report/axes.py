@@ -48,15 +48,15 @@ _AXES = {
     ),
     ("knowledge", "Which questions does the model still answer, at its output and inside?"): (
         "Accuracy on four-choice questions; chance is 0.25. Adjacent and general questions measure "
-        "the cost of unlearning. Inside: logit-lens accuracy on hazard questions at the outputs of "
-        "all blocks but the last. Accuracy inside above the filtered model's means that the "
-        "knowledge is hidden rather than removed."
+        "the cost of unlearning. Inside: logit-lens accuracy on hazard questions, corrected for "
+        "chance, at the inner block that answers best on other questions. Above the filtered "
+        "model's, the knowledge is hidden rather than removed."
     ),
     ("brittleness", "Does fine-tuning on other facts restore what was forgotten?"): (
-        "The attack texts do not contain the facts that are asked. The recovered share is the part "
-        "of the accuracy gap to the base that the attack closes, at the worst-case rate and step "
-        "at which general accuracy stays above the floor: 0 for a model that never learned, 1 for "
-        "complete recovery."
+        "No attack text contains the facts that are asked. What an attack gains counts over the "
+        "filtered model after the same attack: 0 for a model that knows as little. An attack that "
+        "did not take, since the facts it trains on were not learned, tests nothing. What harmless "
+        "training alone brings back shows how little it takes."
     ),
 }
 AXES = tuple(Axis(key, key.capitalize(), ask, read) for (key, ask), read in _AXES.items())
@@ -64,14 +64,14 @@ AXES = tuple(Axis(key, key.capitalize(), ask, read) for (key, ask), read in _AXE
 # The first numbers of the page, in words; the table has the measures under their headings.
 AT_A_GLANCE = {
     "hazard_accuracy": "Hazard questions answered correctly",
-    "hazard_inside": "… answered correctly at inner layers",
-    "recovered_share": "Share recovered by an attack",
-    "general_accuracy": "General questions answered correctly",
-    "dh_forget": "Relative change of forget-set hidden states",
+    "recovered_facts": "Gained over the filtered model by training on other facts",
+    "recovered_retain": "… by harmless training",
     "relative_change": "Relative change of the weights",
+    "dh_forget": "Relative change of forget-set hidden states",
+    "dh_retain": "… of retain-set hidden states",
 }
 # Measures whose conclusions stand at the top of the page.
-SUMMARY = ("relative_change", "dh_forget", "hazard_accuracy", "hazard_inside", "recovered_share")
+SUMMARY = tuple(AT_A_GLANCE)
 
 
 class Declared(NamedTuple):

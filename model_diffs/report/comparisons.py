@@ -11,6 +11,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.report.signature import Comparison, Role
 
 BETWEEN = "__to__"
+ORDER: "tuple[Role, ...]" = ("filtered", "unlearned", "control")
 
 
 def comparison(label: str, base: str, changed: str) -> Comparison:
@@ -73,7 +74,7 @@ def choose_comparisons(
 def with_roles(
     comparisons: Iterable[Comparison], filtered: str | None = None, control: Sequence[str] = ()
 ) -> list[Comparison]:
-    """The comparisons with their models' roles, the filtered model first and the others by name.
+    """The comparisons with their models' roles: the filtered model, unlearned ones, controls.
 
     Models are named by label or short name. Without `filtered`, the filtered model is the one whose
     name says so, as in the colours of figures. Raises BadInput where no model has a given name.
@@ -95,4 +96,4 @@ def with_roles(
         return "filtered" if guessed or filtered in names[one] else "unlearned"
 
     found = [one._replace(role=role(one)) for one in comparisons]
-    return sorted(found, key=lambda one: (one.role != "filtered", one.short))
+    return sorted(found, key=lambda one: (ORDER.index(one.role), one.short))

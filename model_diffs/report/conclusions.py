@@ -18,10 +18,6 @@ EXACT_RULE = (
     "the numbers are set side by side and nothing is concluded from them."
 )
 NO_FILTERED = "No filtered model is among the comparisons: the base is the only reference."
-LARGEST_RULE = (
-    " The number is the largest of several rates and steps, so its interval is simultaneous for "
-    "all of them, and wider than that of its own row."
-)
 
 
 Numbers = Mapping[tuple[str, str], Estimate]
@@ -36,7 +32,6 @@ def paired_rule(reference: str, one: Estimate, logarithmic: bool) -> str:
         f"Against {reference}: the same {one.sample.units} are resampled "
         f"{len(one.sample.resampled):,} times for both sides; a difference is named where the "
         f"95 % interval of the {what} excludes {none}."
-        + (LARGEST_RULE if one.sample.candidates is not None else "")
     )
 
 
@@ -68,6 +63,7 @@ class _Writer:
     def __init__(self, numbers: Numbers, comparisons: Sequence[Comparison]) -> None:
         self.numbers = numbers
         self.filtered = next((one for one in comparisons if one.role == "filtered"), None)
+        self.controls = [one for one in comparisons if one.role == "control"]
         self.unpaired: dict[Missing, None] = {}
         self.intervals = 0
 
@@ -105,9 +101,6 @@ class _Writer:
             # Against zero or one, the difference or quotient is the number itself.
             sources = [mine.source]
             evidence = claims.shown.format(ends(found, measure.unit))
-            whole = difference(mine, 1.0) if mine.sample.candidates is not None else None
-            if whole is not None and found.direction > 0 and whole.direction == 0:
-                evidence += "; complete recovery is not excluded"
         else:
             sources = [mine.source, other.source]
             evidence = _beside(mine, other, found, measure.unit)
@@ -124,7 +117,8 @@ class _Writer:
     def side_by_side(
         self, measures: Sequence[Measure], comparison: Comparison
     ) -> Iterator[Sentence]:
-        """Set the numbers of one axis that have no interval beside the filtered model's."""
+        """Set the numbers of one axis that have no interval beside those of the filtered model and,
+        for an unlearned one, the controls."""
         parts, sources = [], []
         for measure in measures:
             one = self.numbers.get((comparison.label, measure.key))
@@ -132,10 +126,13 @@ class _Writer:
                 continue
             part = f"{measure.heading} {number(one.value, measure.unit)[0]}"
             sources.append(one.source)
-            if other := self._filtered(measure.key, comparison):
-                part += f" (filtered {number(other.value, measure.unit)[0]})"
-                sources.append(other.source)
-            parts.append(part)
+            beside = {"filtered": self._filtered(measure.key, comparison)}
+            for control in self.controls * (comparison.role == "unlearned"):
+                beside[control.short] = self.numbers.get((control.label, measure.key))
+            known = {name: other for name, other in beside.items() if other}
+            shown = (f"{n} {number(other.value, measure.unit)[0]}" for n, other in known.items())
+            sources += [other.source for other in known.values()]
+            parts.append(part + (f" ({', '.join(shown)})" if known else ""))
         if parts:
             at, evidence = (measures[0].axis, comparison.label, measures[0].key), "; ".join(parts)
             yield Sentence(*at, "without interval", f"{evidence}.", EXACT_RULE, tuple(sources))

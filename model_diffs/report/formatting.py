@@ -53,6 +53,17 @@ def number(
     return _written(value, decimals, unit), " to ".join(ends)
 
 
+def spread(mean: float, deviation: float, unit: str) -> str:
+    """Mean ± standard deviation; one number alone has none, and no number is a dash."""
+    if math.isnan(mean):
+        return NO_VALUE
+    if math.isnan(deviation):
+        return number(mean, unit)[0]
+    text, _ = number(mean, unit, mean, mean + deviation)
+    decimals = len(text.partition(".")[2].partition("e")[0])
+    return f"{text} ± {deviation:.{decimals}f}" if "e" not in text else f"{text} ± {deviation:.1e}"
+
+
 def exact(value: float) -> str:
     """All digits of a table's cell."""
     return repr(float(value)) if not float(value).is_integer() else str(int(value))

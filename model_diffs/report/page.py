@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from model_diffs.core import figures
 from model_diffs.core.step import Measure
 from model_diffs.core.tables import Source
-from model_diffs.report import formatting
+from model_diffs.report import formatting, verdicts
+from model_diffs.report.assembling import signature_rows
 from model_diffs.report.axes import AT_A_GLANCE
 from model_diffs.report.conclusions import EXACT_RULE, OVERALL
 from model_diffs.report.pictures import Picture, embedded, pictures_of
 from model_diffs.report.signature import Axis, Sentence, Signature
+from model_diffs.stats import seeds
 from model_diffs.stats.estimates import Estimate
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -39,6 +42,8 @@ class Cell(NamedTuple):
     anchor: str = ""
     """Id of its row among the axis's numbers; empty where it has none."""
     source: Source | None = None
+    alike: bool = False
+    """Not told apart from harmless training."""
 
 
 def number_cell(one: Estimate, measure: Measure, name: str, anchor: str = "") -> Cell:
@@ -69,8 +74,10 @@ def model_cell(signature: Signature, position: int, column: int) -> Cell:
     comparison, measure = signature.comparisons[position], signature.measures[column]
     at = comparison.label, measure.key
     if at in signature.values:
-        anchor = f"n{position}-{column}"
-        return number_cell(signature.values[at], measure, comparison.short, anchor)
+        anchor, alike = f"n{position}-{column}", signature.alike(*at)
+        found = number_cell(signature.values[at], measure, comparison.short, anchor)
+        said = f"\n{verdicts.ALIKE}" * alike
+        return found._replace(tooltip=found.tooltip + said, alike=alike)
     (steps,) = (one.steps for one in signature.axes if one.key == measure.axis)
     missing = [
         f"step {one.step} ({one.script}): {one.reason}"
@@ -106,7 +113,8 @@ def _said(signature: Signature) -> dict[tuple[str, str], dict[str, Any]]:
 
 def _glances(signature: Signature, cells: Sequence[Sequence[Cell]]) -> list[dict[str, Any]]:
     """The first answers, as far as they have numbers; bars in per cent of 1 for shares, else of
-    the row's largest number."""
+    the row's largest number. Beside the change of weights, what training it took."""
+    trained = {one["label"]: one.get("sum_lr") for one in signature.provenance.get("models", ())}
     found = []
     for column, measure in enumerate(signature.measures):
         if measure.key in AT_A_GLANCE:
@@ -114,7 +122,11 @@ def _glances(signature: Signature, cells: Sequence[Sequence[Cell]]) -> list[dict
             whole = 1.0 if measure.unit in ("accuracy", "share") else max(map(abs, numbers)) or 1.0
             bars = [min(100.0, max(0.0, 100 * one / whole)) for one in numbers]
             question = AT_A_GLANCE[measure.key]
-            found.append({"question": question, "column": column, "bars": bars})
+            of_weights = measure.key == "relative_change"
+            lr = [of_weights and trained.get(one.changed) for one in signature.comparisons]
+            sums = [f"Σ lr {formatting.number(one, 'ratio')[0]}" if one else "" for one in lr]
+            row = {"question": question, "column": column, "bars": bars, "notes": sums}
+            found.append({**row, "alike": verdicts.in_words(signature, measure.key)})
     return sorted(found, key=lambda one: [*AT_A_GLANCE.values()].index(one["question"]))
 
 
@@ -144,16 +156,40 @@ def _left_out(signature: Signature) -> list[tuple[Axis, str]]:
 
 
 def model_colours(signature: Signature) -> list[str]:
-    """The colours that figures give to the changed models."""
+    """The colours that figures give to the changed models; controls are grey."""
     names = [one.short for one in signature.comparisons]
-    return [
-        figures.FILTERED
-        if one.role == "filtered"
-        else figures.model_colour(
-            one.changed if figures.method_of(one.changed) else one.short, names
-        )
-        for one in signature.comparisons
-    ]
+    greys = [*figures.CONTROLS.values()]
+    found = []
+    for at, one in enumerate(signature.comparisons):
+        known = one.changed if figures.method_of(one.changed) else one.short
+        colour = figures.model_colour(known, names)
+        if one.role == "filtered":
+            colour = figures.FILTERED
+        elif one.role == "control" and colour not in greys:
+            colour = greys[at % len(greys)]
+        found.append(colour)
+    return found
+
+
+def _trained_once(signature: Signature) -> list[str]:
+    """Labels of the comparisons whose model has no other training seed beside it."""
+    entries = [seeds.entry_of(one.short) for one in signature.comparisons]
+    pairs = zip(entries, signature.comparisons, strict=True)
+    return [one.label for entry, one in pairs if entries.count(entry) == 1]
+
+
+def _over_seeds(signature: Signature, table: Any) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of mean ± standard deviation over training seeds, from signature_seeds."""
+    short = (row.changed.removeprefix(f"{row.base}__") for row in table.itertuples())
+    heads = [f"{one}, {count} seeds" for one, count in zip(short, table["seeds"], strict=True)]
+    rows = []
+    for measure in signature.measures:
+        if f"{measure.key}_mean" in table:
+            found = zip(table[f"{measure.key}_mean"], table[f"{measure.key}_std"], strict=True)
+            rows.append(
+                [measure.heading, *(formatting.spread(*two, measure.unit) for two in found)]
+            )
+    return heads, rows
 
 
 def _environment() -> Environment:
@@ -175,6 +211,7 @@ def _hash(text: str) -> str:
 def _context(signature: Signature, image: bytes) -> dict[str, Any]:
     """What the template shows, all but the axes' sections."""
     # The policy allows no style in an element: a class per model has its colour.
+    table = seeds.over_seeds(pd.DataFrame(signature_rows(signature)))
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     for i, colour in enumerate(model_colours(signature)):
         style += f".model-{i} {{ --model: {colour}; }}\n"
@@ -200,6 +237,12 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         "cells": cells,
         "base_cells": [base_cell(signature, one) for one in signature.measures],
         "roles": [one.role for one in signature.comparisons],
+        "once": _trained_once(signature),
+        "over_seeds": _over_seeds(signature, table),
+        "alike": {one.key: verdicts.in_words(signature, one.key) for one in signature.measures},
+        "alike_rule": verdicts.RULES,
+        "exact_rule": EXACT_RULE,
+        "shorts": lambda places: [signature.comparisons[at].short for at in places],
         "glances": _glances(signature, cells),
         "said": _said(signature),
         "lacking": _lacking(signature),

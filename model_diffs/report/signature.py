@@ -74,6 +74,17 @@ class Sentence(NamedTuple):
     sources: tuple[Source, ...]
 
 
+class Verdict(NamedTuple):
+    """Whether a measure tells the unlearned models from harmless training (`verdicts.py`)."""
+
+    separates: Literal["yes", "no", "unknown"]
+    evidence: str
+    alike: tuple[str, ...] = ()
+    """Labels of the unlearned models that are not told apart."""
+    all_alike: bool = False
+    """Not one of them is."""
+
+
 @dataclass(frozen=True)
 class Signature:
     """All numbers and conclusions of the comparisons with one base."""
@@ -96,11 +107,17 @@ class Signature:
     """What holds for all conclusions."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """See `conditions.py`."""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """By measure key."""
 
     @property
     def filtered(self) -> Comparison | None:
         """The reference model that never learned."""
         return next((one for one in self.comparisons if one.role == "filtered"), None)
+
+    def alike(self, label: str, key: str) -> bool:
+        """Whether this number is not told apart from harmless training."""
+        return key in self.verdicts and label in self.verdicts[key].alike
 
     def of_axis(self, key: str) -> list[Measure]:
         """Its measures that have a number."""

@@ -7,14 +7,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from model_diffs.core.figures import BASE, FILTERED, WIDTH_INCHES, plt
+from model_diffs.core.figures import BASE, DASHED, FILTERED, WIDTH_INCHES, plt
 from model_diffs.core.step import Measure
 from model_diffs.report.formatting import NO_VALUE, number
 from model_diffs.report.page import model_colours
 from model_diffs.report.signature import Signature
+from model_diffs.report.verdicts import ALIKE
 
 MARKERS = "osD^vP*Xph"
 COLUMNS = 5
+SOFT = "#757575"
 # What a panel shows at least, so that a negligible difference does not fill it.
 ONE, TEN = (0.0, 1.0), (1.0, 10.0)
 LEAST = {"share": ONE, "accuracy": ONE, "rank": TEN, "steps": TEN, "change": (-0.1, 0.1)}
@@ -47,11 +49,15 @@ def _panel(axes: Axes, signature: Signature, measure: Measure, marks: Sequence[s
     for row, one, colour, mark in zip(rows, values, model_colours(signature), marks, strict=True):
         if one is None:
             continue
-        if signature.comparisons[row] == signature.filtered:
+        model = signature.comparisons[row]
+        if model == signature.filtered:
             axes.axvspan(*one.ends, color=FILTERED, alpha=0.18, lw=0)
             axes.axvline(one.value, color=FILTERED, lw=1.4)
-        axes.hlines(row, *one.ends, color=colour, lw=2.2, alpha=0.55)
-        axes.plot(one.value, row, mark, color=colour, ms=5, mec="white", mew=0.5)
+        # What is not told apart from harmless training stands back.
+        seen = 0.25 if signature.alike(model.label, measure.key) else 1.0
+        style = DASHED if model.role == "control" else "-"
+        axes.hlines(row, *one.ends, color=colour, lw=2.2, alpha=0.55 * seen, linestyle=style)
+        axes.plot(one.value, row, mark, color=colour, ms=5, mec="white", mew=0.5, alpha=seen)
     numbers = [number(one.value, measure.unit)[0] if one else NO_VALUE for one in values]
     axes.set_yticks(rows, labels=numbers)
     axes.set_ylim(len(values) - 0.4, -0.6)
@@ -59,7 +65,9 @@ def _panel(axes: Axes, signature: Signature, measure: Measure, marks: Sequence[s
     axes.spines.left.set_visible(False)
     axes.tick_params(labelsize=8, length=0)
     axis = next(one.title for one in signature.axes if one.key == measure.axis)
-    axes.set_title(f"{axis}\n{measure.heading}", loc="left", fontsize=9)
+    alike = measure.key in signature.verdicts and signature.verdicts[measure.key].all_alike
+    title = f"{axis}\n{measure.heading}" + f"\n{ALIKE}" * alike
+    axes.set_title(title, loc="left", fontsize=9, color=SOFT if alike else "black")
 
 
 def draw(signature: Signature) -> Figure:

@@ -31,20 +31,6 @@ class Sample:
     """Of the texts or questions and their draws: numbers pair only where it is equal."""
     units: str
     """`texts`, `questions` or `entities`."""
-    candidates: Floats | None = field(default=None, compare=False)
-    """`[resamples, k]`, less their estimates: all numbers that this one is the largest of."""
-
-    def above(self, value: float) -> Floats:
-        """By how much each resample exceeds its estimate; the largest over candidates."""
-        if self.candidates is None:
-            return self.resampled - value
-        return self.candidates.max(1)
-
-    def below(self, value: float) -> Floats:
-        """By how much each resample falls short of its estimate; the largest over candidates."""
-        if self.candidates is None:
-            return value - self.resampled
-        return (-self.candidates).max(1)
 
 
 @dataclass(frozen=True)
@@ -143,8 +129,6 @@ def difference(b: Estimate, a: Estimate | float, logarithmic: bool = False) -> D
         value, other = a.value, a.sample
     else:
         value, other = a, Sample(np.full_like(b.sample.resampled, a), "", "")
-    if b.sample.candidates is not None or other.candidates is not None:
-        return _difference_of_largest(b.value, b.sample, value, other)
     if logarithmic and not (value > 0 and (other.resampled > 0).all()):
         return None
     combine: Callable[..., Floats] = np.divide if logarithmic else np.subtract
@@ -153,15 +137,3 @@ def difference(b: Estimate, a: Estimate | float, logarithmic: bool = False) -> D
     )
     low, high = float(found.low), float(found.high)
     return Difference(float(found.mean), low, high, 1.0 if logarithmic else 0.0)
-
-
-def _difference_of_largest(b: float, in_b: Sample, a: float, in_a: Sample) -> Difference:
-    """B − A where B or A was picked as the largest of several candidates.
-
-    The picked number is high by chance too. Its simultaneous interval holds for every candidate at
-    once: the width is that of the largest deviation among them on each resample.
-    """
-    tail = 100 * (1 + intervals.LEVEL) / 2
-    under = np.percentile(in_b.above(b) + in_a.below(a), tail)
-    over = np.percentile(in_b.below(b) + in_a.above(a), tail)
-    return Difference(b - a, float(b - a - under), float(b - a + over), 0.0)

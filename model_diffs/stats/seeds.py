@@ -1,9 +1,15 @@
 """Means over models that differ only in their training seed."""
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def entry_of(name: str) -> str:
+    """A model's name without its training seed: `npo` of `npo__seed1337`."""
+    return re.sub(r"__seed\d+$", "", name)
 
 
 def over_seeds(table: "pd.DataFrame") -> "pd.DataFrame":
@@ -14,7 +20,7 @@ def over_seeds(table: "pd.DataFrame") -> "pd.DataFrame":
     folder's name; columns `base, changed, seeds`, then `<key>_mean, <key>_std`.
     """
     keys = [name for name in table.columns[4:] if not name.endswith(("_low", "_high"))]
-    entry = table["changed"].str.replace(r"__seed\d+$", "", regex=True)
+    entry = table["changed"].map(entry_of)
     if not keys:
         return table.iloc[:0]
     groups = table[entry != table["changed"]].groupby(["base", entry.rename("entry")])

@@ -1,0 +1,148 @@
+"""Which measures tell unlearned models from harmless training, on tables made by hand."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from planted_tables import Study
+from planted_tables import comparison as planted
+
+from model_diffs.report import page, verdicts
+from model_diffs.report.comparisons import comparison, with_roles
+from model_diffs.report.signature import Signature
+
+PAIRED = ("dh_forget", "separation_change", "lipschitz_forget")
+EXACT = ("relative_change", "stable_rank", "covariance_forget")
+# How far each moved: npo farther than harmless training, rmu as far, cb as far as noise.
+SIZES = {"npo": 2.0, "rmu": 1.0, "cb": 1.5, "benign": 1.0, "noise": 1.5, "reseeded": 0.9}
+
+
+def plant(study: Study) -> Study:
+    for one in study.comparisons:
+        study.weights(one)
+        study.states(one)
+        study.sensitivity(one)
+    return study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return plant(Study(tmp_path_factory.mktemp("outputs"), ["filtered", *SIZES], **SIZES))
+
+
+def read(study: Study, *models: str) -> Signature:
+    """The signature of some of its models; the filtered one is always there."""
+    some = Study(study.root, [], **study.size)
+    some.comparisons = [planted(name) for name in ("filtered", *models)]
+    return some.read(1, 4, 8, 9, 12)
+
+
+def separates(found: Signature, *keys: str) -> set[str]:
+    return {found.verdicts[key].separates for key in keys}
+
+
+def test_model_that_moved_farther_than_harmless_training_is_told_apart(study: Study) -> None:
+    found = read(study, "npo", "benign", "noise")
+    assert separates(found, *PAIRED, *EXACT) == {"yes"}
+    assert "inside" not in found.verdicts["stable_rank"].evidence
+    assert "against benign" in found.verdicts["dh_forget"].evidence
+    assert not any(found.alike(one.label, key) for one in found.comparisons for key in PAIRED)
+
+
+def test_model_that_moved_as_harmless_training_does_is_not(study: Study) -> None:
+    """Paired measures are held against benign, exact ones against the range of the controls."""
+    found = read(study, "rmu", "benign", "noise", "reseeded")
+    assert separates(found, *PAIRED, *EXACT) == {"no"}
+    for key in (*PAIRED, *EXACT):
+        assert found.verdicts[key].alike == ("base__to__rmu",) and found.verdicts[key].all_alike
+        assert verdicts.in_words(found, key) == "not told apart from harmless training"
+    assert "inside the controls'" in found.verdicts["relative_change"].evidence
+
+
+def test_noise_does_not_decide_where_the_benign_control_can(study: Study) -> None:
+    found = read(study, "cb", "benign", "noise")
+    assert separates(found, "dh_forget", "lipschitz_forget") == {"yes"}
+    # Without intervals the largest control is in the way.
+    assert separates(found, "relative_change") == {"no"}
+
+
+def test_one_model_like_harmless_training_is_enough(study: Study) -> None:
+    found = read(study, "npo", "rmu", "benign")
+    told = found.verdicts["dh_forget"]
+    assert (told.separates, told.alike, told.all_alike) == ("no", ("base__to__rmu",), False)
+    assert verdicts.in_words(found, "dh_forget").endswith("training: rmu")
+    assert told.evidence.startswith("npo: ") and "; rmu: " in told.evidence
+
+
+def test_verdict_is_unknown_without_what_it_needs(study: Study, tmp_path: Path) -> None:
+    alone = read(study, "npo")
+    assert separates(alone, *(one.key for one in alone.measures)) == {"unknown"}
+    assert verdicts.NO_CONTROL in alone.notes
+    one = read(study, "npo", "benign")
+    assert separates(one, *EXACT) == {"unknown"}, "a range needs two controls"
+    assert separates(one, "dh_forget") == {"yes"}
+    none = read(study, "benign")
+    assert none.verdicts["dh_forget"].evidence == "no unlearned model has a number"
+    shutil.copytree(study.root, tmp_path / "copy")
+    record = tmp_path / "copy/base__to__benign/activation_stats/run.json"
+    record.write_text(record.read_text().replace('"sha256": "forget"', '"sha256": "others"'))
+    again = read(Study(tmp_path / "copy", [], **SIZES), "npo", "benign")
+    assert separates(again, "dh_forget") == {"unknown"}
+    assert "not paired" in again.verdicts["dh_forget"].evidence
+
+
+def test_rows_of_the_table_are_the_measures(study: Study) -> None:
+    found = read(study, "npo", "benign", "noise")
+    rows = verdicts.verdict_rows(found)
+    assert [row["measure"] for row in rows] == [one.key for one in found.measures]
+    assert all(tuple(row) == verdicts.COLUMNS and row["evidence"] for row in rows)
+
+
+def test_control_by_role_counts_where_none_is_named_benign() -> None:
+    named = ["npo", "harmless", "other"]
+    pairs = [comparison(f"base__to__{name}", "base", name) for name in named]
+    roles = with_roles(pairs, control=["harmless", "other"])
+    assert [one.short for one in roles] == ["npo", "harmless", "other"], "controls stand last"
+    assert [one.short for one in verdicts.benign_of(roles)] == ["harmless", "other"]
+    again = with_roles([*pairs, comparison("base__to__x", "base", "base__benign__seed1")],
+                       control=["harmless", "base__benign__seed1"])  # fmt: skip
+    assert [one.short for one in verdicts.benign_of(again)] == ["benign__seed1"]
+
+
+def test_exact_numbers_stand_beside_those_of_the_controls(study: Study) -> None:
+    said = {
+        s.comparison: s.evidence for s in read(study, "npo", "benign", "noise").sentences
+        if s.axis == "magnitude" and s.claim == "without interval"
+    }  # fmt: skip
+    assert "0.45 (filtered 0.22, benign 0.22, noise 0.34)" in said["base__to__npo"]
+    assert "0.22 (filtered 0.22)" in said["base__to__benign"]
+
+
+def row_of(html: str, key: str) -> str:
+    return html.partition(f'<tr data-measure="{key}"')[2].partition("</tr>")[0]
+
+
+def test_page_greys_what_is_not_told_apart_and_says_so(study: Study) -> None:
+    row = row_of(page.render(read(study, "rmu", "benign", "noise"), b"", study.root), "dh_forget")
+    assert row.startswith(' class="unlike"') and verdicts.ALIKE in row
+    assert row.count("value alike") == 1, "the unlearned model's, no control's"
+    row = row_of(page.render(read(study, "npo", "benign", "noise"), b"", study.root), "dh_forget")
+    assert row and "alike" not in row
+
+
+@pytest.mark.parametrize(("seeds", "once"), [((1,), True), ((1, 2), False)])
+def test_page_says_which_models_were_trained_once(
+    tmp_path: Path, seeds: tuple[int, ...], once: bool
+) -> None:
+    names = {f"npo__seed{seed}": 1.0 + seed / 10 for seed in seeds}
+    some = plant(Study(tmp_path, ["filtered", *names], **names))
+    html = page.render(some.read(1, 4), b"", tmp_path)
+    headings = [part.partition("</h3>")[0] for part in html.split("<h3>")[1:]]
+    for short in names:
+        own = [one for one in headings if f">{short}<" in one]
+        assert own and all(("one training seed" in one) == once for one in own)
+    assert all("one training seed" in one for one in headings if ">filtered<" in one)
+    assert ("Over training seeds" in html) != once
+    if not once:
+        table = html.partition("Over training seeds")[2].partition("</table>")[0]
+        assert "npo, 2 seeds" in table and "0.26 ± 0.02" in table
