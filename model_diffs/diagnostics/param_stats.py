@@ -44,8 +44,8 @@ def squared_rounding(part: Tensor) -> float:
     """
     limits = torch.finfo(part.dtype)
     lowest = math.frexp(limits.tiny)[1]
-    exponents = torch.frexp(part.float()).exponent.clamp_min_(lowest).sub_(lowest)
-    counts = torch.bincount(exponents.flatten()).double()
+    exponents = torch.frexp(part.float()).exponent.masked_fill_(part == 0, lowest)  # of a zero: 0
+    counts = torch.bincount(exponents.clamp_min_(lowest).sub_(lowest).flatten()).double()
     binades = torch.arange(len(counts), dtype=torch.float64) + (lowest - 1)
     spacing = limits.eps * torch.exp2(binades)
     return float((counts * spacing.square()).sum()) / 12
