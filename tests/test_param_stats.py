@@ -190,3 +190,107 @@ def test_a_table_without_blocks_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no matrix of a block"):
         run("analyze_mlp_vs_attn", *words)
     assert not (tmp_path / "out").exists()
+
+
+# ── by hand ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rounding_is_a_twelfth_of_the_squared_spacing():
+    # bfloat16 has 8 bits: numbers from 1 to 2 lie 2⁻⁷ apart, from 4 to 8 four times as far.
+    for values, squared in (
+        ([1.0], 2**-14),
+        ([1.9921875], 2**-14),
+        ([-6.0], 2**-10),
+        ([1.0, -6.0, 5.0], 2**-14 + 2 * 2**-10),
+        ([0.5], 2**-16),
+    ):
+        found = param_stats.squared_rounding(torch.tensor(values, dtype=torch.bfloat16))
+        assert found == pytest.approx(squared / 12, rel=1e-12, abs=0)
+    # Below the smallest normal number, 2⁻¹⁴ in fp16, the spacing is 2⁻²⁴ everywhere.
+    for tiny in (0.0, 2.0**-24, 2.0**-20, 2.0**-14):
+        found = param_stats.squared_rounding(torch.tensor([tiny], dtype=torch.float16))
+        assert found == pytest.approx(2.0**-48 / 12, rel=1e-12, abs=0)
+    found = param_stats.squared_rounding(torch.tensor([2.0**-13], dtype=torch.float16))
+    assert found == pytest.approx(2.0**-46 / 12, rel=1e-12, abs=0)
+
+
+def test_entries_that_change_are_counted_in_chunks(monkeypatch):
+    from model_diffs.models import checkpoints
+
+    monkeypatch.setattr(checkpoints, "_CHUNK", 8)  # two rows at a time
+    a = torch.arange(20.0).reshape(5, 4)
+    b = a.clone()
+    b[0, 1], b[4, 3], b[4, 0] = 3.0, -1.0, 0.5
+    dW, found = param_stats.difference(a, b)
+    assert torch.equal(dW, b - a) and dW.dtype == torch.float32
+    assert found["changed_fraction"] == 3 / 20
+    cosine = float((a * b).sum() / (a.norm() * b.norm()))
+    assert found["cosine"] == pytest.approx(cosine, rel=1e-6)
+    squared = param_stats.squared_rounding(b)
+    assert found["rounding_fro"] == pytest.approx(math.sqrt(squared))
+    assert param_stats.difference(a, -a)[1]["cosine"] == pytest.approx(-1)
+    for one, other in ((a, torch.zeros_like(a)), (torch.zeros_like(a), a)):
+        assert param_stats.difference(one, other)[1]["cosine"] is None
+    # Vectors as long as these have a cosine that rounding would put above one.
+    long = torch.full((1, 3), 0.1)
+    assert param_stats.difference(long, 3 * long)[1]["cosine"] <= 1
+
+
+def test_a_difference_is_taken_in_fp32_of_what_is_stored():
+    a, b = (torch.tensor([[value]], dtype=torch.bfloat16) for value in (1.0, 1.0078125))
+    assert param_stats.difference(a, b)[0].item() == 0.0078125
+
+
+def test_norms_and_ranks_of_a_matrix_by_hand():
+    W = torch.diag(torch.tensor([4.0, 2.0, 1.0, 0.0]))
+    found = param_stats.spectrum(W, "W", EXACT)
+    expected = {"fro": math.sqrt(21), "spectral": 4, "error": 0, "stable_rank": 21 / 16}
+    assert found == pytest.approx({**expected, "empirical_rank": 3})
+    without = EXACT._replace(empirical_threshold=None)
+    assert param_stats.spectrum(W, "W", without) == pytest.approx(expected)
+    half = EXACT._replace(empirical_threshold=0.9)
+    assert param_stats.spectrum(W, "W", half)["empirical_rank"] == 2
+
+
+def test_settings_decide_how_far_the_largest_singular_value_is_iterated():
+    W = torch.randn(300, 320, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(RuntimeWarning, match="the label: after 2 iterations"):
+        rough = param_stats.spectrum(W, "the label", EXACT._replace(max_iterations=2))
+    fine = param_stats.spectrum(W, "the label", EXACT._replace(tol=1e-6))
+    assert rough["error"] > 1e-3 > 1e-6 >= fine["error"] > 0
+    other = param_stats.spectrum(W, "the label", EXACT._replace(tol=1e-6, seed=1))
+    assert other["spectral"] != fine["spectral"]
+    assert other["spectral"] == pytest.approx(fine["spectral"], rel=1e-5)
+
+
+def test_a_row_has_every_number_in_its_column():
+    from model_diffs.models.architectures import Matrix
+
+    matrix = Matrix("name", "tensor", 3, "mlp", "mlp_in", (5, 7))
+    W = {"fro": 8.0, "spectral": 4.0, "stable_rank": 4.0, "empirical_rank": 6, "error": 0.1}
+    dW = {"fro": 2.0, "spectral": 1.0, "stable_rank": 3.0, "empirical_rank": 2, "error": 0.2}
+    row = param_stats.matrix_row(matrix, W, dW, {"cosine": 0.5})
+    assert row == {
+        "name": "name", "layer": 3, "group": "mlp", "shape0": 5, "shape1": 7,
+        "dW_fro": 2.0, "W_fro": 8.0, "dW_fro_rel": 0.25, "dW_spectral": 1.0, "W_spectral": 4.0,
+        "dW_spectral_rel": 0.25, "dW_stable_rank": 3.0, "W_stable_rank": 4.0,
+        "dW_empirical_rank": 2, "W_empirical_rank": 6, "component": "mlp_in", "cosine": 0.5,
+        "dW_spectral_error": 0.2, "W_spectral_error": 0.1,
+    }  # fmt: skip
+    zero = param_stats.matrix_row(matrix, {**W, "fro": 0.0, "spectral": 0.0}, dW, {})
+    assert zero["dW_fro_rel"] is zero["dW_spectral_rel"] is None
+
+
+def test_rows_are_gathered_in_order_and_layers_sorted():
+    row = {
+        "group": "mlp", "component": "mlp_in", "dW_fro": 3.0, "W_fro": 6.0, "dW_spectral": 1.0,
+        "W_spectral": 2.0, "dW_stable_rank": 9.0, "dW_empirical_rank": 4,
+    }  # fmt: skip
+    rows = [{**row, "layer": 2}, {**row, "layer": 0, "group": "attn"}, {**row, "layer": 0}]
+    rows += [{**row, "layer": 0, "dW_fro": 4.0, "dW_empirical_rank": 8}]
+    found = param_stats.gather(rows, "group")
+    assert [(one["group"], one["count_mats"]) for one in found] == [("mlp", 3), ("attn", 1)]
+    layers = param_stats.per_layer(rows)
+    keys = [(one["layer"], one["group"], one["count_mats"]) for one in layers]
+    assert keys == [(0, "attn", 1), (0, "mlp", 2), (2, "mlp", 1)]
+    assert layers[1]["dW_fro_layer"] == 5 and layers[1]["mean_dW_empirical_rank"] == 6
