@@ -194,8 +194,10 @@ def make_world(root: Path, steps: str = "") -> World:
         lines = tiny_study.texts(split, 16)
         (root / "texts" / f"{split}.txt").write_text("\n".join(lines) + "\n")
     asked = tiny_study.questions(root / "texts/questions.jsonl", 24)
-    # Relearning asks for facts that the attacker does not see.
-    asked.write_text(asked.read_text().replace('"fold": null', '"fold": "heldout"', 6))
+    text = asked.read_text()
+    for fold in ("heldout", "tune", "attack"):  # relearning asks for these
+        text = text.replace('"fold": null', f'"fold": "{fold}"', 5)
+    asked.write_text(text)
     (root / "study.toml").write_text(STUDY)
     process = start(root, *(["--steps", steps] if steps else []))
     output, _ = process.communicate()
