@@ -57,6 +57,13 @@ def test_models_are_made_before_what_reads_them(tmp_path: Path) -> None:
     assert "./unlearned_models/base__npo" in words
 
 
+def test_the_attack_is_told_which_model_never_learned(tmp_path: Path) -> None:
+    words = named(units_of(tmp_path), "relearn.py").words
+    assert words[words.index("--filtered") + 1] == "./filtered"
+    alone = units_of(tmp_path, models=Models("./base", unlearned=("./one",)))
+    assert "--filtered" not in named(alone, "relearn.py").words
+
+
 def test_complete_folders_are_left_out_of_the_command(tmp_path: Path) -> None:
     models = Models("./base", unlearned=("./one", "./two"))
     units = units_of(tmp_path, models=models)
