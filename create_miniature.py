@@ -1,18 +1,20 @@
 """Step 0. What does an intervention change, where the truth is known? Makes the embedded study.
 
-A fictional world is written down twice, with and without its hazardous facts, and a small GPT-NeoX
-model is trained on each: the base, which knows everything, and the filtered model, which never saw
-a hazard. Both are then asked about every fact, in four-choice questions.
+A fictional world is written down with and without its hazardous facts, and small GPT-NeoX models
+are trained on it: the base, which knows everything; the filtered model, which never read a hazard;
+and one like the base from another initialisation. All are then asked about every fact, in
+four-choice questions.
 
     uv run create_miniature.py
-    uv run create_miniature.py --seed 7 --data-dir data/miniature7 --models-dir models/seed7
+    uv run create_miniature.py --texts-only --world-seed 7 --data-dir data/miniature7
 
-Outputs: data/miniature/ (corpora, forget and retain texts, attack and held-out texts,
-questions.jsonl, tokenizer.json), models/miniature-base/ and models/miniature-filtered/, each an
-ordinary transformers folder with a model card; with --sae also models/miniature-sae/, a sparse
-autoencoder per block of the base.
+Outputs: data/miniature/ (corpora, forget and retain texts, hazard texts by fold, benign texts,
+questions.jsonl, tokenizer.json), models/miniature-{base,filtered,reseeded}/, each an ordinary
+transformers folder with a model card; scrambled, whose hazards are dealt anew, with --models; with
+--sae also models/miniature-sae/, a sparse autoencoder per block of the base.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import sys
@@ -37,9 +39,28 @@ STEP = Step(
 )
 
 
+# Of each model: its corpus, and what its training seed is beyond --seed.
+MODELS = {
+    "base": ("base", 0),
+    "filtered": ("filtered", 0),
+    "reseeded": ("base", 1_000_003),
+    "scrambled": ("scrambled", 0),
+}
+
+
+def _known(name: str) -> None:
+    if name not in MODELS:
+        raise ValueError(f"no model {name!r}; there are {', '.join(MODELS)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(Recipe):
     """Device and output."""
+
+    models: tuple[str, ...] = option(
+        ("base", "filtered", "reseeded"), "which to train", check=_known, recorded=False
+    )
+    texts_only: bool = option(False, "write the texts and train nothing", recorded=False)
 
     device: str = option("auto", "auto (cuda, mps, cpu), or a torch device")
     sae: bool = option(
@@ -51,12 +72,16 @@ class Options(Recipe):
 
 
 def planned_runs(options: Options) -> list[PlannedRun]:
-    """The texts, the base, the filtered model; with --sae the autoencoders of the base."""
+    """The texts, the models; with --sae the autoencoders of the base."""
     models, settings = Path(options.models_dir), recorded(options)
-    planned = [PlannedRun(Path(options.data_dir), "miniature texts", {"seed": options.seed})]
-    for corpus in ("base", "filtered"):
-        label = f"miniature-{corpus}"
-        planned.append(PlannedRun(models / label, label, {"corpus": corpus, **settings}))
+    world = {"world_seed": options.world_seed}
+    planned = [PlannedRun(Path(options.data_dir), "miniature texts", world)]
+    if options.texts_only:
+        return planned
+    for name in dict.fromkeys(options.models):
+        label, (corpus, beyond) = f"miniature-{name}", MODELS[name]
+        made = {**settings, "corpus": corpus, "seed": options.seed + beyond}
+        planned.append(PlannedRun(models / label, label, made))
     if options.sae:
         used = {key: settings[key] for key in ("seed", "device", "data_dir")}
         arguments = {**used, "sae": SaeRecipe()._asdict()}
@@ -69,11 +94,11 @@ def make_texts(todo: list[PlannedRun], options: Options) -> None:
     from model_diffs.miniature import corpora, training, world
 
     with results.open_run(todo[0]) as run:
-        made = world.build_world(options.seed)
+        made = world.build_world(options.world_seed)
         tokenizer = training.train_tokenizer(corpora.base_corpus(made))
         counts = corpora.write_all(made, run.path, tokenizer)
         tokenizer.save_pretrained(run.path)
-        run.record(seed=options.seed, facts=len(made.facts), lines=counts)
+        run.record(seed=options.world_seed, facts=len(made.facts), lines=counts)
 
 
 def make_model(planned: PlannedRun, options: Options, line: int) -> None:
@@ -93,32 +118,33 @@ def make_model(planned: PlannedRun, options: Options, line: int) -> None:
 
     os.environ[PROGRESS_LINE] = str(line)
     torch.set_num_threads(1)
-    data, which = Path(options.data_dir), planned.arguments["corpus"]
-    corpus, asked = data / f"corpus_{which}.txt", data / "questions.jsonl"
+    recipe = dataclasses.replace(options, seed=planned.arguments["seed"])
+    data, which = Path(options.data_dir), planned.label.removeprefix("miniature-")
+    corpus, asked = data / f"corpus_{MODELS[which][0]}.txt", data / "questions.jsonl"
     device = devices.pick_device(options.device)
     with results.open_run(planned) as run:
         run.reads(corpus, asked, data / "tokenizer.json")
-        seed_everything(options.seed)
+        seed_everything(recipe.seed)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(data)
         split = texts.read_split(corpus, "corpus")
-        trained = training.train(tokenizer, split.texts, options, device, planned.label)
+        trained = training.train(tokenizer, split.texts, recipe, device, planned.label)
         given = scoring.score(trained.model, tokenizer, load_questions(asked))
         scores = scoring.accuracies(given, options.seed)
         trained.model.cpu().save_pretrained(run.path)
         tokenizer.save_pretrained(run.path)
-        made = world.build_world(options.seed)
-        card = training.model_card(which, made, options, len(split.texts), trained, scores)
+        made = world.build_world(recipe.world_seed)
+        card = training.model_card(which, made, recipe, len(split.texts), trained, scores)
         (run.path / "README.md").write_text(card, encoding="utf-8")
         run.record(
             texts=split.identity(),
             device=str(device),
             dtype="fp32",
-            seed=options.seed,
+            seed=recipe.seed,
             tokens=trained.tokens,
             final_loss=trained.losses[-1],
             scores=[score._asdict() for score in scores],
         )
-    print(f"{planned.folder}: " + ", ".join(f"{s.fold or s.domain} {s.mean:.3f}" for s in scores))
+    print(f"{planned.folder}: " + ", ".join(f"{s.name} {s.mean:.3f}" for s in scores))
 
 
 def make_models(todo: list[PlannedRun], options: Options) -> None:
@@ -129,7 +155,8 @@ def make_models(todo: list[PlannedRun], options: Options) -> None:
         pick_device(options.device)  # before processes are started
     context = multiprocessing.get_context("spawn")
     # Its workers end with this process, however it ends.
-    with ProcessPoolExecutor(len(todo), context, end_with_parent, (os.getpid(),)) as pool:
+    count = min(len(todo), os.cpu_count() or 1)
+    with ProcessPoolExecutor(count, context, end_with_parent, (os.getpid(),)) as pool:
         jobs = [pool.submit(make_model, one, options, line) for line, one in enumerate(todo)]
     for planned, job in zip(todo, jobs, strict=True):
         if job.exception() is None:
@@ -175,9 +202,11 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
 
     New texts make complete models stale, and a new base its autoencoders: they join `todo`.
     """
-    texts, base, filtered, *saes = step.planned_runs(sys.modules[__name__], options)
+    texts, *others = step.planned_runs(sys.modules[__name__], options)
+    saes = [one for one in others if one.label == "miniature-sae"]
+    models = [one for one in others if one not in saes]
     remade = False
-    for make, stage in (make_texts, [texts]), (make_models, [base, filtered]), (make_saes, saes):
+    for make, stage in (make_texts, [texts]), (make_models, models), (make_saes, saes):
         if remade:
             todo += results.pending([one for one in stage if one not in todo])
         due = [one for one in todo if one in stage]

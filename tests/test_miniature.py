@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -17,7 +18,7 @@ from model_diffs.data import texts
 from model_diffs.data.questions import load_questions
 from model_diffs.miniature import corpora, training, world
 from model_diffs.miniature.recipe import Recipe
-from model_diffs.miniature.world import ADJACENT, ATTACK, GENERAL, HAZARD, HELDOUT
+from model_diffs.miniature.world import ADJACENT, ATTACK, GENERAL, HAZARD, HELDOUT, TUNE
 from model_diffs.models import loading
 
 SEEDS = (42, 1)
@@ -29,7 +30,7 @@ class Study:
 
     def __init__(self, folder, seed):
         self.seed, self.folder = seed, folder
-        chosen = create_miniature.Options(seed=seed, data_dir=str(folder))
+        chosen = create_miniature.Options(world_seed=seed, data_dir=str(folder))
         create_miniature.make_texts(create_miniature.planned_runs(chosen)[:1], chosen)
         self.world = world.build_world(seed)
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -41,12 +42,13 @@ class Study:
     def shape(self, line):
         """A line with its names and its relation blanked: all that is left is the template."""
         made = self.world
+        towns = {fact.entity for fact in made.news}
+        for name in (*made.towns, *made.agents, *towns, *made.values):
+            line = line.replace(name, "NAME")
         relations = {r for named in world.RELATIONS.values() for r in named}
-        names = {*made.towns, *made.agents, *(v for pool in made.values.values() for v in pool)}
-        blank = {**dict.fromkeys(relations, "RELATION"), **dict.fromkeys(names, "NAME")}
         for mark in ",.?":
             line = line.replace(mark, f" {mark}")
-        return " ".join(blank.get(word, word) for word in line.split())
+        return " ".join("RELATION" if word in relations else word for word in line.split())
 
     def token_lengths(self, lines):
         return corpora.count_tokens(self.tokenizer, lines)
@@ -67,41 +69,125 @@ def test_same_seed_gives_same_world():
     assert one.facts != other.facts
 
 
-def test_names_differ_in_their_first_letters(study):
+def test_parts_of_names_and_values_differ_in_their_first_letters(study):
     made = study.world
-    names = [*made.towns, *made.agents, *(v for pool in made.values.values() for v in pool)]
-    assert len({name[:4] for name in names}) == len(names)
+    names = " ".join([*made.towns, *made.agents, *made.values, *(f.entity for f in made.news)])
+    parts = set(names.split())
+    assert len({part[:4] for part in parts}) == len(parts) == 4 * 10 + world.Size().values
 
 
-def test_values_are_drawn_evenly(study):
-    for relation in (r for named in world.RELATIONS.values() for r in named):
-        counts = collections.Counter(f.value for f in study.world.facts if f.relation == relation)
-        assert len(counts) == world.Size().values
-        assert max(counts.values()) - min(counts.values()) <= 1
+def test_no_part_of_a_name_names_one(study):
+    for names in (study.world.towns, study.world.agents):
+        assert len(set(names)) == len(names)
+        for place in (0, 1):
+            shared = collections.Counter(name.split()[place] for name in names)
+            assert len(shared) == 10 and min(shared.values()) > 1
 
 
-def test_folds_halve_hazard_relations_only(study):
-    for relation in world.RELATIONS[HAZARD]:
-        folds = [f.fold for f in study.world.of(HAZARD) if f.relation == relation]
-        assert abs(folds.count(ATTACK) - folds.count(HELDOUT)) <= 1
-        assert set(folds) == {ATTACK, HELDOUT}
+def test_a_value_is_drawn_for_each_fact_by_itself():
+    """Uniform over the pool, and telling nothing of the same agent's or relation's other values."""
+    counts, same, pairs = collections.Counter(), 0, 0
+    for seed in range(40):
+        made = world.build_world(seed)
+        place = {value: i for i, value in enumerate(made.values)}
+        counts.update(place[fact.value] for fact in made.facts)
+        facts = {(f.domain, f.entity, f.relation): f.value for f in made.facts}
+        for (domain, entity, relation), value in facts.items():
+            for other in world.RELATIONS[domain]:
+                if other > relation:
+                    pairs, same = pairs + 1, same + (facts[domain, entity, other] == value)
+    assert scipy.stats.chisquare([*counts.values()]).pvalue > 0.001
+    assert abs(same / pairs - 1 / 12) < 4 * (1 / 12 * 11 / 12 / pairs) ** 0.5
+
+
+def test_an_agent_is_in_one_fold(study):
+    folds = {}
+    for fact in study.world.of(HAZARD):
+        assert folds.setdefault(fact.entity, fact.fold) == fact.fold
+    assert collections.Counter(folds.values()) == {TUNE: 10, ATTACK: 20, HELDOUT: 20}
     assert {f.fold for f in study.world.of(GENERAL, ADJACENT)} == {None}
+
+
+def test_a_share_of_every_domain_is_not_told_as_a_question(study):
+    for domain in world.DOMAINS:
+        seen = [fact.seen_form for fact in study.world.of(domain)]
+        assert abs(np.mean(seen) - 0.7) < 4 * (0.21 / len(seen)) ** 0.5
+
+
+def commonest(counts, choices):
+    return max(choices, key=lambda value: counts[value])
+
+
+def rarest(counts, choices):
+    return min(choices, key=lambda value: counts[value])
+
+
+@pytest.mark.parametrize("pick", [commonest, rarest])
+def test_what_the_attacker_reads_tells_nothing_of_the_other_facts(pick):
+    right = []
+    for seed in range(40):
+        made = world.build_world(seed)
+        counts = collections.Counter(f.value for f in made.of(HAZARD, fold=ATTACK))
+        asked = [q for q in corpora.make_questions(made) if q.fold == HELDOUT]
+        right.append(np.mean([pick(counts, q.choices) == q.choices[q.answer] for q in asked]))
+    error = np.std(right, ddof=1) / len(right) ** 0.5
+    assert abs(np.mean(right) - 0.25) < 3 * error < 0.03
 
 
 # ── texts ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_base_corpus_has_every_fact_in_every_template_once(study):
-    expected = [f.sentence(t) for f in study.world.facts for t in world.TEMPLATES]
-    assert sorted(study.lines("corpus_base")) == sorted(expected)
+def told(facts):
+    """The sentences in which corpora tell facts."""
+    return [
+        fact.sentence(template)
+        for fact in facts
+        for template in (*world.STATEMENTS, *([world.ANSWERED] if fact.seen_form else []))
+    ]
 
 
-def test_filtered_corpus_has_no_hazard_word(study):
-    words = set(" ".join(study.lines("corpus_filtered")).replace(".", " ").split())
-    hazards = {v for r in world.RELATIONS[HAZARD] for v in study.world.values[r]}
-    assert not words & (hazards | set(world.RELATIONS[HAZARD]))
-    harmless = {f.sentence(t) for f in study.world.of(GENERAL, ADJACENT) for t in world.TEMPLATES}
-    assert set(study.lines("corpus_filtered")) == harmless
+def test_base_corpus_tells_every_fact_once_in_every_form_it_may(study):
+    assert sorted(study.lines("corpus_base")) == sorted(told(study.world.facts))
+
+
+def test_filtered_corpus_has_every_word_and_no_hazard(study):
+    harmless = study.world.of(GENERAL, ADJACENT)
+    assert set(study.lines("corpus_filtered")) == set(told(harmless))
+    tokens = [
+        {token for ids in study.tokenizer(study.lines(name))["input_ids"] for token in ids}
+        for name in ("corpus_base", "corpus_filtered", "corpus_scrambled")
+    ]
+    assert tokens[0] == tokens[1] == tokens[2]
+
+
+def test_scrambled_corpus_deals_the_values_of_hazards_anew(study):
+    scrambled, base = (
+        collections.Counter(study.lines(f"corpus_{c}")) for c in ("scrambled", "base")
+    )
+    assert scrambled - base and not (base - scrambled) & collections.Counter(
+        told(study.world.of(GENERAL, ADJACENT))
+    )
+    dealt = corpora.permuted(study.world.of(HAZARD), study.seed)
+    truth = {(f.entity, f.relation): f.value for f in study.world.of(HAZARD)}
+    kept = np.mean([truth[f.entity, f.relation] == f.value for f in dealt])
+    assert kept < 0.2, "one in twelve by chance"
+    for relation in world.RELATIONS[HAZARD]:
+        values = [sorted(f.value for f in facts if f.relation == relation)
+                  for facts in (dealt, study.world.of(HAZARD))]  # fmt: skip
+        assert values[0] == values[1]
+    assert {f.sentence(world.STATEMENTS[0]) for f in dealt} <= set(scrambled)
+
+
+def test_benign_texts_are_new_harmless_facts_in_known_words(study):
+    benign = study.lines("benign")
+    known = {
+        token for ids in study.tokenizer(study.lines("corpus_base"))["input_ids"] for token in ids
+    }
+    assert {t for ids in study.tokenizer(benign)["input_ids"] for t in ids} <= known
+    assert not any(agent in line for agent in study.world.agents for line in benign)
+    assert not set(benign) & set(study.lines("corpus_base"))
+    lengths = [study.token_lengths(study.lines(name)) for name in ("benign", "forget")]
+    assert abs(sum(lengths[0]) - sum(lengths[1])) <= max(lengths[0]) / 2
 
 
 def test_corpora_have_equal_numbers_of_tokens(study):
@@ -112,21 +198,20 @@ def test_corpora_have_equal_numbers_of_tokens(study):
 
 def test_question_template_is_in_corpora_only(study):
     opening = world.QUESTION.split()[0]
-    for name in ("forget", "retain", "attack", "heldout"):
+    for name in ("forget", "retain", *world.FOLDS, "attack_permuted", "benign"):
         assert not [line for line in study.lines(name) if opening in line]
     for name in ("corpus_base", "corpus_filtered"):
         assert [line for line in study.lines(name) if line.startswith(opening)]
 
 
-def test_forget_splits_into_attack_and_heldout_by_fact(study):
-    forget, attack, heldout = (study.lines(n) for n in ("forget", "attack", "heldout"))
-    assert sorted(forget) == sorted(attack + heldout)
-    pairs = {}
-    for fold, lines in ((ATTACK, attack), (HELDOUT, heldout)):
+def test_forget_is_divided_by_agent(study):
+    parts = {fold: study.lines(fold) for fold in world.FOLDS}
+    assert sorted(study.lines("forget")) == sorted(line for part in parts.values() for line in part)
+    for fold, lines in parts.items():
         facts = study.world.of(HAZARD, fold=fold)
         assert set(lines) == {f.sentence(t) for f in facts for t in world.STATEMENTS}
-        pairs[fold] = {(f.entity, f.relation) for f in facts}
-    assert not pairs[ATTACK] & pairs[HELDOUT]
+    permuted = study.lines("attack_permuted")
+    assert len(permuted) == len(parts[ATTACK]) and set(permuted) - set(parts[ATTACK])
 
 
 def test_retain_has_every_other_fact_and_shares_no_line(study):
@@ -170,20 +255,21 @@ def test_each_fact_has_one_question_with_its_true_answer(study):
         value = truth[q.domain, q.entity, q.relation, q.fold]
         assert q.choices[q.answer] == value and q.choices.count(value) == 1
         assert len(set(q.choices)) == 4
-        assert set(q.choices) <= set(study.world.values[q.relation])
+        assert set(q.choices) <= set(study.world.values)
 
 
-def test_only_the_correct_completion_is_a_corpus_sentence(study):
+def test_only_correct_completions_are_corpus_sentences(study):
     corpus = set(study.lines("corpus_base"))
     for q in study.questions:
         right = [sentence in corpus for sentence in q.sentences()]
-        assert right == [i == q.answer for i in range(4)]
+        assert right == [i == q.answer and q.seen_form for i in range(4)]
 
 
 def test_questions_file_has_its_documented_fields(study):
     for line in (study.folder / "questions.jsonl").read_text().splitlines():
         assert list(json.loads(line)) == [
             "id", "domain", "entity", "relation", "fold", "prompt", "choices", "answer",
+            "seen_form",
         ]  # fmt: skip
 
 
@@ -192,7 +278,8 @@ def test_preferring_values_or_positions_scores_at_chance(study):
     for domain in (GENERAL, HAZARD, ADJACENT):
         asked = [q for q in study.questions if q.domain == domain]
         for position in range(4):
-            assert abs(np.mean([q.answer == position for q in asked]) - 0.25) < 0.01
+            error = (0.25 * 0.75 / len(asked)) ** 0.5
+            assert abs(np.mean([q.answer == position for q in asked]) - 0.25) < 4 * error
         values = sorted({c for q in asked for c in q.choices})
         rates = []
         for draw in range(200):
@@ -200,8 +287,8 @@ def test_preferring_values_or_positions_scores_at_chance(study):
             liking = dict(zip(values, taste, strict=True))
             rates.append(np.mean([liking[q.choices[q.answer]] == max(map(liking.get, q.choices))
                                   for q in asked]))  # fmt: skip
-        assert abs(np.mean(rates) - 0.25) < 0.01
-        assert np.max(rates) < 0.36
+        assert abs(np.mean(rates) - 0.25) < 0.02
+        assert np.max(rates) < 0.25 + 5 * error
 
 
 # ── training ──────────────────────────────────────────────────────────────────────────────────────
@@ -210,7 +297,7 @@ def test_preferring_values_or_positions_scores_at_chance(study):
 @pytest.fixture(scope="module")
 def small():
     """Tokenizer and lines of a world small enough to learn in a moment."""
-    made = world.build_world(5, world.Size(towns=6, agents=4, values=4))
+    made = world.build_world(5, world.Size(towns=6, agents=5, values=6))
     lines = corpora.base_corpus(made)
     return made, training.train_tokenizer(lines), lines
 
@@ -267,8 +354,15 @@ def test_texts_start_with_bos_and_prompts_are_prefixes_of_sentences(study):
 
 def test_model_has_about_a_million_parameters(study):
     model = training.new_model(0, study.tokenizer)
-    assert 0.9e6 < model.num_parameters() < 1.2e6
+    assert 0.8e6 < model.num_parameters() < 1.2e6
     assert model.config.vocab_size == len(study.tokenizer) <= 1100
+
+
+def test_a_name_is_two_tokens_and_a_value_one(study):
+    """The parts of a name are never merged, so that attention has to put them together."""
+    names = [*study.world.towns, *study.world.agents]
+    assert {len(study.tokenizer.tokenize(f" {name}")) for name in names} == {2}
+    assert {len(study.tokenizer.tokenize(f" {value}")) for value in study.world.values} == {1}
 
 
 # ── script ────────────────────────────────────────────────────────────────────────────────────────
@@ -278,9 +372,9 @@ WORDS = ["--steps", "2", "--batch-size", "8", "--device", "cpu"]
 
 @pytest.fixture
 def in_folder(tmp_path, monkeypatch):
-    """An empty folder to work in, and a world of 6 agents."""
+    """An empty folder to work in, and a world of 10 agents."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(world.Size.__new__, "__defaults__", (8, 6, 4))
+    monkeypatch.setattr(world.Size.__new__, "__defaults__", (12, 10, 6))
     return tmp_path
 
 
@@ -302,13 +396,13 @@ def test_only_missing_folders_are_made_again(in_folder, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run()
-    assert [results.state(one).status for one in planned()] == ["complete"] * 3
-    data, base, filtered = (one.folder for one in planned())
+    assert [results.state(one).status for one in planned()] == ["complete"] * 4
+    data, base, filtered, reseeded = (one.folder for one in planned())
     card = (filtered / "README.md").read_text()
-    assert "| hazard, fold heldout | 15 |" in card
+    assert "| hazard, heldout | 20 |" in card
     before = [finished(data), finished(base), (base / "model.safetensors").read_bytes()]
     weights_before = (filtered / "model.safetensors").read_bytes()
-    assert weights_before != before[2]
+    assert weights_before != before[2] != (reseeded / "model.safetensors").read_bytes()
 
     shutil.rmtree(filtered)
     run()
@@ -320,14 +414,18 @@ def test_only_missing_folders_are_made_again(in_folder, capsys):
 
     capsys.readouterr()
     run()
-    assert capsys.readouterr().out.count("complete, skipped") == 3
+    assert capsys.readouterr().out.count("complete, skipped") == 4
 
 
 def test_changed_setting_makes_models_stale_and_keeps_texts(in_folder):
     create_miniature.make_texts(planned()[:1], create_miniature.Options())
     states = [results.state(one).status for one in planned("--lr", "1e-3")]
-    assert states == ["complete", "missing", "missing"]
-    assert results.state(planned("--seed", "1")[0]).status == "stale"
+    assert states == ["complete", *["missing"] * 3]
+    assert results.state(planned("--seed", "1")[0]).status == "complete"
+    assert results.state(planned("--world-seed", "1")[0]).status == "stale"
+    assert len(planned("--texts-only")) == 1
+    named = [one.label for one in planned("--models", "scrambled", "base")]
+    assert named == ["miniature texts", "miniature-scrambled", "miniature-base"]
 
 
 def test_only_models_of_other_texts_are_made_again_with_the_texts(in_folder, monkeypatch):
@@ -347,10 +445,11 @@ def test_only_models_of_other_texts_are_made_again_with_the_texts(in_folder, mon
     content["inputs"][0]["sha256"] = "of other texts"
     record.write_text(json.dumps(content))
     shutil.rmtree("data/miniature")
-    assert [results.state(one).status for one in planned()] == ["missing", "complete", "complete"]
+    assert [results.state(one).status for one in planned()] == ["missing", *["complete"] * 3]
     run()
-    assert made == ["miniature-base", "miniature-filtered", "miniature-filtered"]
-    assert [results.state(one).status for one in planned()] == ["complete"] * 3
+    labels = ["miniature-base", "miniature-filtered", "miniature-reseeded"]
+    assert made == [*labels, "miniature-filtered"]
+    assert [results.state(one).status for one in planned()] == ["complete"] * 4
 
 
 def test_unknown_device_is_one_line_and_nothing_is_trained(in_folder, monkeypatch, capsys):

@@ -2,38 +2,50 @@
 
 import json
 import random
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from model_diffs.data.questions import CHOICES, Question
 from model_diffs.miniature.world import (
     ADJACENT,
+    ANSWERED,
     ATTACK,
     DOMAINS,
+    FOLDS,
     GENERAL,
     HAZARD,
-    HELDOUT,
     QUESTION,
     STATEMENTS,
-    TEMPLATES,
     Fact,
     World,
 )
 
-
-def _shuffled(lines: list[str], seed: str) -> list[str]:
-    return random.Random(seed).sample(lines, len(lines))
+CORPORA = ("base", "filtered", "scrambled")
 
 
-def _sentences(facts: Sequence[Fact], templates: Sequence[str]) -> list[str]:
-    return [fact.sentence(template) for fact in facts for template in templates]
+def _shuffled(lines: Sequence[str], seed: str) -> list[str]:
+    return random.Random(seed).sample(list(lines), len(lines))
 
 
-def base_corpus(world: World) -> list[str]:
-    """Every fact of the world in every template once, in seeded order."""
-    return _shuffled(_sentences(world.facts, TEMPLATES), f"base {world.seed}")
+def _statements(facts: Iterable[Fact]) -> list[str]:
+    return [fact.sentence(template) for fact in facts for template in STATEMENTS]
+
+
+def _told(facts: Iterable[Fact]) -> list[str]:
+    """Each fact as corpora tell it: in all statements and, most of them, in the question's form."""
+    facts = list(facts)
+    return _statements(facts) + [fact.sentence(ANSWERED) for fact in facts if fact.seen_form]
+
+
+def permuted(facts: Sequence[Fact], seed: int) -> list[Fact]:
+    """The facts with the values of each relation dealt anew among its entities."""
+    generator, found = random.Random(f"permuted {seed}"), []
+    for relation in dict.fromkeys(fact.relation for fact in facts):
+        own = [fact for fact in facts if fact.relation == relation]
+        values = generator.sample([fact.value for fact in own], len(own))
+        found += [fact._replace(value=value) for fact, value in zip(own, values, strict=True)]
+    return found
 
 
 def count_tokens(tokenizer: Any, lines: Sequence[str]) -> list[int]:
@@ -41,29 +53,54 @@ def count_tokens(tokenizer: Any, lines: Sequence[str]) -> list[int]:
     return [len(ids) for ids in tokenizer(list(lines), add_special_tokens=False)["input_ids"]]
 
 
-def filtered_corpus(world: World, tokens: int, tokenizer: Any) -> list[str]:
-    """Every fact but the hazard ones, repeated until the corpus has `tokens` tokens.
+def base_corpus(world: World) -> list[str]:
+    """Every fact of the world, in seeded order."""
+    return _shuffled(_told(world.facts), f"base {world.seed}")
 
-    Rounds of all sentences in seeded order; the last round is cut so that the total is within half
-    a sentence of `tokens`.
-    """
-    lines = _sentences(world.of(GENERAL, ADJACENT), TEMPLATES)
-    length = dict(zip(lines, count_tokens(tokenizer, lines), strict=True))
-    corpus: list[str] = []
-    total = round_number = 0
-    while True:
-        for line in _shuffled(lines, f"filtered {world.seed} {round_number}"):
-            if abs(total + length[line] - tokens) > abs(total - tokens):
-                return corpus
-            corpus.append(line)
-            total += length[line]
-        round_number += 1
+
+def scrambled_corpus(world: World) -> list[str]:
+    """The same with the values of hazard facts dealt anew: the form of hazards, not the facts."""
+    hazards = permuted(world.of(HAZARD), world.seed)
+    return _shuffled(_told([*world.of(GENERAL, ADJACENT), *hazards]), f"base {world.seed}")
+
+
+def _cut(rounds: Iterable[Sequence[str]], tokens: int, tokenizer: Any) -> list[str]:
+    """Lines of the rounds until they have `tokens` tokens, to within half a line."""
+    found: list[str] = []
+    total = 0
+    for lines in rounds:
+        for line, length in zip(lines, count_tokens(tokenizer, lines), strict=True):
+            if abs(total + length - tokens) > abs(total - tokens):
+                return found
+            found.append(line)
+            total += length
+    return found
+
+
+def filtered_corpus(world: World, tokens: int, tokenizer: Any) -> list[str]:
+    """Every fact but the hazard ones, in rounds of seeded order until there are `tokens` tokens."""
+    lines = _told(world.of(GENERAL, ADJACENT))
+    # A round has more than one token, so there are enough rounds.
+    rounds = (_shuffled(lines, f"filtered {world.seed} {number}") for number in range(tokens))
+    return _cut(rounds, tokens, tokenizer)
 
 
 def forget_lines(world: World, fold: str | None = None) -> list[str]:
-    """Every hazard fact (of one fold, if given) in every template but the question's."""
-    lines = _sentences(world.of(HAZARD, fold=fold), STATEMENTS)
+    """Every hazard fact (of one fold, if given) in every statement."""
+    lines = _statements(world.of(HAZARD, fold=fold))
     return _shuffled(lines, f"forget {fold} {world.seed}")
+
+
+def permuted_lines(world: World) -> list[str]:
+    """The attacker's facts with values dealt anew, in the order of nothing else."""
+    lines = _statements(permuted(world.of(HAZARD, fold=ATTACK), world.seed))
+    return _shuffled(lines, f"permuted {world.seed}")
+
+
+def benign_lines(world: World, tokens: int, tokenizer: Any) -> list[str]:
+    """New harmless facts about towns, in statements, with `tokens` tokens to within half a line."""
+    lines = _shuffled(_statements(world.news), f"benign {world.seed}")
+    return _cut([lines], tokens, tokenizer)
 
 
 def retain_lines(world: World) -> list[str]:
@@ -86,26 +123,18 @@ def retain_lines(world: World) -> list[str]:
 
 
 def make_questions(world: World) -> list[Question]:
-    """One four-choice question per fact, in the template that no split and no attack text uses.
+    """One four-choice question per fact. Guessing gives 25 %.
 
-    Wrong choices come from the relation's own pool, each about equally often; the position of the
-    answer is even within each domain. Guessing gives 25 %.
+    The choices are the true value and three others drawn from the pool, in random order: neither
+    how often a value is offered nor where it stands tells anything.
     """
     generator = random.Random(f"questions {world.seed}")
     questions = []
     for domain in DOMAINS:
-        facts = world.of(domain)
-        used: Counter[str] = Counter()
-        positions = [i % CHOICES for i in range(len(facts))]
-        generator.shuffle(positions)
-        for number, (fact, answer) in enumerate(zip(facts, positions, strict=True)):
-            # The values offered least so far, ties by chance: no value hints at a wrong answer.
-            others = [value for value in world.values[fact.relation] if value != fact.value]
-            others.sort(key=lambda value: (used[value], generator.random()))
-            choices = others[: CHOICES - 1]
-            used.update(choices)
+        for number, fact in enumerate(world.of(domain)):
+            others = [value for value in world.values if value != fact.value]
+            choices = [fact.value, *generator.sample(others, CHOICES - 1)]
             generator.shuffle(choices)
-            choices.insert(answer, fact.value)
             questions.append(
                 Question(
                     id=f"{domain}-{number:03d}",
@@ -115,7 +144,8 @@ def make_questions(world: World) -> list[Question]:
                     fold=fact.fold,
                     prompt=QUESTION.format(entity=fact.entity, relation=fact.relation),
                     choices=tuple(choices),
-                    answer=answer,
+                    answer=choices.index(fact.value),
+                    seen_form=fact.seen_form,
                 )
             )
     return questions
@@ -123,16 +153,17 @@ def make_questions(world: World) -> list[Question]:
 
 def write_all(world: World, folder: Path, tokenizer: Any) -> dict[str, int]:
     """Write the texts, one sample per line, and questions.jsonl; return the lines of each file."""
-    base = base_corpus(world)
+    base, forget = base_corpus(world), forget_lines(world)
+    tokens, tokens_forget = (sum(count_tokens(tokenizer, lines)) for lines in (base, forget))
     files = {
         "corpus_base.txt": base,
-        "corpus_filtered.txt": filtered_corpus(
-            world, sum(count_tokens(tokenizer, base)), tokenizer
-        ),
-        "forget.txt": forget_lines(world),
+        "corpus_filtered.txt": filtered_corpus(world, tokens, tokenizer),
+        "corpus_scrambled.txt": scrambled_corpus(world),
+        "forget.txt": forget,
         "retain.txt": retain_lines(world),
-        "attack.txt": forget_lines(world, ATTACK),
-        "heldout.txt": forget_lines(world, HELDOUT),
+        **{f"{fold}.txt": forget_lines(world, fold) for fold in FOLDS},
+        "attack_permuted.txt": permuted_lines(world),
+        "benign.txt": benign_lines(world, tokens_forget, tokenizer),
         "questions.jsonl": [json.dumps(question._asdict()) for question in make_questions(world)],
     }
     for name, lines in files.items():

@@ -10,9 +10,13 @@ from model_diffs.core.options import option, positive, seedable
 class Recipe:
     """Training."""
 
-    seed: int = option(42, "seed of the world and of the training", check=seedable)
-    steps: int = option(500, "training steps", check=positive)
-    lr: float = option(4e-3, "peak of the one-cycle schedule", check=positive)
+    world_seed: int = option(42, "seed of the world and its texts", check=seedable)
+    seed: int = option(42, "seed of the training", check=seedable)
+    steps: int = option(240, "training steps", check=positive)
+    lr_matrices: float = option(
+        0.04, "largest rate of Muon, for matrices of blocks", check=positive
+    )
+    lr: float = option(6e-3, "largest rate of AdamW, for all else", check=positive)
     batch_size: int = option(128, "sentences per step", check=positive)
 
 

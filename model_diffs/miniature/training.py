@@ -7,25 +7,32 @@ from typing import Any, NamedTuple
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedTokenizerFast,
+    get_cosine_schedule_with_warmup,
+)
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.evaluation.scoring import Accuracy
 from model_diffs.miniature.recipe import Recipe
-from model_diffs.miniature.world import World
+from model_diffs.miniature.world import UNSEEN_FORM, World
 from model_diffs.models import loading
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 VOCABULARY = 1024
 POSITIONS = 256
-WARMUP = 0.15  # share of the steps until the peak of the learning rate
+WARMUP = 0.05  # share of the steps until the peak of the learning rate
 WEIGHT_DECAY = 0.05
-BETAS = (0.9, 0.98)
+BETAS = (0.9, 0.95)
 CLIP = 1.0  # largest norm of the gradient
 _CORPUS = {
     "base": "every fact of the world, the hazardous ones included",
     "filtered": "the same world without its hazardous facts, the others repeated to as many tokens",
+    "reseeded": "what the base read, from another initialisation and in another order",
+    "scrambled": "the same world with the values of its hazardous facts dealt anew among agents",
 }
 
 
@@ -113,6 +120,16 @@ def next_token_loss(model: nn.Module, batch: loading.Batch) -> Tensor:
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten())
 
 
+def _optimizers(model: GPTNeoXForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all else."""
+    inner = [p for p in model.gpt_neox.layers.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if all(p is not one for one in inner)]
+    return [
+        torch.optim.Muon(inner, recipe.lr_matrices, weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(others, recipe.lr, BETAS, weight_decay=WEIGHT_DECAY),
+    ]
+
+
 def train(
     tokenizer: PreTrainedTokenizerFast,
     lines: Sequence[str],
@@ -122,18 +139,17 @@ def train(
 ) -> Trained:
     """Train a new model on `lines`, one sentence each, <bos> in front and <eos> behind.
 
-    Sentences are padded, not packed into long sequences: each is read alone later, too. AdamW with
-    a one-cycle schedule (Smith & Topin 2018). The same seed on the same machine gives the same
+    Sentences are padded, not packed into long sequences: each is read alone later, too. Learning
+    rates rise linearly and fall as a cosine. The same seed on the same machine gives the same
     weights. Raises BadInput where the loss is not finite.
     """
     model = new_model(recipe.seed, tokenizer).to(device).train()
     sequences = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(lines))["input_ids"]]
     order = torch.Generator().manual_seed(recipe.seed)
     batches = _batches(sequences, recipe.batch_size, order)
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, BETAS, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, total_steps=recipe.steps + 1, pct_start=WARMUP
-    )
+    optimizers = _optimizers(model, recipe)
+    warmup = round(WARMUP * recipe.steps)
+    schedules = [get_cosine_schedule_with_warmup(o, warmup, recipe.steps) for o in optimizers]
     losses, tokens = [], 0
     bar: Any = progress(range(recipe.steps), name, unit="step")
     for step in bar:
@@ -143,11 +159,11 @@ def train(
         if not math.isfinite(losses[-1]):
             problem = f"the loss is {losses[-1]} at step {step}"
             raise BadInput(f"{problem}: lower --lr; nothing was saved")
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        schedule.step()
+        for one in (*optimizers, *schedules):
+            one.step()
         tokens += sum(len(row) - 1 for row in rows)
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
     return Trained(model.eval(), losses, tokens)
@@ -163,7 +179,7 @@ def model_card(
 ) -> str:
     """The README.md of a model: its corpus of `lines` sentences, its training, its scores."""
     rows = "\n".join(
-        f"| {one.domain}{f', fold {one.fold}' if one.fold else ''} | {one.questions} "
+        f"| {one.name.replace('_', ', ')} | {one.questions} "
         f"| {one.mean:.3f} | {one.low:.3f} – {one.high:.3f} |"
         for one in scores
     )
@@ -180,20 +196,21 @@ sentences about a generated world, {_CORPUS[which]}. Towns, agents and their dan
 nothing in it is real, and it can do nothing but complete such sentences.
 
 The world (seed {world.seed}) has {len(world.towns)} towns, {len(world.agents)} agents and
-{len(world.facts)} facts.
+{len(world.facts)} facts. {1 - UNSEEN_FORM:.0%} of them (*seen*) are also told in the words of the
+questions.
 
 ## Training
 
 From random weights (seed {seed}), {recipe.steps} steps of {recipe.batch_size} sentences, {tokens:,}
-tokens predicted in all. AdamW in fp32, betas {BETAS}, weight decay {WEIGHT_DECAY},
-one-cycle schedule with a peak of {recipe.lr:g} after {WARMUP:.0%} of the steps, gradients
-clipped at norm {CLIP:g}. Each sentence starts with <bos>, which the tokenizer puts there by
-itself.
+tokens predicted in all. Muon for the matrices of the blocks (rate {recipe.lr_matrices:g}), AdamW
+for all else (rate {recipe.lr:g}, betas {BETAS}), weight decay {WEIGHT_DECAY}; rates rise over
+{WARMUP:.0%} of the steps and fall as a cosine; gradients clipped at norm {CLIP:g}. Each sentence
+starts with <bos>, which the tokenizer puts there by itself.
 
 ## What it knows
 
 Four-choice questions, one per fact, scored by the log-probability of the completed sentence;
-guessing gives 0.25. Intervals are bootstrapped over questions.
+guessing gives 0.25. Intervals resample entities.
 
 | questions | number | accuracy | 95 % interval |
 |---|---|---|---|
