@@ -94,6 +94,7 @@ def test_shipped_studies_are_read_and_their_options_exist(name: str) -> None:
         (("[models]", "[models"), "not a TOML file"),
         (('forget = "f.txt"', 'forget = "a\\tb"'), "a tab or line break"),
         (("compare = false", 'compare = "no"'), "not true or false"),
+        (("[texts]", "[dictionary]\nlayer = 3\n[texts]"), "dictionary.folder is missing"),
     ],
 )
 def test_wrong_studies_are_refused_in_one_line(

@@ -8,7 +8,7 @@ import difflib
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -223,6 +223,9 @@ def _fill(kind: Any, table: Any, prefix: str, **given: Any) -> Any:
             others[key] = value
         else:
             raise unknown(key, known, prefix.rstrip(": ."))
+    needed = (one.name for one in fields(kind) if one.default is one.default_factory is MISSING)
+    if absent := [name for name in needed if name not in (*given, "arguments")]:
+        raise BadInput(f"{prefix}{absent[0]} is missing")
     return kind(**given, **({"arguments": others} if "arguments" in hints else {}))
 
 
