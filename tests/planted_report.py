@@ -10,7 +10,15 @@ import pandas as pd
 from model_diffs.core.step import Measure
 from model_diffs.core.tables import Source
 from model_diffs.report import page
-from model_diffs.report.signature import Axis, Comparison, Figure, Missing, Sentence, Signature
+from model_diffs.report.signature import (
+    Axis,
+    Comparison,
+    Figure,
+    Missing,
+    Sentence,
+    Signature,
+    Verdict,
+)
 from model_diffs.stats.estimates import Estimate
 
 HOSTILE = "<script>alert(1)</script>"
@@ -84,6 +92,9 @@ def signature() -> Signature:
         "base", COMPARISONS, axes, measures, values, base_values, sentences, missing,
         {(COMPARISONS[0].label, "back"): f"no gap to come back from: {HOSTILE}"},
         [f"Of 12 intervals <b>{HOSTILE}</b>."], _provenance(),
+        {"size": Verdict("no", HOSTILE, (COMPARISONS[1].label,), True),
+         "rank": Verdict("no", HOSTILE, (COMPARISONS[1].label,)),
+         "hazard_accuracy": Verdict("yes", HOSTILE)},
     )  # fmt: skip
 
 
@@ -94,7 +105,8 @@ def _provenance() -> dict[str, object]:
         "tables": ['per "layer"\'s.csv'],
     }  # fmt: skip
     return {
-        "models": [{"label": HOSTILE, "id": HOSTILE, "bytes": 4_200_000, "config_sha256": None}],
+        "models": [{"label": HOSTILE, "id": HOSTILE, "bytes": 4_200_000, "config_sha256": None,
+                    "sum_lr": 0.125}],
         "texts": [{"split": HOSTILE, "path": HOSTILE, "texts": 1000, "tokens": 5000,
                    "texts_left_out": 0, "tokens_left_out": 12, "sha256": None, "steps": [4]}],
         "runs": [run], "versions": {"numpy": ["2.4.6"]}, "devices": [HOSTILE], "dtypes": ["fp32"],

@@ -167,6 +167,25 @@ def test_numbers_at_a_glance_are_the_table_numbers(browser: Any, written: Path) 
         assert roles == ["never learned: the reference", "control: trained without unlearning"]
 
 
+def test_what_is_not_told_apart_from_harmless_training_is_grey(browser: Any, written: Path) -> None:
+    colour = "e => getComputedStyle(e).color"
+    with Opened(browser, written) as opened:
+        for measure, grey in (("size", [1]), ("rank", [1]), ("hazard_accuracy", []), ("moved", [])):
+            links = opened.row(measure).locator("[data-model] a.value")
+            found = [links.nth(i).evaluate(colour) for i in range(3)]
+            heading = opened.row(measure).locator("button").evaluate(colour)
+            assert [i for i in range(3) if found[i] != found[0]] == grey
+            assert (heading != found[0]) == bool(grey)
+        said = opened.texts("tr.unlike th small")
+        assert said[0] == "not told apart from harmless training"
+        assert said[1] == f"{said[0]}: {planted.HOSTILE}"
+        titles = opened.tab.locator("[data-measure=size] a.value").evaluate_all(
+            "all => all.map(e => e.title.includes('not told apart'))"
+        )
+        assert titles == [False, True, False]
+        assert "0.125" in opened.tab.locator("#conditions").inner_text()
+
+
 def test_sorting_by_mouse_and_by_keyboard(browser: Any, written: Path) -> None:
     with Opened(browser, written) as opened:
         # An address that is none of the page's, nor decodable, stops nothing.

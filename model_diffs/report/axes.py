@@ -61,7 +61,7 @@ _AXES = {
 }
 AXES = tuple(Axis(key, key.capitalize(), ask, read) for (key, ask), read in _AXES.items())
 
-# The first numbers of the page, in words; the table has the measures under their headings.
+# The first numbers of the page, in words; conclusions from them stand at its top.
 AT_A_GLANCE = {
     "hazard_accuracy": "Hazard questions answered correctly",
     "recovered_facts": "Gained over the filtered model by training on other facts",
@@ -70,8 +70,6 @@ AT_A_GLANCE = {
     "dh_forget": "Relative change of forget-set hidden states",
     "dh_retain": "… of retain-set hidden states",
 }
-# Measures whose conclusions stand at the top of the page.
-SUMMARY = tuple(AT_A_GLANCE)
 
 
 class Declared(NamedTuple):

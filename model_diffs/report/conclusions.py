@@ -6,7 +6,7 @@ Numbers without an interval are set side by side, and nothing is concluded from 
 from collections.abc import Iterator, Mapping, Sequence
 
 from model_diffs.core.step import Claims, Measure
-from model_diffs.report.axes import SUMMARY, Declared
+from model_diffs.report.axes import AT_A_GLANCE, Declared
 from model_diffs.report.formatting import number
 from model_diffs.report.signature import Comparison, Missing, Sentence
 from model_diffs.stats.estimates import Difference, Estimate, difference
@@ -160,11 +160,11 @@ class _Writer:
 def draw(
     numbers: Numbers, comparisons: Sequence[Comparison], declared: Sequence[Declared]
 ) -> tuple[list[Sentence], list[Missing], list[str]]:
-    """What the rules give: sentences (those of SUMMARY first, then by comparison and axis), what
-    could not be compared, and notes on all of it."""
+    """What the rules give: sentences (first those of AT_A_GLANCE, then all by comparison and axis),
+    what could not be compared, and notes on all of it."""
     writer = _Writer(numbers, comparisons)
     sentences = [s for one in comparisons for s in writer.sentences(one, declared)]
-    first = [s._replace(axis=OVERALL) for s in sentences if s.key in SUMMARY]
+    first = [s._replace(axis=OVERALL) for s in sentences if s.key in AT_A_GLANCE]
     notes = []
     if writer.intervals:
         notes.append(

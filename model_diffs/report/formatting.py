@@ -54,14 +54,9 @@ def number(
 
 
 def spread(mean: float, deviation: float, unit: str) -> str:
-    """Mean ± standard deviation; one number alone has none, and no number is a dash."""
-    if math.isnan(mean):
-        return NO_VALUE
-    if math.isnan(deviation):
-        return number(mean, unit)[0]
-    text, _ = number(mean, unit, mean, mean + deviation)
-    decimals = len(text.partition(".")[2].partition("e")[0])
-    return f"{text} ± {deviation:.{decimals}f}" if "e" not in text else f"{text} ± {deviation:.1e}"
+    """Mean ± standard deviation; the mean alone where that is none, a dash where neither is."""
+    found = [number(one, unit)[0].lstrip("+") for one in (mean, deviation) if not math.isnan(one)]
+    return " ± ".join(found) or NO_VALUE
 
 
 def exact(value: float) -> str:

@@ -217,6 +217,8 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         style += f".model-{i} {{ --model: {colour}; }}\n"
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     positions, columns = range(len(signature.comparisons)), range(len(signature.measures))
+    roles = [one.role for one in signature.comparisons]
+    known = {"filtered": (), "control": ("filtered",), "unlearned": ("filtered", "control")}
     cells = [[model_cell(signature, i, column) for i in positions] for column in columns]
     names = ", ".join(one.short for one in signature.comparisons)
     text = f"The signature of {names} against {signature.base}; the table below has its numbers."
@@ -236,7 +238,8 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
         "picture": embedded(picture, image) if image else picture,
         "cells": cells,
         "base_cells": [base_cell(signature, one) for one in signature.measures],
-        "roles": [one.role for one in signature.comparisons],
+        "roles": roles,
+        "compared_with": lambda at: [i for i in positions if roles[i] in known[roles[at]]],
         "once": _trained_once(signature),
         "over_seeds": _over_seeds(signature, table),
         "alike": {one.key: verdicts.in_words(signature, one.key) for one in signature.measures},

@@ -5,7 +5,7 @@ that strength does; a measure that lies there says nothing about unlearning.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from model_diffs.core.step import Measure
 from model_diffs.report.conclusions import Numbers, ends
@@ -23,19 +23,7 @@ RULES = (
     "model with a number is told apart."
 )
 NO_CONTROL = "No control is among the comparisons: no measure is known to tell unlearning apart."
-
-
-COLUMNS = ("measure", "verdict", "evidence")
-"""Of measures.csv."""
-
-
-class Told(NamedTuple):
-    """One unlearned model beside the controls."""
-
-    comparison: Comparison
-    apart: bool | None
-    """None where it is not known."""
-    evidence: str
+COLUMNS = ("measure", "verdict", "evidence")  # of measures.csv
 
 
 def benign_of(comparisons: Iterable[Comparison]) -> list[Comparison]:
@@ -46,56 +34,45 @@ def benign_of(comparisons: Iterable[Comparison]) -> list[Comparison]:
 
 def _in_range(mine: Estimate, controls: Mapping[str, Estimate], unit: str) -> tuple[bool, str]:
     """Whether a number without interval is outside those of the controls."""
-    values = [one.value for one in controls.values()]
-    low, high = min(values), max(values)
+    low, high = (pick(one.value for one in controls.values()) for pick in (min, max))
     apart = not low - ROUNDING <= mine.value <= high + ROUNDING
-    shown = [number(one, unit)[0] for one in (mine.value, low, high)]
-    where = "outside" if apart else "inside"
-    return apart, f"{shown[0]}, {where} the controls' {shown[1]} to {shown[2]}"
+    text, *both = (number(one, unit)[0] for one in (mine.value, low, high))
+    return apart, f"{text}, {'out' if apart else 'in'}side the controls' {' to '.join(both)}"
 
 
 def _told(
-    measure: Measure, one: Comparison, numbers: Numbers, comparisons: Sequence[Comparison]
-) -> Told:
-    """An unlearned model, which has a number, beside the controls."""
-    mine = numbers[one.label, measure.key]
-    controls = {
-        other.short: found
-        for other in comparisons
-        if other.role == "control" and (found := numbers.get((other.label, measure.key)))
-    }
+    measure: Measure, mine: Estimate, controls: Mapping[str, Estimate], benign: Sequence[str]
+) -> tuple[bool | None, str]:
+    """Whether a number is told apart from the controls', None where it is not known, and why."""
     if mine.sample is None and not mine.unpaired:
-        if len(controls) < 2:
-            return Told(one, None, "fewer than two controls have a number")
-        return Told(one, *_in_range(mine, controls, measure.unit))
+        few = len(controls) < 2
+        none = None, "fewer than two controls have a number"
+        return none if few else _in_range(mine, controls, measure.unit)
     parts, apart = [], True
-    for other in benign_of(comparisons):
-        if other.short not in controls:
-            return Told(one, None, f"{other.short} has no number")
-        gap = difference(mine, controls[other.short], measure.logarithmic)
-        if gap is None:
-            return Told(one, None, f"not paired with {other.short}")
+    for name in benign:
+        gap = name in controls and difference(mine, controls[name], measure.logarithmic)
+        if not gap:
+            return None, f"{name} has no number that pairs with it"
         apart &= gap.direction != 0
-        what = "ratio" if gap.neutral else "change"
-        parts.append(f"{ends(gap, what)} against {other.short}")
-    return Told(one, apart, ", ".join(parts))
+        parts.append(f"{ends(gap, 'ratio' if gap.neutral else 'change')} against {name}")
+    return apart, ", ".join(parts)
 
 
 def _verdict(measure: Measure, numbers: Numbers, comparisons: Sequence[Comparison]) -> Verdict:
-    if not any(one.role == "control" for one in comparisons):
+    benign = [one.short for one in benign_of(comparisons)]
+    if not benign:
         return Verdict("unknown", "no control is among the comparisons")
-    told = [
-        _told(measure, one, numbers, comparisons)
-        for one in comparisons
-        if one.role == "unlearned" and (one.label, measure.key) in numbers
-    ]
+    found = {one: numbers.get((one.label, measure.key)) for one in comparisons}
+    controls = {one.short: own for one, own in found.items() if own and one.role == "control"}
+    unlearned = {one: own for one, own in found.items() if own and one.role == "unlearned"}
+    told = {one: _told(measure, own, controls, benign) for one, own in unlearned.items()}
     if not told:
         return Verdict("unknown", "no unlearned model has a number")
-    alike = tuple(one.comparison.label for one in told if one.apart is False)
-    unknown = any(one.apart is None for one in told)
-    found: Literal["yes", "no", "unknown"] = "no" if alike else "unknown" if unknown else "yes"
-    evidence = "; ".join(f"{one.comparison.short}: {one.evidence}" for one in told)
-    return Verdict(found, evidence, alike, len(alike) == len(told))
+    alike = tuple(one.label for one, (apart, _) in told.items() if apart is False)
+    known = all(apart is not None for apart, _ in told.values())
+    separates: Literal["yes", "no", "unknown"] = "no" if alike else "yes" if known else "unknown"
+    evidence = "; ".join(f"{one.short}: {why}" for one, (_, why) in told.items())
+    return Verdict(separates, evidence, alike, len(alike) == len(told))
 
 
 def verdicts(
@@ -107,9 +84,10 @@ def verdicts(
 
 def verdict_rows(signature: Signature) -> list[dict[str, Any]]:
     """Rows of measures.csv."""
-    found = ((one.key, signature.verdicts[one.key]) for one in signature.measures)
-    rows = ((key, one.separates, one.evidence) for key, one in found)
-    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+    found = signature.verdicts.items()
+    return [
+        dict(zip(COLUMNS, (key, one.separates, one.evidence), strict=True)) for key, one in found
+    ]
 
 
 def in_words(signature: Signature, key: str) -> str:

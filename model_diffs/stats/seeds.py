@@ -22,7 +22,7 @@ def over_seeds(table: "pd.DataFrame") -> "pd.DataFrame":
     keys = [name for name in table.columns[4:] if not name.endswith(("_low", "_high"))]
     entry = table["changed"].map(entry_of)
     if not keys:
-        return table.iloc[:0]
+        return table.iloc[:0].assign(seeds=0)
     groups = table[entry != table["changed"]].groupby(["base", entry.rename("entry")])
     found = groups[keys].agg(["mean", "std"])
     found.columns = ["_".join(names) for names in found.columns]
