@@ -94,15 +94,15 @@ def test_files(module: str, folder: Path) -> list[str]:
     ]
 
 
-def equivalents() -> Counter[str]:
-    """The changes that compute the same, as `Mutant.key`; a reason is required of each."""
+def equivalents() -> set[str]:
+    """The changes that compute the same, as `Mutant.key` or `of_line`; each needs a reason."""
     text = re.sub(r"^#.*\n", "", EQUIVALENT.read_text(), flags=re.MULTILINE)
-    found: Counter[str] = Counter()
+    found = set()
     for entry in filter(None, re.split(r"\n\s*\n", text.strip())):
         *key, reason = entry.splitlines()
         if not reason.startswith("= "):
             raise SystemExit(f"{EQUIVALENT.name}: this entry ends without '= reason':\n{entry}")
-        found["\n".join(key)] += 1
+        found.add("\n".join(key))
     return found
 
 
@@ -114,18 +114,22 @@ def measure(folder: Path, module: str, every: int, survivors: str | None) -> Sco
     begin = time.monotonic()
     tests = without_change(folder, path, files)
     counts: Counter[str] = Counter()
+    unknown = {entry for entry in known if entry.split()[0] == module}
     for number, mutant in enumerate(mutants(module, source)):
         if number % every:
             continue
         counts["mutants"] += 1
-        if mutant.key in known:
+        if listed := known & {mutant.key, mutant.of_line}:
             counts["equivalent"] += 1
+            unknown -= listed
             continue
         tried = survivors is None or f"{mutant.key}\n" in survivors
         if not tried or killed(folder, path, mutant, tests):
             counts["killed"] += 1
         else:
             print(f"{mutant.key}\n", flush=True)
+    for entry in unknown if every == 1 else ():
+        print(f"# listed as equivalent, but no mutant:\n# {entry!r}\n")
     score = Score(module, counts["mutants"], counts["killed"], counts["equivalent"])
     seconds = time.monotonic() - begin
     print(f"# {score.line()}  {seconds:.0f} s, {len(tests.all)} tests of {', '.join(files)}")

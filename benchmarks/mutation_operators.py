@@ -34,6 +34,8 @@ class Mutant(NamedTuple):
 
     key: str
     """Module and function, the lines before and after: how the list of equivalents names it."""
+    of_line: str
+    """The same for any change of these lines: `*` in place of the lines after."""
     lines: range
     """Lines of the original statement."""
     source: str
@@ -158,5 +160,6 @@ def mutants(module: str, source: str) -> Iterable[Mutant]:
             continue
         seen.add(mutated)
         before, after = _changed_lines(source, mutated)
-        yield Mutant(f"{module} {function}\n- {before}\n+ {after}", lines, mutated)
+        of_line = f"{module} {function}".rstrip() + f"\n- {before}\n+ "
+        yield Mutant(f"{of_line}{after}".rstrip(), f"{of_line}*", lines, mutated)
     assert tree.code == source
