@@ -107,18 +107,19 @@ PANELS = {
 }
 """Title and ylabel by metric."""
 CHANGES = {
-    "lipschitz": "largest response\nfound",
-    "lipschitz_relative": "relative",
-    "lipschitz_logits": "at the\nlogits",
-    "lipschitz_logits_relative": "at the logits,\nrelative",
-    "jacobian_norm": "largest response\npossible",
-    "jacobian_norm_relative": "relative",
-    "jacobian_norm_logits": "at the\nlogits",
-    "jacobian_norm_logits_relative": "at the logits,\nrelative",
+    "lipschitz": "found:\nin f",
+    "lipschitz_relative": "found:\nin f, relative",
+    "lipschitz_logits": "found:\nin logits",
+    "lipschitz_logits_relative": "found: in\nlogits, relative",
+    "jacobian_norm": "possible:\nin f",
+    "jacobian_norm_relative": "possible:\nin f, relative",
+    "jacobian_norm_logits": "possible:\nin logits",
+    "jacobian_norm_logits_relative": "possible: in\nlogits, relative",
     "gradient_norm": "pull of\nthe loss",
     "output_variance": "spread of\nthe logits",
 }
-"""What the changes are of, by metric."""
+"""What the changes are of, by metric: responses found and possible, in f (before the head) or after
+it, of absolute or relative changes; gradient and variance."""
 
 
 def at_least_two(value: int) -> None:

@@ -67,10 +67,17 @@ def draw(run: Run, table: "pd.DataFrame") -> None:
     from model_diffs.diagnostics.weight_results import component_panel
 
     panel = partial(component_panel, table.rename(columns={"type": "component"}))
-    shares = "share of ‖ΔW‖² (dotted: random, dashed: unrelated)"
+    shares, nulls = "share of ‖ΔW‖²", "dotted: random ΔW, dashed: unrelated weights"
     size = r"$\|\Delta W\|_F \;/\; \|W\|_F$"
     output, input_ = (
-        panel(title, shares, column, f"random_{column}", f"unrelated_{column}", from_zero=True)
+        panel(
+            f"{title}\n{nulls}",
+            shares,
+            column,
+            f"random_{column}",
+            f"unrelated_{column}",
+            from_zero=True,
+        )
         for title, column in (
             ("Output side: outside W's column space", "nullspace_energy"),
             ("Input side: outside its row space", "input_nullspace_energy"),
