@@ -143,7 +143,7 @@ class Options(Models, Attack):
     filtered: str | None = option(
         None, "the model that never learned: what it answers after the attack is no recovery"
     )
-    general_floor: float = option(0.7, "a rate counts only where general accuracy ends above this")
+    general_floor: float = option(0.5, "a rate counts only where general accuracy ends above this")
     format: Format = option(Figures.format, "file format of the figures")
 
 
