@@ -85,6 +85,8 @@ class Study:
             "arguments": {"seed": 42, **arguments},
             "texts": SHA256,
             "tokens": {"forget": 300, "retain": 400},
+            "inputs": [],
+            "outputs": [],
         }
         (self.root / folder / "run.json").write_text(json.dumps(record))
 

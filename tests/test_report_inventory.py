@@ -21,9 +21,14 @@ BOTH = [
 SCRIPTS = load_steps()
 
 
+VERSIONS = {one.step.folder: one.step.version for one in SCRIPTS}
+
+
 def leave(outroot: Path, folder: str, arguments: dict[str, str], *reads: Path) -> Path:
     """What a step leaves: a table and its record."""
-    with runs.open_run(PlannedRun(outroot / folder, folder.split("/")[0], arguments)) as run:
+    owner, _, step = folder.partition("/")
+    version = VERSIONS.get(step, 1)
+    with runs.open_run(PlannedRun(outroot / folder, owner, arguments, version=version)) as run:
         run.table("table", [{"layer": 0, "value": 1.0}])
         run.reads(*reads)
         run.record(
@@ -115,7 +120,7 @@ def test_states_of_results(outroot: Path, tmp_path: Path) -> None:
     (torn / "run.json").write_text('{"label": ')
     found = states(outroot)
     assert found["base__to__filtered/activation_stats"][0] == "stale"
-    assert "forget.txt changed since" in found["base__to__filtered/activation_stats"][1]
+    assert "forget.txt changed;" in found["base__to__filtered/activation_stats"][1]
     assert found["base__to__filtered/mlp_nullspace"] == ("failed", "failed, table.csv is gone")
     assert found["base__to__filtered/lipschitzness"][0] == "failed"
     assert found["base__to__base__npo/lipschitzness"] == ("missing", "not run")
@@ -190,9 +195,37 @@ def test_conditions_are_those_of_the_records(outroot: Path) -> None:
     assert found["runs"][0]["tables"] == ["table.csv"]
 
 
+def test_sum_of_learning_rates_is_that_of_the_training_log(
+    outroot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = Path(C) / "unlearning.json"
+    log.parent.mkdir(parents=True)
+
+    def sums() -> dict[str, float | None]:
+        inventoried = inventory.take_inventory(outroot, BOTH, SCRIPTS)
+        found = conditions.conditions(outroot, BOTH, inventoried)
+        read = conditions.training_logs(found)
+        rates = {one["label"]: one["sum_lr"] for one in found["models"]}
+        assert read == ([log] if rates["base__npo"] else [])
+        return rates
+
+    log.write_text(json.dumps({"losses": [{"step": i, "lr": lr} for i, lr in enumerate((1, 0.5))]}))
+    assert sums() == {"base": None, "base__npo": 1.5, "filtered": None}
+    for wrong in ("", "[1]", '{"losses": [{"step": 1}]}', '{"losses": []}'):
+        log.write_text(wrong)
+        assert sums()["base__npo"] is None
+
+
 def test_record_of_other_types_is_tolerated_or_a_failure(outroot: Path) -> None:
     record = outroot / "base__to__filtered/param_stats/run.json"
-    odd = {"arguments": {"model_a": A, "model_b": 7}, "models": [1], "texts": "all", "outputs": []}
+    odd = {
+        "arguments": {"model_a": A, "model_b": 7},
+        "models": [1],
+        "texts": "all",
+        "outputs": [],
+        "inputs": [],
+    }
     record.write_text(json.dumps(odd))
     results = inventory.take_inventory(outroot, BOTH, SCRIPTS)
     found = conditions.conditions(outroot, BOTH, results)
@@ -231,6 +264,15 @@ def test_numbers_are_rounded_as_documented(
     value: float, unit: str, low: float | None, high: float | None, text: str, interval: str
 ) -> None:
     assert formatting.number(value, unit, low, high) == (text, interval)
+
+
+def test_spread_over_seeds_has_no_deviation_of_one_number() -> None:
+    none = float("nan")
+    assert formatting.spread(0.256, 0.031, "accuracy") == "0.26 ± 0.031"
+    assert formatting.spread(-0.25, 0.5, "change") == "−0.25 ± 0.50"
+    assert (formatting.spread(2.0, none, "rank"), formatting.spread(none, none, "rank")) == (
+        *("2.0", "–"),
+    )
 
 
 def test_sizes_times_and_counts() -> None:

@@ -20,11 +20,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     found = read_json(folder / RECORD)
     if not isinstance(found, dict) or not isinstance(found.get("arguments"), dict):
         return None
-    files = {name: found.get(name, []) for name in ("inputs", "outputs")}
-    for entries in files.values():
+    for entries in (found.get("inputs"), found.get("outputs")):
         if not isinstance(entries, list) or not all(map(content.is_entry, entries)):
             return None
-    return found | files
+    return found
 
 
 def _written_by(folder: Path) -> str:

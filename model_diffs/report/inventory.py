@@ -119,7 +119,7 @@ def _state(folder: Path, owner: str, version: int) -> tuple[str, str, dict[str, 
         # Worded relative to the working folder; the page is read from elsewhere.
         here = os.path.relpath(folder.parent.parent) + os.sep
         reason = reason.removeprefix(here).removeprefix(f"{owner}/")
-        reason = f"stale, {reason} since; the earlier result is shown"
+        reason = f"stale, {reason}; the earlier result is shown"
     return status, reason, known
 
 
