@@ -106,11 +106,13 @@ def equivalents() -> set[str]:
     return found
 
 
-def measure(folder: Path, module: str, every: int, survivors: str | None) -> Score:
+def measure(
+    folder: Path, module: str, files: Sequence[str], every: int, survivors: str | None
+) -> Score:
     """Try one in `every` mutants of a module, or of its earlier survivors; print what survives."""
     path = Path(PACKAGE) / module
     source = (folder / path).read_text()
-    files, known = test_files(module, folder), equivalents()
+    known = equivalents()
     begin = time.monotonic()
     tests = without_change(folder, path, files)
     counts: Counter[str] = Counter()
@@ -136,11 +138,13 @@ def measure(folder: Path, module: str, every: int, survivors: str | None) -> Sco
     return score
 
 
-def in_new_process(module: str, every: int, again: Path | None) -> Score:
+def in_new_process(module: str, arguments: argparse.Namespace) -> Score:
     """Measure in a process of its own: the libraries of one module are not another's."""
-    words = [sys.executable, __file__, module, "--here", "--every", str(every)]
-    if again is not None:
-        words += ["--again", str(again)]
+    words = [sys.executable, __file__, module, "--here", "--every", str(arguments.every)]
+    if arguments.again is not None:
+        words += ["--again", str(arguments.again)]
+    if arguments.tests is not None:
+        words += ["--tests", *arguments.tests]
     run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
     last = ""
@@ -168,13 +172,15 @@ def parse_arguments() -> argparse.Namespace:
         "--again", type=Path, help="an earlier output: only its survivors are tried, others count"
     )
     parser.add_argument("--every", type=int, default=1, help="try one mutant in so many")
+    parser.add_argument("--tests", nargs="+", help="test files in place of those that name it")
     parser.add_argument("--scores", type=Path, help="add a line per module to this file")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def measure_here(module: str, every: int, again: Path | None) -> None:
+def measure_here(arguments: argparse.Namespace) -> None:
     """One module in a temporary copy of the project."""
+    (module,), again = arguments.modules, arguments.again
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
     sys.path.insert(0, str(ROOT / "tests"))
     from conftest import copy_project
@@ -184,17 +190,18 @@ def measure_here(module: str, every: int, again: Path | None) -> None:
         for name in ("conftest", "pytest"):
             sys.modules.pop(name, None)
         sys.path.remove(str(ROOT / "tests"))
-        measure(copy, module, every, again.read_text() if again else None)
+        files = arguments.tests or test_files(module, copy)
+        measure(copy, module, files, arguments.every, again.read_text() if again else None)
 
 
 def main() -> None:
     arguments = parse_arguments()
     if arguments.here:
-        measure_here(arguments.modules[0], arguments.every, arguments.again)
+        measure_here(arguments)
         return
     scores = []
     for module in arguments.modules:
-        scores.append(in_new_process(module, arguments.every, arguments.again))
+        scores.append(in_new_process(module, arguments))
         if arguments.scores:
             with arguments.scores.open("a") as file:
                 file.write(scores[-1].line() + "\n")
