@@ -124,6 +124,7 @@ def only_one() -> Signature:
         comparisons=[one],
         measures=[measure for measure in whole.measures if measure.axis == "weights"],
         sentences=[],
+        verdicts={},
         missing=[Missing(4, "collect_param_stats.py", one.label, "not run")],
         provenance={},
     )

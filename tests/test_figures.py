@@ -20,6 +20,12 @@ def test_colour_depends_on_method_or_filtering() -> None:
     )
     assert figures.model_colour("EleutherAI_deep-ignorance-e2e-strong-filter") == figures.FILTERED
     assert figures.model_colour("models/miniature-filtered") == figures.FILTERED
+    for word, grey in figures.CONTROLS.items():
+        red, green, blue = (int(grey[i : i + 2], 16) for i in (1, 3, 5))
+        assert red == green == blue and grey != figures.BASE
+        assert figures.model_colour(f"models/miniature-{word}") == grey
+        assert figures.model_colour(f"base__{word}__seed7") == grey
+    assert figures.model_colour("base__denoised") not in figures.CONTROLS.values()
     others = ["x", "y", "z"]
     assert len({figures.model_colour(label, others) for label in others}) == 3
 

@@ -6,6 +6,7 @@ conditions          what a study was measured on and with
 axes                the sections of the page, and what steps declare for them
 reductions          a measure's number and its resamples, read from the tables of its step
 conclusions         sentences by stated rules
+verdicts            which measures tell unlearning from harmless training
 assembling          all of this as one signature, and as the rows of signature.csv
 signature           its types
 formatting          numbers, sizes and times as the page writes them

@@ -122,8 +122,8 @@ def _glances(signature: Signature, cells: Sequence[Sequence[Cell]]) -> list[dict
             whole = 1.0 if measure.unit in ("accuracy", "share") else max(map(abs, numbers)) or 1.0
             bars = [min(100.0, max(0.0, 100 * one / whole)) for one in numbers]
             question = AT_A_GLANCE[measure.key]
-            of_weights = measure.key == "relative_change"
-            lr = [of_weights and trained.get(one.changed) for one in signature.comparisons]
+            rates = trained if measure.key == "relative_change" else {}
+            lr = [rates.get(one.changed) for one in signature.comparisons]
             sums = [f"Σ lr {formatting.number(one, 'ratio')[0]}" if one else "" for one in lr]
             row = {"question": question, "column": column, "bars": bars, "notes": sums}
             found.append({**row, "alike": verdicts.in_words(signature, measure.key)})

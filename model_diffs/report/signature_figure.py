@@ -12,7 +12,6 @@ from model_diffs.core.step import Measure
 from model_diffs.report.formatting import NO_VALUE, number
 from model_diffs.report.page import model_colours
 from model_diffs.report.signature import Signature
-from model_diffs.report.verdicts import ALIKE
 
 MARKERS = "osD^vP*Xph"
 COLUMNS = 5
@@ -66,7 +65,7 @@ def _panel(axes: Axes, signature: Signature, measure: Measure, marks: Sequence[s
     axes.tick_params(labelsize=8, length=0)
     axis = next(one.title for one in signature.axes if one.key == measure.axis)
     alike = measure.key in signature.verdicts and signature.verdicts[measure.key].all_alike
-    title = f"{axis}\n{measure.heading}" + f"\n{ALIKE}" * alike
+    title = f"{axis}\n{measure.heading}" + "\nlike harmless training" * alike
     axes.set_title(title, loc="left", fontsize=9, color=SOFT if alike else "black")
 
 
