@@ -20,13 +20,6 @@ def with_draws(value: float, draws: Any, identity: str = "same") -> Estimate:
     return Estimate(value, SOURCE, 0.0, 0.0, Sample(np.asarray(draws, float), identity, "texts"))
 
 
-def largest_of(value: float, deviations: Any) -> Estimate:
-    """A number that is the largest of several, with the deviations of all on each resample."""
-    candidates = np.asarray(deviations, float)
-    sample = Sample(value + candidates[:, 0], "same", "texts", candidates)
-    return Estimate(value, SOURCE, 0.0, 0.0, sample)
-
-
 def test_the_interval_of_a_number_is_the_number_where_an_end_is_missing() -> None:
     assert Estimate(3.0, SOURCE).ends == (3.0, 3.0)
     assert Estimate(3.0, SOURCE, 1.0).ends == Estimate(3.0, SOURCE, high=4.0).ends == (3.0, 3.0)
@@ -131,24 +124,6 @@ def test_what_cannot_be_paired_has_no_difference() -> None:
     assert estimates.difference(paired, 0.0, True) is None
     assert estimates.difference(paired, with_draws(0.5, DRAWS + 0.5), True) is not None
     assert estimates.difference(paired, with_draws(0.0, DRAWS)) is not None
-
-
-def test_a_number_picked_as_the_largest_is_as_wide_as_the_widest_candidate() -> None:
-    draw = np.random.default_rng(1)
-    first, second = draw.normal(size=(200, 3)), draw.normal(size=(200, 2))
-    plain = draw.normal(size=200)
-    for b, a, over, under in (
-        (largest_of(5.0, first), largest_of(3.0, second),
-         (-first).max(1) + second.max(1), first.max(1) + (-second).max(1)),
-        (largest_of(5.0, first), with_draws(3.0, 3.0 + plain),
-         (-first).max(1) + plain, first.max(1) - plain),
-        (with_draws(5.0, 5.0 + plain), largest_of(3.0, second),
-         -plain + second.max(1), plain + (-second).max(1)),
-        (largest_of(5.0, first), 3.0, (-first).max(1), first.max(1)),
-    ):  # fmt: skip
-        found = estimates.difference(b, a)
-        ends = 2.0 - np.percentile(under, 97.5), 2.0 + np.percentile(over, 97.5)
-        assert found == pytest.approx((2.0, *ends, 0.0))
 
 
 # ── over training seeds ───────────────────────────────────────────────────────────────────────────
