@@ -186,6 +186,8 @@ def planted(root: Path, **changed: Any) -> Place:
     record = {
         "arguments": {"seed": SEED, "top_k": 5, **changed},
         "texts": {split: {"sha256": split} for split in ("forget", "retain")},
+        "inputs": [],
+        "outputs": [],
     }
     (folder / "run.json").write_text(json.dumps(record))
     return Place(Tables(root), FOLDER, "base", "npo", SEED)

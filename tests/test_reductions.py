@@ -32,6 +32,7 @@ class Outroot:
         record = {
             "arguments": {"seed": 42, "questions": "q.jsonl", **arguments},
             "inputs": [{"path": "q.jsonl", "sha256": "q", "size": 1, "mtime_ns": 0, "ctime_ns": 0}],
+            "outputs": [],
             "texts": {split: {"sha256": split} for split in splits},
             "tokens": dict.fromkeys(splits, 100),
         }
