@@ -23,8 +23,10 @@ BLOCKS = {"batch-size": ("16",), "layer-id": ("1,2",), "epochs": ("2",)}
 REROUTE = {**BLOCKS, "cb-target": ("orthogonal",), "alpha": ("5", "10"), "lr": ("1e-3", "2e-3")}
 GRIDS: dict[str, dict[str, tuple[str, ...]]] = {
     "npo": {
-        **{"batch-size": ("16",), "beta": ("0.5",)},
-        **{"retain-weight": ("1", "3"), "lr": ("5e-4", "1e-3", "1.5e-3")},
+        "batch-size": ("16",),
+        "beta": ("0.5",),
+        "retain-weight": ("1", "3"),
+        "lr": ("5e-4", "1e-3", "1.5e-3"),
     },
     "rmu": {**BLOCKS, "steering-coeff": ("auto",), "alpha": ("10", "20"), "lr": ("1e-3", "2e-3")},
     "cb": REROUTE,
