@@ -182,7 +182,8 @@ def layer_figure(
         for cell in grid.flat:
             handles, labels = cell.get_legend_handles_labels()
             shown |= dict(zip(labels, handles, strict=True))
-        ncols = min(6, len(shown))
+        # As many columns as the width has room for.
+        ncols = min(6, len(shown), max(1, 150 // (6 + max(map(len, shown)))))
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=ncols)
     for cell in grid.flat[len(panels) :]:
         cell.remove()
