@@ -27,7 +27,7 @@ from model_diffs.models.files import CONFIG
 from model_diffs.models.loading import load_model, load_tokenizer
 from model_diffs.unlearning.data import Tokens
 from model_diffs.unlearning.edits import EDITS, Edit, frobenius
-from model_diffs.unlearning.measuring import accuracies, nlls
+from model_diffs.unlearning.measuring import accuracies, in_words, nlls
 from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.running import read_texts
 from model_diffs.unlearning.saving import check_space, stored_dtype, write_weights
@@ -70,7 +70,7 @@ def make(options: Options, run: Run) -> None:
         _measured(options, model, splits, tokenizer, questions)
         for model in (options.model, str(run.path))
     )
-    print(f"before: {before}\nafter:  {after}", flush=True)
+    print(f"before: {in_words(before)}\nafter:  {in_words(after)}", flush=True)
     facts = provenance.process_facts()
     record = {
         **_constants(options, base),

@@ -73,3 +73,13 @@ def accuracies(
         name = f"{one.name}_accuracy"
         found |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
     return found
+
+
+def in_words(measured: Mapping[str, float | None]) -> str:
+    """NLLs and accuracies in one line; without intervals and forms of questions, which are many."""
+    shown = {
+        name.removesuffix("_accuracy"): "–" if value is None else f"{value:.3f}"
+        for name, value in measured.items()
+        if not name.endswith(("_low", "_high", "_seen_accuracy", "_unseen_accuracy"))
+    }
+    return ", ".join(f"{name} {value}" for name, value in shown.items())

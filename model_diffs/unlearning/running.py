@@ -25,7 +25,7 @@ from model_diffs.unlearning import sharding
 from model_diffs.unlearning.checkpointing import resume_folder
 from model_diffs.unlearning.data import Tokens, tokenise
 from model_diffs.unlearning.losses import Loss, get_loss
-from model_diffs.unlearning.measuring import accuracies
+from model_diffs.unlearning.measuring import accuracies, in_words
 from model_diffs.unlearning.network import Network, check_head
 from model_diffs.unlearning.optimizers import attach_adapter, choose_trainable
 from model_diffs.unlearning.reference import state_splits
@@ -181,7 +181,7 @@ def train(
     for file in run.path.glob("reference_*.bin"):
         file.unlink()
     after, norms_after = measure(), trainer.state_norms()
-    trainer.say(f"before: {before}\nafter:  {after}")
+    trainer.say(f"before: {in_words(before)}\nafter:  {in_words(after)}")
     trained = [p.numel() for p in trainer.network.parameters() if p.requires_grad]
     return {
         "method": options.method,
