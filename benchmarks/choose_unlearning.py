@@ -20,7 +20,7 @@ from model_diffs.core.step import SCRIPTS, load_script
 
 DATA = "data/miniature"
 BLOCKS = {"batch-size": ("16",), "layer-id": ("1,2",), "epochs": ("2",)}
-REROUTE = {**BLOCKS, "cb-target": ("orthogonal",), "alpha": ("5", "10"), "lr": ("1e-3", "2e-3")}
+REROUTE = {**BLOCKS, "cb-target": ("orthogonal",), "alpha": ("3", "5"), "lr": ("2e-3", "3e-3")}
 GRIDS: dict[str, dict[str, tuple[str, ...]]] = {
     "npo": {
         "batch-size": ("16",),
