@@ -117,6 +117,46 @@ def test_selectivity_is_forget_over_retain_and_empty_for_an_unchanged_retain_set
     assert np.isnan(row["selectivity_ratio"]) and row["retain_wasserstein"] == 0
 
 
+def test_top_ten_of_more_and_their_changes_by_hand() -> None:
+    a, b = np.arange(12.0, 0.0, -1.0), np.arange(24.0, 0.0, -2.0)
+    b[0] += 1
+    assert covariance.top_share(a) == 75 / 78
+    assert covariance.top_share_change(a, b) == pytest.approx(151 / 157 - 75 / 78)
+    assert covariance.top_relative_change(a, b) == pytest.approx(76 / 75)
+    assert covariance.top_relative_change(b, a) == pytest.approx(76 / 151)
+    zero = np.zeros(12)
+    assert covariance.top_share_change(zero, a) is covariance.top_share_change(a, zero) is None
+    assert covariance.top_relative_change(zero, a) is None
+    assert covariance.top_relative_change(a, zero) == 1
+    assert covariance.wasserstein_normalised(zero, a) is None
+    assert covariance.effective_rank(np.array([99.0, 1.0])) == 1, "99 % exactly"
+
+
+def test_summary_by_hand() -> None:
+    a = np.stack([falling(i, 6) for i in range(3)])
+    still = a.copy()
+    still[0] = 0
+    moved = a * np.array([[1.0], [1.0], [2.0]])
+    moved[1, 0] *= 3
+    spectra = {"forget_a": a, "retain_a": still, "forget_b": moved, "retain_b": still}
+    table = covariance.metric_table(spectra)
+    found = covariance.summary(table)
+    assert found["states"] == found["states_without_selectivity"] == 3
+    means = found["mean_over_states"]
+    assert "layer" not in means and means["selectivity_ratio"] is None
+    assert means["forget_trace_b"] == pytest.approx(moved.sum(1).mean())
+    # Undefined for the first state, a zero spectrum.
+    entropies = [covariance.entropy(spectrum) for spectrum in still[1:]]
+    assert means["retain_entropy_a"] == pytest.approx(np.mean(entropies))
+    largest = found["largest_normalised_forget_change"]
+    expected = covariance.wasserstein_normalised(a[1], moved[1])
+    assert largest == {"layer": 1, "forget": pytest.approx(expected), "retain": 0.0}
+    first = {**spectra, "forget_b": a * np.array([[1.0], [1.0], [1.0]])}
+    first["forget_b"][0, 0] *= 2
+    largest = covariance.summary(covariance.metric_table(first))["largest_normalised_forget_change"]
+    assert largest["layer"] == 0 and largest["retain"] is None
+
+
 # ── the script ────────────────────────────────────────────────────────────────────────────────────
 
 

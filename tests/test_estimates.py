@@ -87,6 +87,11 @@ def test_resamples_count_where_they_give_the_number_of_the_table(
         assert "do not give the number of folder/table.csv" in found.unpaired
 
 
+def test_samples_are_equal_where_the_same_was_drawn() -> None:
+    one = Sample(DRAWS, "draws", "texts")
+    assert one == Sample(DRAWS + 1, "draws", "texts") != Sample(DRAWS, "others", "texts")
+
+
 def test_without_resamples_a_number_says_why() -> None:
     def absent() -> Any:
         raise Absent("no values per text")

@@ -107,6 +107,12 @@ def test_every_cell_has_the_interval_that_it_has_alone() -> None:
     assert intervals.percentile_interval(3, [1, 2]).mean.dtype == np.float64
 
 
+def test_cells_of_an_interval_have_the_names_of_its_column() -> None:
+    found = intervals.percentile_interval(3, np.linspace(0, 40, 41)).cells("x")
+    assert found == pytest.approx({"x": 3.0, "x_low": 1.0, "x_high": 39.0})
+    assert all(type(value) is float for value in found.values())
+
+
 def test_totals_of_single_precision_are_added_in_double() -> None:
     large = np.float32([2**24, 1, 1, 1])  # in fp32 2²⁴ + 1 is 2²⁴
     ones = np.ones(4, dtype=np.float32)

@@ -185,6 +185,66 @@ def test_cosine_of_a_zero_centroid_is_undefined() -> None:
     assert np.isnan(row["cosine_distance"]) and np.isfinite(row["variance_ratio"])
 
 
+def estimates_of(seed: int, states: int = 4, draws: int = 40) -> cross_validation.Estimate:
+    draw = np.random.default_rng(seed)
+    shape = (states, len(separation.METRICS))
+    return cross_validation.Estimate(draw.normal(size=shape), draw.normal(size=(draws, *shape)))
+
+
+def test_tables_of_estimates_by_hand() -> None:
+    a, b = estimates_of(0), estimates_of(1)
+    table = separation.metric_table("m", a)
+    assert table["layer"].tolist() == [0, 1, 2, 3] and (table["model"] == "m").all()
+    changes = separation.change_table(a, b)
+    for i, metric in enumerate(separation.METRICS):
+        np.testing.assert_allclose(table[metric], a.value[:, i])
+        np.testing.assert_allclose(changes[f"{metric}_change"], (b.value - a.value)[:, i])
+        for end, percent in (("low", 2.5), ("high", 97.5)):
+            expected = np.percentile(a.resampled[:, :, i], percent, axis=0)
+            np.testing.assert_allclose(table[f"{metric}_{end}"], expected)
+            expected = np.percentile((b.resampled - a.resampled)[:, :, i], percent, axis=0)
+            np.testing.assert_allclose(changes[f"{metric}_change_{end}"], expected)
+    kept = separation.resampled_table(a, b)
+    assert kept["resample"].tolist() == list(range(40))
+    expected = (b.resampled - a.resampled)[:, 1:, 0].mean(1)  # the first state is the embedding
+    np.testing.assert_allclose(kept["cosine_distance_change"], expected)
+
+
+def test_summary_by_hand() -> None:
+    a, b = (separation.metric_table(n, estimates_of(i)) for i, n in enumerate("ab"))
+    ends = {f"{m}_change{end}": 0.0 for m in separation.METRICS for end in ("", "_low", "_high")}
+    changes = pd.DataFrame([{"layer": layer, **ends} for layer in range(4)])
+    changes["auc_change"] = [0.1, -0.4, 0.3, 0.2]
+    changes["auc_change_low"] = [0.0, -0.5, 0.1, -0.1]
+    changes["auc_change_high"] = [0.2, -0.1, 0.4, 0.4]
+    changes.loc[[0, 1], "cosine_distance_change"] = np.nan
+    changes["variance_ratio_change"] = np.nan
+    a.loc[0, "cosine_distance"] = np.nan
+    found = separation.summary(a, b, changes)
+    assert [*found] == [*separation.METRICS] and found["variance_ratio"] is None
+    assert found["auc"] == {
+        "mean_a": pytest.approx(a["auc"].mean()),
+        "mean_b": pytest.approx(b["auc"].mean()),
+        "mean_change": pytest.approx(0.05),
+        "largest_change": {"layer": 1, "change": -0.4, "low": -0.5, "high": -0.1},
+        "states_with_interval_off_zero": 2,
+        "states": 4,
+    }
+    assert found["cosine_distance"]["states"] == 2
+    assert found["cosine_distance"]["mean_a"] == pytest.approx(a["cosine_distance"][1:].mean())
+
+
+def test_variance_ratio_without_spread_is_undefined() -> None:
+    plan = cross_validation.design(5, 6, 5, seed=0)
+    x, y = np.tile([1.0, 2.0], (5, 1)), np.tile([2.0, 1.0], (6, 1))
+    found = separation.centroid_metrics(x, y, plan).value
+    assert np.isnan(found[2]) and found[1] == pytest.approx(2**0.5)
+    assert found[0] == pytest.approx(1 - 4 / 5)
+    assert found[3] == found[4] == pytest.approx(5**0.5)
+    same = separation.centroid_metrics(x, x[:1].repeat(6, 0), plan).value
+    assert same[0] == pytest.approx(0, abs=1e-12) and same[1] == 0
+
+
 # ── the script ────────────────────────────────────────────────────────────────────────────────────
 
 
