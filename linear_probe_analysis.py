@@ -122,7 +122,7 @@ STEP = Step(
                 f"accuracy on {domain} questions",
                 table="knowledge_by_layer",
                 column="accuracy",
-                where={"domain": domain, "reported": "yes"},
+                where={"domain": domain, "part": "result"},
                 layers="last",
                 kept="per_question",
                 kept_column="correct",
@@ -224,7 +224,7 @@ def answer(run: Run, questions: "Sequence[Question]", options: Options) -> dict[
     if inside:
         run.table("inside", inside)
         run.table("inside_per_question", single)
-    table = table[table["reported"] == "yes"].drop(columns=["fold", "reported"])
+    table = table[table["part"] == logit_lens.RESULT].drop(columns=["fold", "part"])
     draw_knowledge(run, table)
     final = table[table["layer"] == table["layer"].max()]
     best = table.loc[table.groupby("domain", sort=False)["accuracy"].idxmax()]

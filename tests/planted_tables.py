@@ -247,7 +247,7 @@ class Study:
                 entities = [f"{domain}{i // 2:02d}" for i in range(count)]
                 found = entity_interval(right, entities, 42)
                 ends = zip(("accuracy", "low", "high"), map(float, found), strict=True)
-                at = {"layer": layer, "domain": domain, "reported": "yes"}
+                at = {"layer": layer, "domain": domain, "part": "result"}
                 rows.append({**at, **dict(ends)})
                 single += [
                     {**at, "id": f"{domain}{i}", "entity": entities[i], "correct": int(r)}

@@ -18,9 +18,12 @@ from sklearn.preprocessing import StandardScaler
 
 from model_diffs.activations import collecting
 from model_diffs.core.errors import BadInput
+from model_diffs.core.step import load_script
+from model_diffs.core.tables import Place, Tables
 from model_diffs.data.questions import Question, load_questions, mentioned
 from model_diffs.diagnostics import probes
 from model_diffs.evaluation import logit_lens, scoring
+from model_diffs.report import reductions
 from model_diffs.stats import cross_validation
 
 SCRIPT = "linear_probe_analysis.py"
@@ -369,7 +372,7 @@ def test_knowledge_at_the_last_layer_is_the_accuracy_of_the_model(study: tiny_st
 
     table = pd.read_csv(folder_of(study, "base__rmu") / "knowledge_by_layer.csv")
     assert table.columns[:5].tolist() == ["layer", "domain", "accuracy", "low", "high"]
-    assert len(table) == 4 * 2 and set(table["reported"]) == {"yes"}
+    assert len(table) == 4 * 2 and set(table["part"]) == {"result"}
     model = loading.load_model(study.model_b, torch.device("cpu"), torch.float32)
     asked = load_questions(study.root / "q.jsonl")
     answers = scoring.score(model, loading.load_tokenizer(study.model_b), asked, 28)
@@ -391,6 +394,49 @@ def test_knowledge_at_the_last_layer_is_the_accuracy_of_the_model(study: tiny_st
         asked_of = single[(single["layer"] == row.layer) & single["id"].isin(rest["id"])]
         accuracy = asked_of[asked_of["domain"] == row.domain]["correct"].mean()
         assert row.accuracy == accuracy and row.corrected == pytest.approx((accuracy - 0.25) / 0.75)
+
+
+@pytest.fixture(scope="module")
+def folded(study: tiny_study.Study) -> Path:
+    """Results on questions with folds, twelve held-out entities of two questions each."""
+    lines = [json.loads(line) for line in (study.root / "q.jsonl").read_text().splitlines()]
+    made = [
+        {**fields, "id": f"q{i}", "domain": "hazard", "entity": f"e{i // 2}",
+         "seen_form": i % 3 > 0, "fold": "heldout" if i < 24 else "tune" if i < 48 else "attack"}
+        for i, fields in enumerate(2 * lines)
+    ]  # fmt: skip
+    asked = study.root / "folds.jsonl"
+    asked.write_text("\n".join(map(json.dumps, made)))
+    outroot = study.root / "folded"
+    study.run(
+        SCRIPT, "--model", study.model_a, "--questions", str(asked), "--outroot", str(outroot)
+    )
+    return outroot
+
+
+def test_held_out_questions_are_the_result(folded: Path) -> None:
+    """The report reads them, with entities resampled as in the table."""
+    folder = folded / "base/linear_probes"
+    table = pd.read_csv(folder / "knowledge_by_layer.csv")
+    final = table[table["layer"] == 3].set_index(table["fold"].fillna("all")[table["layer"] == 3])
+    assert final["questions"].to_dict() == {"all": 60, "heldout": 24, "tune": 24, "attack": 12}
+    parts = {"all": "all", "heldout": "result", "tune": "tune", "attack": "attack"}
+    assert final["part"].to_dict() == parts
+    inside = pd.read_csv(folder / "inside.csv").iloc[0]
+    assert (inside["chosen_on"], inside["questions"]) == ("fold tune", 24)
+    tuned = table[(table["fold"] == "tune") & table["layer"].isin([1, 2])]
+    assert inside["layer"] == tuned.loc[tuned["accuracy"].idxmax(), "layer"]
+    measures = {one.key: one for one in load_script(tiny_study.ROOT / SCRIPT).STEP.measures}
+    place = Place(Tables(folded), "base/linear_probes", "base", "base", 42)
+    for key, cells in (
+        ("hazard_accuracy", final.loc["heldout", ["accuracy", "low", "high"]]),
+        ("hazard_inside", inside[["corrected", "corrected_low", "corrected_high"]]),
+    ):
+        found = reductions.read(measures[key], place)
+        assert [found.value, found.low, found.high] == pytest.approx([*cells])
+        assert found.sample is not None and found.sample.units == "entities"
+        drawn = np.percentile(found.sample.resampled, [2.5, 97.5])
+        assert [found.low, found.high] == pytest.approx([*drawn])
 
 
 def test_saved_states_suffice_and_repeated_runs_are_equal(

@@ -60,8 +60,8 @@ def answers_by_layer(
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _yes(found: bool) -> str:
-    return "yes" if found else "no"
+RESULT = "result"
+"""In column `part`: what counts for a domain, fold `heldout` where it has that, else all of it."""
 
 
 def question_rows(answers: Sequence[Sequence[Answer]]) -> list[dict[str, Any]]:
@@ -75,8 +75,8 @@ def question_rows(answers: Sequence[Sequence[Answer]]) -> list[dict[str, Any]]:
             "correct": int(one.correct),
             "entity": whose[i],
             "fold": one.fold,
-            "seen_form": _yes(one.seen_form),
-            "reported": _yes(counts[i]),
+            "seen_form": one.seen_form,
+            "part": RESULT if counts[i] else one.fold or "rest",
         }
         for layer, given in enumerate(answers)
         for i, one in enumerate(given)
@@ -85,7 +85,12 @@ def question_rows(answers: Sequence[Sequence[Answer]]) -> list[dict[str, Any]]:
 
 def accuracy_rows(answers: Sequence[Sequence[Answer]], seed: int) -> list[dict[str, Any]]:
     """Rows of knowledge_by_layer.csv: accuracy per state, domain and fold, with its interval."""
-    held_out = {one.domain for one in answers[0] if one.fold == "heldout"}
+    divided = {one.domain for one in answers[0] if one.fold == "heldout"}
+
+    def part(found: scoring.Accuracy) -> str:
+        counts = found.fold == ("heldout" if found.domain in divided else None)
+        return RESULT if counts else found.fold or "all"
+
     return [
         {
             "layer": layer,
@@ -95,7 +100,7 @@ def accuracy_rows(answers: Sequence[Sequence[Answer]], seed: int) -> list[dict[s
             "high": found.high,
             "questions": found.questions,
             "fold": found.fold,
-            "reported": _yes(found.fold == ("heldout" if found.domain in held_out else None)),
+            "part": part(found),
         }
         for layer, given in enumerate(answers)
         for found in scoring.accuracies(given, seed)
