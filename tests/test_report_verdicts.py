@@ -3,11 +3,15 @@
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from planted_tables import Study
 from planted_tables import comparison as planted
 
-from model_diffs.report import page, verdicts
+from model_diffs.core.script import execute
+from model_diffs.core.step import load_script
+from model_diffs.report import page, signature_figure, verdicts
 from model_diffs.report.comparisons import comparison, with_roles
 from model_diffs.report.signature import Signature
 
@@ -146,3 +150,36 @@ def test_page_says_which_models_were_trained_once(
     if not once:
         table = html.partition("Over training seeds")[2].partition("</table>")[0]
         assert "npo, 2 seeds" in table and "0.26 ± 0.016" in table
+
+
+def test_figure_shows_controls_dashed_and_says_what_is_like_harmless_training(study: Study) -> None:
+    found = read(study, "rmu", "benign", "noise")
+    figure = signature_figure.draw(found)
+    panels = dict(zip((one.key for one in found.measures), figure.axes, strict=False))
+    panel = panels["dh_forget"]
+    assert "like harmless training" in panel.get_title("left")
+    marks = {
+        float(line.get_ydata()[0]): line for line in panel.lines if line.get_marker() != "None"
+    }
+    assert [marks[row].get_alpha() for row in range(4)] == [1, 0.25, 1, 1]
+    dashed = [bool(one.get_linestyle()[0][1]) for one in panel.collections[-4:]]
+    assert dashed[-2:] == [True, True] and not dashed[1]
+    apart = signature_figure.draw(read(study, "npo", "benign", "noise"))
+    assert "harmless" not in apart.axes[list(panels).index("dh_forget")].get_title("left")
+    plt.close("all")
+
+
+def test_script_writes_the_verdicts(study: Study, tmp_path: Path) -> None:
+    script = load_script(Path(__file__).parents[1] / "report.py")
+    models = [study.root / one.changed for one in study.comparisons]
+    for path in [study.root / "base", *models]:
+        path.mkdir(exist_ok=True)
+    controls = ["benign", "noise", "reseeded"]
+    words = ["--outroot", str(study.root), "--outdir", str(tmp_path / "report")]
+    words += ["--model-a", str(study.root / "base"), "--model-b", *map(str, models)]
+    execute(script, [*words, "--filtered", "filtered", "--control", *controls])
+    table = pd.read_csv(tmp_path / "report/measures.csv").set_index("measure")
+    assert tuple(table.reset_index().columns) == verdicts.COLUMNS
+    assert table.loc["dh_forget", "verdict"] == "no" and "rmu" in table.loc["dh_forget", "evidence"]
+    order = pd.read_csv(tmp_path / "report/signature.csv")["changed"].tolist()
+    assert order == ["filtered", "cb", "npo", "rmu", *controls]
