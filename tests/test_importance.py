@@ -13,7 +13,7 @@ from torch.nn import functional
 from model_diffs.activations.passes import Reader
 from model_diffs.activations.tokens import Tokens
 from model_diffs.core.errors import BadInput
-from model_diffs.importance import measuring
+from model_diffs.importance import measuring, sites
 from model_diffs.importance.lenses import Neurons
 from model_diffs.importance.options import Options
 
@@ -262,3 +262,87 @@ def test_bad_models_and_texts_are_bad_input() -> None:
     reader = Reader("tiny", tiny_models.build("llama"))
     with pytest.raises(BadInput, match="nothing is predicted"):
         measuring.measure(reader, single, 0, Neurons(), LAYERS, Options(aggregate_by="gradients"))
+
+
+# ── parts ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("entries", [1 << 22, 24, 1])
+def test_loss_gradient_is_that_of_autograd_in_parts(
+    entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model_diffs.models.loading import pad_batch
+
+    monkeypatch.setattr(sites, "_ENTRIES", entries)
+    batch = pad_batch([[1, 2, 3, 4, 5], [6], [7, 2]], 0, torch.device("cpu"))
+    logits = 3 * torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(0))
+    logits.requires_grad_()
+    summed = sum(
+        functional.cross_entropy(
+            logits[row, : len(ids) - 1], torch.tensor(ids[1:]), reduction="sum"
+        )
+        for row, ids in ((0, [1, 2, 3, 4, 5]), (2, [7, 2]))
+    )
+    (expected,) = torch.autograd.grad(summed, logits)
+    loss, predictions, gradient = sites.loss_gradient(logits.detach(), batch)
+    assert loss == pytest.approx(float(summed.detach()), rel=1e-6) and predictions == 5
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_frozen_parameters_learn_again_but_those_that_did_not() -> None:
+    model = torch.nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    with pytest.raises(KeyError), sites.frozen(model):
+        assert not any(p.requires_grad for p in model.parameters())
+        raise KeyError
+    assert model.weight.requires_grad and not model.bias.requires_grad
+
+
+def test_longest_texts_come_first_and_the_rest_in_seeded_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many = Tokens([[1] * n for n in range(1, 41)], [0] * 40, np.arange(40), {})
+    order = measuring.batch_order(many, 2, seed=1)
+    assert order[0] == [39, 38] or order[0] == [38, 39]
+    lengths = [len(many.ids[rows[0]]) for rows in order]
+    assert lengths != sorted(lengths, reverse=True)
+    assert sorted(row for rows in order for row in rows) == list(range(40))
+    assert order == measuring.batch_order(many, 2, seed=1) != measuring.batch_order(many, 2, 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(measuring.devices, "processes", lambda rank=rank: (rank, 2))
+        shares.append(measuring.batch_order(many, 2, seed=1))
+    firsts = sorted(row for share in shares for row in share[0])
+    assert firsts == [36, 37, 38, 39], "each process begins with long ones"
+    assert sorted(row for share in shares for rows in share for row in rows) == list(range(40))
+
+
+def test_what_was_measured_is_counted() -> None:
+    model = tiny_models.build("llama", seed=2)
+    found = run(model, batch_size=2)
+    assert (found.texts, found.asked_texts, found.predictions) == (5, 5, 0)
+    assert found.mean_loss is None and not found.partial
+    assert found.layer_seconds.keys() == set(LAYERS)
+    assert 0 < sum(found.layer_seconds.values()) < found.seconds
+    assert all(one.dtype == torch.float64 for one in found.means.values())
+
+
+def test_numbers_of_two_processes_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_models.build("llama", seed=2)
+    whole = run(model, batch_size=1, gradients=True)
+    given: list[list[torch.Tensor]] = [[], []]
+    for rank in (0, 1):
+        monkeypatch.setattr(measuring.devices, "processes", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(
+            measuring.devices,
+            "sum_over_processes",
+            lambda x, rank=rank: (given[rank].append(x), x)[1],
+        )
+        run(model, batch_size=1, gradients=True)
+    totals = iter([a + b for a, b in zip(*given, strict=True)])
+    monkeypatch.setattr(measuring.devices, "sum_over_processes", lambda _: next(totals))
+    both = run(model, batch_size=1, gradients=True)
+    assert (both.texts, both.tokens, both.predictions) == (5, whole.tokens, whole.predictions)
+    assert both.mean_loss == pytest.approx(whole.mean_loss)
+    for layer in LAYERS:
+        torch.testing.assert_close(both.means[layer], whole.means[layer])

@@ -177,3 +177,47 @@ def test_an_sae_of_another_width_is_refused() -> None:
     lens = SaeFeatures({1: Sae(*parts, "relu", subtract=False, transcoder=True)})
     with pytest.raises(BadInput, match=f"reads {D} entries, its transcoder is for 48"):
         measuring.measure(Reader("tiny", model), TOKENS, 0, lens, (1,), Options())
+
+
+def test_a_feature_at_its_threshold_is_not_active() -> None:
+    parts = [torch.eye(4), torch.zeros(4), torch.eye(4), torch.tensor([0.0, 0.0, 0.0, 1.0])]
+    x = torch.tensor([[2.0, 1.0, 0.0, -3.0], [0.5, -1.0, 3.0, 1.0]])
+
+    def active(sae: Sae) -> list[tuple[int, int, float]]:
+        return sorted(zip(*(part.tolist() for part in sae.encode(x)), strict=True))
+
+    plain = Sae(*parts, "relu", subtract=False)
+    assert active(plain) == [(0, 0, 2), (0, 1, 1), (1, 0, 0.5), (1, 2, 3), (1, 3, 1)]
+    jump = Sae(*parts, "jumprelu", subtract=False, threshold=torch.tensor(1.0))
+    assert active(jump) == [(0, 0, 2), (1, 2, 3)]
+    below = Sae(*parts, "jumprelu", subtract=False, threshold=torch.tensor(-1.0))
+    assert active(below) == active(plain), "never below zero"
+    top = Sae(*parts, "topk", subtract=False, k=3)
+    assert active(top) == [(0, 0, 2), (0, 1, 1), (1, 0, 0.5), (1, 2, 3), (1, 3, 1)]
+    less = Sae(*parts, "topk", subtract=True, k=3)  # the last entry is one less
+    assert active(less) == [(0, 0, 2), (0, 1, 1), (1, 0, 0.5), (1, 2, 3)]
+    gate = [parts[0], torch.tensor([0.0, -1.0, 0.0, 0.0]), *parts[2:]]
+    magnitude = torch.stack([torch.tensor([2.0, 1, 1, 1]), torch.tensor([0.0, 0, 0, -1])])
+    gated = Sae(*gate, "gated", subtract=False, magnitude=magnitude)
+    # The gate of feature 1 opens above 1; the magnitude of feature 3 is one less, so never above 0.
+    assert active(gated) == [(0, 0, 4), (1, 0, 1), (1, 2, 3)]
+    assert (plain.d_in, plain.d_sae) == (4, 4)
+    wide = Sae(torch.zeros(9, 5), torch.zeros(9), torch.zeros(9, 6), torch.zeros(6), "relu", True)
+    assert (wide.d_in, wide.d_sae) == (5, 9)
+
+
+def test_nothing_active_decodes_to_the_bias() -> None:
+    sae = an_sae("relu")
+    none = Features(*(torch.zeros(0, dtype=kind) for kind in (torch.long, torch.long, torch.float)))
+    assert torch.equal(sae.decode(none, 3), sae.decoder_bias.expand(3, -1))
+    assert sae.slopes(none, torch.randn(3, D)).tolist() == []
+
+
+def test_an_sae_moves_whole() -> None:
+    sae = an_sae("gated")
+    moved = Sae(**{**vars(sae), "magnitude": torch.stack([*sae.magnitude])}).to(
+        torch.device("meta")
+    )
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 5 and all(value.is_meta for value in tensors)
+    assert (moved.activation, moved.subtract, moved.k) == ("gated", True, 0)
