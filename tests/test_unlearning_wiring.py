@@ -454,3 +454,80 @@ def test_without_the_adapter_one_pass_serves_all_blocks_of_a_batch() -> None:
     log_probs = reference.log_probs("retain", one)
     assert len(off) == 3 and not log_probs.requires_grad
     torch.testing.assert_close(log_probs, network.log_probs(one).detach())
+
+
+# ── the loop around a step ────────────────────────────────────────────────────────────────────────
+
+
+def test_a_number_of_steps_takes_epochs_one_after_the_other() -> None:
+    whole, cut = make_trainer("npo", epochs=2), make_trainer("npo", steps=6)
+    assert len(whole.steps) == 8 and cut.steps == whole.steps[:6]
+    assert len(make_trainer("npo", steps=2).steps) == 2
+
+
+def test_only_the_last_batch_of_a_step_is_synchronised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("npo", grad_accum_steps=3, batch_size=1)
+    reference = trainer.make_reference(torch.float64, tmp_path)
+    events: list[str] = []
+    no_sync, backward = trainer.accelerator.no_sync, trainer.accelerator.backward
+
+    def without(passage: Any) -> Any:
+        events.append("alone")
+        return no_sync(passage)
+
+    def back(loss: Any) -> None:
+        events.append("backward")
+        backward(loss)
+
+    monkeypatch.setattr(trainer.accelerator, "no_sync", without)
+    monkeypatch.setattr(trainer.accelerator, "backward", back)
+    trainer._step(1, trainer.steps[0], reference)
+    assert events == ["alone", "backward", "alone", "backward", "backward"]
+
+
+@pytest.mark.parametrize(("wanted", "enabled"), [(None, False), (True, True), (False, False)])
+def test_blocks_are_recomputed_where_asked_for(
+    wanted: bool | None, enabled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("ga", gradient_checkpointing=wanted)
+    asked: list[bool] = []
+    real = trainer.network.checkpointed
+    monkeypatch.setattr(trainer.network, "checkpointed", lambda on: (asked.append(on), real(on))[1])
+    trained(trainer, tmp_path)
+    assert asked == [enabled], "on the CPU not by itself"
+
+
+def test_the_state_is_kept_every_so_many_steps_but_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[tuple[Path, int, Any]] = []
+
+    def save(folder: Path, state: Any, arguments: Any) -> None:
+        saved.append((folder, len(state["log"]), arguments))
+        assert {*state["weights"]} == {name for name, p in names if p.requires_grad}
+        assert len(state["parts"]) == 2, "optimiser and schedule"
+
+    monkeypatch.setattr("model_diffs.unlearning.trainer.save_state", save)
+    for every, steps, kept in ((2, 6, [2, 4]), (3, 7, [3, 6]), (9, 6, []), (0, 6, [])):
+        trainer = make_trainer("ga", steps=steps, checkpoint_every=every)
+        choose_trainable(trainer.network, "mlp", ())
+        names = [*trainer.network.named_parameters()]
+        trainer.resume, trainer.arguments = tmp_path / "resume", {"lr": 1}
+        saved.clear()
+        trained(trainer, tmp_path)
+        assert saved == [(tmp_path / "resume", step, {"lr": 1}) for step in kept]
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    trainer = make_trainer("ga")
+    reference = trainer.make_reference(torch.float64, tmp_path)
+    weight = trainer.network.blocks[0].mlp.dense_h_to_4h.weight
+    with torch.no_grad():
+        weight[0, 0] = torch.inf
+    before = weights_of(trainer)
+    with pytest.raises(BadInput, match=r"became nan at step 3 of 4: nothing is saved"):
+        trainer._step(3, trainer.steps[0], reference)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights_of(trainer), strict=True))
+    assert not trainer.steps_log
