@@ -113,6 +113,8 @@ def test_control_by_role_counts_where_none_is_named_benign() -> None:
     again = with_roles([*pairs, comparison("base__to__x", "base", "base__benign__seed1")],
                        control=["harmless", "base__benign__seed1"])  # fmt: skip
     assert [one.short for one in verdicts.benign_of(again)] == ["benign__seed1"]
+    by_name = {one.short: one.role for one in with_roles(again)}
+    assert by_name["benign__seed1"] == "control" and by_name["harmless"] == "unlearned"
 
 
 def test_exact_numbers_stand_beside_those_of_the_controls(study: Study) -> None:

@@ -76,10 +76,10 @@ def with_roles(
 ) -> list[Comparison]:
     """The comparisons with their models' roles: the filtered model, unlearned ones, controls.
 
-    Models are named by label or short name. Without `filtered`, the filtered model is the one whose
-    name says so, as in the colours of figures. Raises BadInput where no model has a given name.
+    Models are named by label or short name; without a role given, roles are those that figures
+    colour. Raises BadInput where no model has a given name.
     """
-    from model_diffs.core.figures import FILTERED, model_colour
+    from model_diffs.core.figures import CONTROLS, FILTERED, model_colour
 
     comparisons = list(comparisons)
     names = {one: (one.label, one.changed, one.short) for one in comparisons}
@@ -90,10 +90,11 @@ def with_roles(
             raise BadInput(f"{flag} {name}: no such changed model; there are: {there}")
 
     def role(one: Comparison) -> Role:
-        if {*control} & {*names[one]}:
+        colour = model_colour(one.changed)
+        if {*control} & {*names[one]} or (not control and colour in CONTROLS.values()):
             return "control"
-        guessed = not filtered and model_colour(one.changed) == FILTERED
-        return "filtered" if guessed or filtered in names[one] else "unlearned"
+        known = filtered in names[one] if filtered else colour == FILTERED
+        return "filtered" if known else "unlearned"
 
     found = [one._replace(role=role(one)) for one in comparisons]
     return sorted(found, key=lambda one: (ORDER.index(one.role), one.short))
