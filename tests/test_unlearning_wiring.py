@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.optimizers import attach_adapter, choose_trainable, make_optimizers
 from model_diffs.unlearning.reference import AdapterOffReference, CachedReference
 from model_diffs.unlearning.settings import Settings, Training
-from model_diffs.unlearning.trainer import Trainer
+from model_diffs.unlearning.trainer import StepLog, Trainer
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(layers=(0, 1), steering=(2.0, 3.0), alpha=2.0, retain_weight=1.5, seed=7)
@@ -51,6 +52,14 @@ class OneOf(Accelerator):
     @property
     def num_processes(self) -> int:
         return self.count
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.place == 0
+
+    def reduce(self, tensor: torch.Tensor, reduction: str = "mean", scale: float = 1.0) -> Any:
+        assert reduction == "sum", "shares of a step add up"
+        return tensor
 
 
 def make_texts(count: int, seed: int) -> list[list[int]]:
@@ -531,3 +540,131 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
         trainer._step(3, trainer.steps[0], reference)
     assert all(torch.equal(a, b) for a, b in zip(before, weights_of(trainer), strict=True))
     assert not trainer.steps_log
+
+
+class Bar:
+    """A progress bar that remembers."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[str, bool]] = []
+        self.moved: list[int] = []
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        self.shown.append((text, refresh))
+
+    def update(self, steps: int) -> None:
+        self.moved.append(steps)
+
+
+def test_the_bar_shows_the_terms_and_the_speed_of_all_processes() -> None:
+    trainer, bar = make_trainer("ga", 0, 2), Bar()
+    trainer.tokens = 300
+    trainer._report(bar, StepLog(1, 0.5, -1.25, 1.75, 2.0, 0.05), 4.0)
+    line = "loss 0.5, forget -1.25, retain 1.75, grad_norm 2, lr 0.05"
+    assert bar.shown == [(f"{line}, 150 tok/s", False)] and bar.moved == [1]
+
+
+def test_one_process_speaks_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    for rank in (0, 1):
+        make_trainer("ga", rank, 2).say(f"of {rank}")
+    assert capsys.readouterr().out == "of 0\n"
+
+
+def test_norms_are_said_with_their_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    norms = make_trainer("rmu").state_norms() or {}
+    said = capsys.readouterr().out.splitlines()
+    for line, (split, values) in zip(said, norms.items(), strict=True):
+        shown = ", ".join(f"{value:.4g}" for value in values)
+        assert line == f"mean ‖h‖ after blocks 0, 1, {split}: {shown}"
+
+
+def test_time_adds_up(tmp_path: Path) -> None:
+    trainer = make_trainer("ga", steps=1)
+    assert trainer.seconds == trainer.tokens == 0
+    trained(trainer, tmp_path)
+    first = trainer.seconds
+    trained(trainer, tmp_path)
+    assert trainer.seconds > first > 0
+
+
+def test_with_an_adapter_the_base_is_the_model_without_it(tmp_path: Path) -> None:
+    trainer = make_trainer("rmu")
+    off = object()
+    trainer.adapter = SimpleNamespace(disable_adapter=off)
+    reference = trainer.make_reference(torch.float64, tmp_path)
+    assert isinstance(reference, AdapterOffReference)
+    assert reference.adapter_off is off and reference.layers == [0, 1]
+    assert reference.network is trainer.network
+
+
+def test_only_what_a_loss_reads_of_the_base_is_made(tmp_path: Path) -> None:
+    for method, log_probs, states in (
+        ("npo", {"forget"}, set()),
+        ("dpo", {"forget", "retain"}, set()),
+        ("rmu", set(), {"retain"}),
+        ("ga", set(), set()),
+    ):
+        reference = make_trainer(method).make_reference(torch.float64, tmp_path)
+        assert isinstance(reference, CachedReference)
+        assert {split for split, _ in reference._sums} == log_probs
+        assert {split for split, _ in reference._states} == states
+
+
+def test_sharded_weights_compute_under_an_autocast_without_a_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[bool, Any, bool]] = []
+
+    def look(network: Network) -> None:
+        kind = torch.get_autocast_dtype("cpu")
+        seen.append((torch.is_autocast_enabled("cpu"), kind, torch.is_autocast_cache_enabled()))
+
+    for precision, on in (("bf16", True), ("no", False)):
+        monkeypatch.setattr(OneOf, "mixed_precision", precision)
+        monkeypatch.setattr(Network, "unshard", lambda self: None, raising=False)
+        trainer = make_trainer("ga")
+        assert trainer.sharded and trainer.passage is trainer.network
+        assert type(trainer.optimizers[0]) is torch.optim.SGD, "not wrapped"
+        trainer.passage(look)
+        assert seen[-1][0] == on
+        if on:
+            assert seen[-1][1:] == (torch.bfloat16, False)
+    monkeypatch.undo()
+    assert not make_trainer("ga").sharded
+
+
+def test_what_was_kept_is_taken_up_only_where_states_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep: dict[str, Any] = {"steps": 6, "eval_interval": 2}
+    first = make_trainer("ga", checkpoint_every=4, **keep)
+    first.resume, first.arguments = tmp_path / "resume", {"lr": 1}
+    first.train(first.make_reference(torch.float64, tmp_path))
+    capsys.readouterr()
+    for every, done in ((4, 4), (0, 0)):
+        again = make_trainer("ga", checkpoint_every=every, **keep)
+        again.resume, again.arguments = first.resume, first.arguments
+        assert again._restore() == done
+        assert again.steps_log == first.steps_log[:done]
+        assert [one["step"] for one in again.evaluations] == [2, 4][: done // 2]
+        assert ("resumed after step 4 of 6" in capsys.readouterr().out) == bool(done)
+
+
+def test_a_process_with_fewer_batches_passes_its_last_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sharded weights need equally many passes on all processes."""
+    trainer, filled = make_trainer("rmu", batch_size=1), []
+    monkeypatch.setattr(
+        "model_diffs.unlearning.trainer.gather_object", lambda own: [own[0], own[0] + 2]
+    )
+    fill = CachedReference.fill
+
+    def count(self: Any, network: Network, split: str, batch: Any, what: str) -> None:
+        filled.append(batch.indices)
+        fill(self, network, split, batch, what)
+
+    monkeypatch.setattr(CachedReference, "fill", count)
+    trainer.make_reference(torch.float64, tmp_path)
+    assert sorted(i for indices in filled[:2] for i in indices) == [0, 1, 2, 3]
+    assert filled[2:] == [filled[1]] * 2
