@@ -53,7 +53,7 @@ def removed_argument(node: cst.Call) -> Iterator[cst.CSTNode]:
 
 def negated_condition(node: cst.If) -> Iterator[cst.CSTNode]:
     """`if a` as `if not a`, unless it is a comparison, which has mutants of its own."""
-    if not m.matches(node.test, m.Comparison()):
+    if not m.matches(node.test, m.Comparison() | m.Name("TYPE_CHECKING")):
         test = node.test.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
         yield node.with_changes(test=cst.UnaryOperation(cst.Not(), test))
 
