@@ -29,14 +29,12 @@ def test_classes_are_drawn_with_the_seed_and_the_next() -> None:
 
 
 def test_given_folds_are_kept_and_resamples_without_a_pair_left_out() -> None:
-    place = np.array([0, 1, 0, 1])
-    plan = cross_validation.design(2, 2, 2, seed=0, place=place)
+    place = np.array([0, 0, 1, 1, 2, 2])  # a pair can only be in fold 1
+    plan = cross_validation.design(3, 3, 3, seed=0, place=place)
     np.testing.assert_array_equal(plan.folds, place)
-    forget, retain = document_weights(2, 0), document_weights(2, 1)
-    kept = [
-        any(f[fold] > 0 and r[fold] > 0 for fold in (0, 1))
-        for f, r in zip(forget, retain, strict=True)
-    ]
+    forget, retain = document_weights(3, 0), document_weights(3, 1)
+    kept = [f[2] > 0 and r[0] > 0 for f, r in zip(forget, retain, strict=True)]
+    assert 0 < sum(kept) < 1000
     np.testing.assert_array_equal(plan.forget, forget[kept])
     np.testing.assert_array_equal(plan.retain, retain[kept])
 
@@ -79,6 +77,26 @@ def test_whole_groups_are_spread_over_folds_with_both_classes() -> None:
     assert other is not None and (other != place).any()
     single = np.zeros(200, dtype=np.int64)
     assert cross_validation.whole_groups(single, labels, 5, seed=1) is None
+
+
+def test_groups_are_placed_as_the_greedy_rule_says() -> None:
+    """Groups of equal size come in the drawn order."""
+    draw = np.random.default_rng(5)
+    group, labels = np.repeat(np.arange(40), 2), np.tile([True, False], 40)
+    group = np.append(group, draw.integers(0, 40, 30))
+    labels = np.append(labels, draw.random(30) < 0.5)
+    shares = [
+        [((group == one) & of).sum() / of.sum() for of in (labels, ~labels)] for one in range(40)
+    ]
+    order = np.random.default_rng(8).permutation(40).tolist()
+    full, place = [[0.0, 0.0] for _ in range(4)], {}
+    for one in sorted(order, key=lambda one: -max(shares[one])):
+        after = [[f + s for f, s in zip(fold, shares[one], strict=True)] for fold in full]
+        best = min(range(4), key=lambda fold: (max(after[fold]), sum(after[fold])))
+        place[one], full[best] = best, after[best]
+    found = cross_validation.whole_groups(group, labels, 4, seed=8)
+    assert found is not None
+    assert found.tolist() == [place[one] for one in group]
 
 
 def test_the_largest_group_is_placed_first_and_alone() -> None:
@@ -178,6 +196,20 @@ def test_a_feature_that_varies_by_rounding_alone_is_constant() -> None:
     train[:, 1] += np.spacing(1e6) * draw.integers(0, 2, 40)
     found = discriminant.decision(train, labels, test)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_constant_and_tiny_features_are_scaled_as_scikit_learn_does() -> None:
+    draw = np.random.default_rng(6)
+    train, labels = draw.normal(size=(50, 6)) * np.exp(draw.normal(size=6)), np.arange(50) < 20
+    train[labels, :2] += 0.5
+    train[:, 3] *= 1e-7
+    test = draw.normal(size=(6, 6))
+    test[:, 3] *= 1e-7
+    train[:, 4], train[:, 5] = 0.0, -7.0
+    test[:, 4:] += 0.1  # what was constant in training is not in what is tested
+    expected = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(train, labels)
+    found = discriminant.decision(train, labels, test)
+    np.testing.assert_allclose(found, expected.decision_function(test), rtol=1e-7)
 
 
 def test_out_of_fold_scores_never_see_their_own_fold() -> None:
