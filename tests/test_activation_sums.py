@@ -1,6 +1,7 @@
 """Streaming sums on states made up here: against all tokens at once, by one process and by two."""
 
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -133,7 +134,9 @@ def test_documents_of_one_token_have_no_first_position_ratio() -> None:
         h = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
         found.add(0, h[:, None], h, at)
     assert found.count == 2
-    statistics = found.statistics(single.documents, single.counts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        statistics = found.statistics(single.documents, single.counts)
     assert np.isnan(statistics.first_position_ratio).all()
     np.testing.assert_array_equal(statistics.norm_l2[:, 0], [5, 10])
     np.testing.assert_array_equal(statistics.norm_l1[:, 0], [7, 14])
@@ -150,6 +153,28 @@ def test_sums_are_kept_in_double_precision() -> None:
     found = of_model.statistics(one.documents, one.counts)
     assert found.norm_l1[0, 0] == found.norm_l2[0, 0] == 2**24 + 2
     assert change.statistics(one.documents, one.counts).dh_l1[0, 0] == 2**24 + 2
+
+
+def test_more_tokens_than_fp32_can_count() -> None:
+    one = Tokens([[1, 2]], [0], np.array([0]), {})
+    found = ModelSums("m", 1)
+    for at in padded_batches(one, [[0]], 0, CPU):
+        h = torch.tensor([[1.5], [2.5]])
+        found.add(0, h[None], h, at)
+    found.count = 2**24 + 1
+    mean = found.statistics(one.documents, one.counts).mean
+    np.testing.assert_allclose(mean, 2.0, rtol=1e-12)
+
+
+def test_a_single_zero_state_is_named() -> None:
+    one = Tokens([[1, 2]], [0], np.array([0]), {})
+    change = DifferenceSums("a to b", 1)
+    for at in padded_batches(one, [[0]], 0, CPU):
+        for state, value in ((0, 1.0), (1, 0.0)):
+            h = torch.tensor([[value], [1.0]])
+            change.add(state, h, h + 1, at)
+    with pytest.raises(BadInput, match="dh_rel is not finite at hidden state 1"):
+        change.statistics(one.documents, one.counts)
 
 
 @pytest.mark.parametrize("state", [0, 1])
