@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ import torch
 from model_diffs.core.errors import BadInput
 from model_diffs.data.questions import Question, load_questions
 from model_diffs.evaluation import scoring
-from model_diffs.models import loading
 
 CPU = torch.device("cpu")
 WORDS = [
@@ -81,30 +81,52 @@ def test_batch_size_and_order_do_not_matter(setup):
         assert one.margin == pytest.approx(three.margin, abs=1e-4)
 
 
-def test_what_stands_in_the_padding_has_no_effect():
-    batch = loading.pad_batch([[5, 6, 7, 8], [5, 9]], 0, CPU)
-    other = loading.Batch(batch.input_ids.clone(), batch.attention_mask)
-    other.input_ids[1, 2:] = 3
-    logits = torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(0))
-    expected = scoring.sentence_log_probabilities(logits, batch)
-    logits[1, 1:] = 1e4 * torch.randn(3, 12)
-    assert torch.equal(expected, scoring.sentence_log_probabilities(logits, other))
+class Coin(torch.nn.Module):
+    """Logits that depend on the token alone: `table[token]`."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = torch.nn.Parameter(table)
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        return types.SimpleNamespace(logits=self.table[input_ids])
+
+
+class Words:
+    """A tokenizer of words that are numbers."""
+
+    pad_token_id, model_max_length = 0, 100
+
+    def __call__(self, texts, **_):
+        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
 
 
 def test_a_worked_example():
-    """Two equally likely tokens, then one of four."""
-    logits = torch.tensor([[[0.0, 0.0, -math.inf, -math.inf], [1.0, 1.0, 1.0, 1.0], [0.0] * 4]])
-    batch = loading.Batch(torch.tensor([[3, 1, 2]]), torch.ones(1, 3, dtype=torch.long))
-    score = scoring.sentence_log_probabilities(logits, batch)
-    assert score.item() == pytest.approx(math.log(1 / 2 * 1 / 4))
+    """After 1 the next token is 2 with ¾ and 3 with ¼; after 2, 4 and 5 are equally likely."""
+    table = torch.full((6, 6), -torch.inf)
+    table[1, 2], table[1, 3] = math.log(3), 0.0
+    table[2, 4] = table[2, 5] = table[3, 4] = 0.0
+    question = make_questions(1)[0]._replace(
+        prompt="1", choices=("2 4", "3", "2 5", "3 4"), answer=1
+    )
+    (answer,) = scoring.score(Coin(table), Words(), [question])
+    assert answer.margin == pytest.approx(math.log(1 / 4) - math.log(3 / 8))
+    (answer,) = scoring.score(Coin(table), Words(), [question._replace(answer=0)])
+    assert not answer.correct and answer.margin == pytest.approx(0.0), "a tie with 2 5"
 
 
-def test_each_different_sentence_is_encoded_once():
+def test_what_the_choices_share_is_read_once():
     questions = make_questions(4)
     twice = [*questions, *(q._replace(id=q.id + "again") for q in questions)]
-    sequences, index = scoring.encode_sentences(tiny_models.tokenizer(), twice)
-    assert len(sequences) == 16
-    assert (index[:4] == index[4:]).all()
+    reads = scoring.what_to_read(tiny_models.tokenizer(), twice)
+    assert reads.choices.shape == (8, 4)
+    single = [q._replace(choices=("1", "2", "3", "4"), prompt="5 6 7") for q in questions]
+    reads = scoring.what_to_read(Words(), single)
+    assert reads.contexts == [[5, 6, 7]] and reads.needed == [{2}]
+    longer = [q._replace(choices=("1 1", "1 2", "3", "4 1"), prompt="5") for q in questions[:1]]
+    reads = scoring.what_to_read(Words(), longer)
+    assert reads.contexts == [[5, 1], [5], [5, 4]] and reads.needed == [{0, 1}, {0}, {0, 1}]
+    assert reads.terms[1] == [(0, 0, 1), (0, 1, 2)]
 
 
 def test_a_tie_is_not_knowledge_and_a_broken_score_is_no_answer():

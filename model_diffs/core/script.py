@@ -98,6 +98,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     Anything else is a defect and keeps its traceback.
     """
     script = Path(sys.argv[0]).name
+    # Threads that wait for work sleep: spinning takes the cores from whoever else has work to do.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
     end_with_parent()
     signal.signal(signal.SIGTERM, _terminated)  # what is half-written is removed
     try:

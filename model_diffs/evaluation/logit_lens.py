@@ -40,21 +40,21 @@ def answers_by_layer(
 ) -> list[list[Answer]]:
     """The answers read from each state; those of the last are the model's own.
 
-    `batch_size` counts sentences. The model is in evaluation mode.
+    `batch_size` counts sequences. The model is in evaluation mode; only what is read goes through
+    its head.
     """
     anatomy = locate(model)
 
-    def score_batch(batch: loading.Batch) -> list[Tensor]:
-        scores: list[Tensor] = []
+    def read_batch(batch: loading.Batch, places: tuple[Tensor, Tensor]) -> list[Tensor]:
+        found: list[Tensor] = []
 
         def receive(state: int, hidden: Tensor) -> None:
-            logits = _logits(model, anatomy, state, hidden)
-            scores.append(scoring.sentence_log_probabilities(logits, batch))
+            found.append(_logits(model, anatomy, state, hidden[places]))
 
         loading.stream_states(anatomy, batch, receive)
-        return scores
+        return found
 
-    return scoring.read_answers(model, tokenizer, questions, batch_size, score_batch)
+    return scoring.read_answers(model, tokenizer, questions, batch_size, read_batch)
 
 
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────

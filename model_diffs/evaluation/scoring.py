@@ -56,36 +56,51 @@ class Accuracy(NamedTuple):
 # ── scores ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def sentence_log_probabilities(logits: Tensor, batch: loading.Batch) -> Tensor:
-    """Log-probability of each sentence given its first token: `[sentences]`, fp64, on the CPU.
+class Reads(NamedTuple):
+    """What has to be read to compare the choices of questions.
 
-    `logits`: `[sentences, positions, vocabulary]` of a batch padded on the right. Each token is
-    predicted from the position before it; padding does not count.
+    What the sentences of a question have in common is as likely in each of them, and a sentence's
+    last token is only predicted: so sentences that differ in it are one context, read once.
     """
-    predicted, token = logits[:, :-1].float(), batch.input_ids[:, 1:]
-    chosen = predicted.gather(-1, token[..., None]).squeeze(-1)
-    log_probability = (chosen - predicted.logsumexp(-1)).cpu().double()
-    counted = batch.attention_mask[:, 1:].cpu().bool()
-    return log_probability.masked_fill(~counted, 0.0).sum(-1)
+
+    contexts: list[list[int]]
+    """Token ids of every distinct sentence without its last token."""
+    needed: list[set[int]]
+    """Positions of each context whose prediction is read."""
+    terms: list[list[tuple[int, int, int]]]
+    """Of each sentence: context, position and predicted token, where its question's differ."""
+    choices: NDArray[np.int64]
+    """`[questions, choices]`: the sentence of each choice."""
 
 
-def encode_sentences(
-    tokenizer: Any, questions: Sequence[Question]
-) -> tuple[list[list[int]], NDArray[np.int64]]:
-    """Token ids of every distinct completed sentence, and the sentence of each choice.
+def what_to_read(tokenizer: Any, questions: Sequence[Question]) -> Reads:
+    """Encode the completed sentences of the questions.
 
-    Returns the sequences and an index `[questions, choices]` into them. Raises BadInput for a
-    sentence longer than the model takes, which would be scored without its choice if it were cut,
-    and for one of a single token.
+    Raises BadInput for a sentence longer than the model takes, which would be scored without its
+    choice if it were cut, and for one of a single token.
     """
-    sentences = [question.sentences() for question in questions]
-    place: dict[str, int] = {}
-    index = np.array([[place.setdefault(s, len(place)) for s in four] for four in sentences])
-    sequences = texts.encode(tokenizer, list(place), max_length=2**30)
-    for sentence, ids in zip(place, sequences, strict=True):
+    sentences = [sentence for question in questions for sentence in question.sentences()]
+    distinct = list(dict.fromkeys(sentences))
+    encoded = texts.encode(tokenizer, distinct, max_length=2**30)
+    for sentence, ids in zip(distinct, encoded, strict=True):
         if len(ids) < 2:
             raise BadInput(f"the question {sentence[:60]!r} has a single token: nothing to score")
-    return sequences, index
+    ids_of = dict(zip(distinct, encoded, strict=True))
+    place: dict[tuple[int, ...], int] = {}
+    needed: list[set[int]] = []
+    terms: list[list[tuple[int, int, int]]] = []
+    for question in questions:
+        four = [ids_of[sentence] for sentence in question.sentences()]
+        columns = enumerate(zip(*four, strict=False))
+        common = next((i for i, one in columns if len(set(one)) > 1), min(map(len, four)))
+        for ids in four:
+            context = place.setdefault((*ids[:-1],), len(place))
+            needed += [set()] * (context == len(needed))
+            read = range(max(common, 1), len(ids))
+            terms.append([(context, at - 1, ids[at]) for at in read])
+            needed[context] = needed[context] | {at - 1 for at in read}
+    choices = np.arange(len(terms)).reshape(len(questions), -1)
+    return Reads([[*context] for context in place], needed, terms, choices)
 
 
 def answers(questions: Sequence[Question], scores: NDArray[np.float64]) -> list[Answer]:
@@ -115,30 +130,56 @@ def answers(questions: Sequence[Question], scores: NDArray[np.float64]) -> list[
     return result
 
 
+ReadBatch = Callable[[loading.Batch, tuple[Tensor, Tensor]], Sequence[Tensor]]
+"""Of a batch and places in it (rows, positions), the logits there, `[places, vocabulary]`, for each
+reading of the model."""
+
+
 @torch.inference_mode()
 def read_answers(
     model: nn.Module,
     tokenizer: Any,
     questions: Sequence[Question],
     batch_size: int,
-    score_batch: Callable[[loading.Batch], Sequence[Tensor]],
+    read_batch: ReadBatch,
 ) -> list[list[Answer]]:
     """The answers of each reading of a model, the questions in their order.
 
-    `score_batch` gives `sentence_log_probabilities` of a batch for each reading of it: one for a
-    model's own output, one per hidden state for a logit lens. `batch_size` counts sentences and
-    affects speed and memory only.
+    There is one reading of a model's own output, and one per hidden state of a logit lens.
+    `batch_size` counts sequences and affects speed and memory only. Padding on the right is behind
+    every place that is read.
     """
-    sequences, index = encode_sentences(tokenizer, questions)
+    reads = what_to_read(tokenizer, questions)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     device = next(model.parameters()).device
-    batches = texts.length_batches([len(ids) for ids in sequences], batch_size)
-    scores = [
-        torch.stack([*score_batch(loading.pad_batch([sequences[i] for i in rows], pad_id, device))])
-        for rows in progress(batches, "questions", unit="batch")
-    ]
-    place = np.concatenate(batches).argsort()
-    return [answers(questions, one[place[index]]) for one in torch.cat(scores, 1).numpy()]
+    by_context: dict[int, list[tuple[int, int, int]]] = {}
+    for sentence, terms in enumerate(reads.terms):
+        for context, position, token in terms:
+            by_context.setdefault(context, []).append((sentence, position, token))
+    sums: NDArray[np.float64] | None = None
+    batches = texts.length_batches([len(ids) for ids in reads.contexts], batch_size)
+    for chosen in progress(batches, "questions", unit="batch"):
+        batch = loading.pad_batch([reads.contexts[i] for i in chosen], pad_id, device)
+        places = [(row, at) for row, i in enumerate(chosen) for at in sorted(reads.needed[i])]
+        if not places:
+            continue
+        rows, positions = torch.tensor(places, device=device).T
+        number = {place: i for i, place in enumerate(places)}
+        terms = [
+            (sentence, number[row, position], token)
+            for row, i in enumerate(chosen)
+            for sentence, position, token in by_context.get(i, ())
+        ]
+        sentences, at, tokens = torch.tensor(terms, device=device).T
+        for reading, logits in enumerate(read := read_batch(batch, (rows, positions))):
+            predicted = logits.float()
+            found = (predicted[at, tokens] - predicted.logsumexp(-1)[at]).cpu().double().numpy()
+            if sums is None:
+                sums = np.zeros((len(read), len(reads.terms)))
+            np.add.at(sums[reading], sentences.cpu().numpy(), found)
+    if sums is None:  # every choice reads the same tokens: all are ties
+        sums = np.zeros((1, len(reads.terms)))
+    return [answers(questions, one[reads.choices]) for one in sums]
 
 
 def score(
@@ -150,14 +191,13 @@ def score(
     meanwhile.
     """
 
-    def score_batch(batch: loading.Batch) -> list[Tensor]:
-        logits = model(**batch._asdict(), use_cache=False).logits
-        return [sentence_log_probabilities(logits, batch)]
+    def read_batch(batch: loading.Batch, places: tuple[Tensor, Tensor]) -> list[Tensor]:
+        return [model(**batch._asdict(), use_cache=False).logits[places]]
 
     training = model.training
     model.eval()
     try:
-        (given,) = read_answers(model, tokenizer, questions, batch_size, score_batch)
+        (given,) = read_answers(model, tokenizer, questions, batch_size, read_batch)
     finally:
         model.train(training)
     return given
