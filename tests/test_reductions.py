@@ -28,12 +28,14 @@ class Outroot:
         place = self.root / folder
         place.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(columns).to_csv(place / f"{name}.csv", index=False)
-        splits = ("forget", "retain")
+        splits, sampled = ("forget", "retain"), arguments.pop("sampled", "q")
         record = {
             "arguments": {"seed": 42, "questions": "q.jsonl", **arguments},
-            "inputs": [{"path": "q.jsonl", "sha256": "q", "size": 1, "mtime_ns": 0, "ctime_ns": 0}],
+            "inputs": [
+                {"path": "q.jsonl", "sha256": sampled, "size": 1, "mtime_ns": 0, "ctime_ns": 0}
+            ],
             "outputs": [],
-            "texts": {split: {"sha256": split} for split in splits},
+            "texts": {split: {"sha256": split + sampled} for split in splits},
             "tokens": dict.fromkeys(splits, 100),
         }
         (place / "run.json").write_text(json.dumps(record))
@@ -126,6 +128,8 @@ def test_one_side_over_the_other(out: Outroot) -> None:
     # A model against itself: the base's rows come first.
     out.table("t", {**rows, "model": ["base"] * 4}, "base__to__base/step")
     assert out.read("base__to__base/step", changed="base", **sides).value == 2.0
+    out.table("t", {**rows, "x": [0.2, 0.1, 0.2, 0.1]})
+    assert out.read(**sides).value == 0.5
     out.table("t", {**rows, "x": [0.0, 1.0, 0.0, 1.0]})
     assert absent(out, "x is zero: there is no ratio", **sides)
     out.table("t", {**rows, "text": [0, 0, 1, 2]})
@@ -213,7 +217,8 @@ def test_values_per_text_are_means_over_the_layers_of_the_measure(out: Outroot) 
          "tokens": tokens[text]}
         for layer in (2, 0, 3, 1) for text in draw.permutation(TEXTS)
     ]  # fmt: skip
-    out.table("kept", pd.DataFrame(kept).to_dict("list"))
+    other = [{**row, "split": "retain", "x": 0.0} for row in kept]
+    out.table("kept", pd.DataFrame([*other, *kept]).to_dict("list"))
     cells = (values * tokens[:, None]).sum(0) / tokens.sum()
     out.table("t", {"layer": range(4), "split": "forget", "x": cells})
     found = out.read(where={"split": "forget"}, layers="states", paired_by="text", kept="kept")
@@ -275,6 +280,22 @@ def test_questions_of_an_entity_weigh_by_their_number(out: Outroot) -> None:
     expected = drawn @ groups.sum().to_numpy() / (drawn @ groups.count().to_numpy())
     assert found.sample is not None and found.sample.units == "entities"
     np.testing.assert_allclose(found.sample.resampled, expected)
+    # Of the questions' file, not of the texts: they are the same wherever texts differ.
+    names = []
+    for sampled, texts in (("q", "a"), ("q", "b"), ("other", "b")):
+        folder = f"{texts}__to__{sampled}/step"
+        kept = {"id": ids, "entity": entity, "domain": "d", "x": correct, "layer": 1}
+        out.table("kept", kept, folder, sampled=sampled)
+        cell = {"domain": ["d"], "x": [correct.mean()]}
+        out.table("t", cell, folder, sampled=sampled)
+        if texts == "b":
+            record = json.loads((out.root / folder / "run.json").read_text())
+            record["texts"] = {"forget": {"sha256": "b"}}
+            (out.root / folder / "run.json").write_text(json.dumps(record))
+        found = out.read(folder, where={"domain": "d"}, paired_by="entity", kept="kept")
+        assert found.sample is not None
+        names.append(found.sample.identity)
+    assert names[0] == names[1] != names[2]
 
 
 def test_samples_pair_only_where_texts_seed_and_options_are_equal(out: Outroot) -> None:
@@ -289,5 +310,29 @@ def test_samples_pair_only_where_texts_seed_and_options_are_equal(out: Outroot) 
     first = identity(per_text(), top_k=5)
     assert first == identity(per_text() | {"x": 1.5}, top_k=5), "values do not matter"
     assert first != identity(per_text(), top_k=6)
+    assert first == identity(per_text(), top_k=5, seed=43), "drawn with the report's seed"
+    assert first != identity(per_text(), top_k=5, sampled="other texts")
     assert first != identity(per_text() | {"tokens": 3}, top_k=5)
     assert first != identity(per_text() | {"text": np.arange(1, 13)}, top_k=5)
+
+
+def test_rows_that_stand_twice_or_are_empty_are_refused(out: Outroot) -> None:
+    twice = {**MATRICES, "name": ["a", "b", "b", "d"]}
+    out.table("t", twice)
+    assert absent(out, "two rows of one").defect
+    out.table("t", twice, "base__to__base/step")
+    assert absent(out, "two rows of one", folder="base__to__base/step", changed="base").defect
+    out.table("t", MATRICES)
+    out.table("sizes", {"name": ["a", "b", "c", "d", "d"], "s": 1}, "base__to__npo/other")
+    assert absent(out, "two rows of one name", weights=("s",), weights_from="other/sizes").defect
+    out.table("t", {**MATRICES, "x": [1.0, None, 3.0, 4.0]})
+    assert absent(out, "line 3: no number in column x").defect
+
+
+def test_rows_of_a_table_beside_kept_values_are_not_those_of_a_unit(out: Outroot) -> None:
+    """Its own column of the unit's name says something else."""
+    out.table("t", {"layer": range(3), "text": 0, "x": [9.0, 1.0, 2.0], "tokens": [1, 1, 9]})
+    out.table("kept", {"text": range(TEXTS), "x": 1.5})
+    found = out.read(layers="states", paired_by="text", kept="kept")
+    assert found.value == 1.5 and found.source.rows == "mean over layer 1-2"
+    assert found.sample is not None
