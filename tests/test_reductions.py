@@ -336,3 +336,13 @@ def test_rows_of_a_table_beside_kept_values_are_not_those_of_a_unit(out: Outroot
     found = out.read(layers="states", paired_by="text", kept="kept")
     assert found.value == 1.5 and found.source.rows == "mean over layer 1-2"
     assert found.sample is not None
+
+
+def test_questions_are_drawn_in_the_order_of_their_file(out: Outroot) -> None:
+    draw = np.random.default_rng(6)
+    ids = [f"q{i}" for i in draw.permutation(TEXTS)]
+    correct = draw.integers(0, 2, TEXTS)
+    out.table("kept", {"id": ids, "domain": "d", "x": correct})
+    out.table("t", {"domain": ["d"], "x": [correct.mean()]})
+    found = out.read(where={"domain": "d"}, paired_by="question", kept="kept")
+    check_draws(found, DRAWN @ correct / TEXTS, "questions")
