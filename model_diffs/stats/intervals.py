@@ -6,6 +6,7 @@ replacement, all their tokens with them, and the statistic is computed again on 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -29,16 +30,20 @@ class Interval(NamedTuple):
         return {name: float(value) for name, value in zip(names, self, strict=True)}
 
 
+@lru_cache(maxsize=4)  # every column of a table draws the same documents
 def document_weights(documents: int, seed: int, resamples: int = RESAMPLES) -> NDArray[np.float64]:
     """How often each document is drawn in each resample: `[resamples, documents]`, rows sum to it.
 
-    The same seed and number of documents give the same draws, which is what pairs intervals.
+    The same seed and number of documents give the same draws, which is what pairs intervals. The
+    array is shared: not to be written to.
     """
     generator = np.random.default_rng(seed)
     draws = generator.integers(documents, size=(resamples, documents))
     rows = np.arange(resamples)[:, None] * documents
     counts = np.bincount((draws + rows).ravel(), minlength=resamples * documents)
-    return counts.reshape(resamples, documents).astype(np.float64)
+    weights = counts.reshape(resamples, documents).astype(np.float64)
+    weights.setflags(write=False)
+    return weights
 
 
 def percentile_interval(estimate: ArrayLike, resampled: ArrayLike) -> Interval:
