@@ -40,8 +40,15 @@ class Outroot:
         }
         (place / "run.json").write_text(json.dumps(record))
 
-    def read(self, folder: str = FOLDER, base: str = "base", changed: str = "npo", **measure: Any):
-        place = Place(Tables(self.root), folder, base, changed, SEED)
+    def read(
+        self,
+        folder: str = FOLDER,
+        base: str = "base",
+        changed: str = "npo",
+        seed: int = SEED,
+        **measure: Any,
+    ) -> Estimate:
+        place = Place(Tables(self.root), folder, base, changed, seed)
         filled = {"axis": "function", "table": "t", "column": "x", **measure}
         return reductions.read(Measure("key", **filled), place)
 
@@ -206,6 +213,9 @@ def test_both_sides_of_a_quotient_are_drawn_together(out: Outroot) -> None:
     measure = {"where": {"model": "{changed}"}, "over": {"model": "{base}"}, "paired_by": "text"}
     a, b = (in_order(sides[name])["x"].to_numpy() for name in ("base", "npo"))
     check_draws(out.read(**measure, weights=()), DRAWN @ b / (DRAWN @ a))
+    n, m = (in_order(sides[name])["tokens"].to_numpy() for name in ("base", "npo"))
+    means = DRAWN @ (b * m) / (DRAWN @ m), DRAWN @ (a * n) / (DRAWN @ n)
+    check_draws(out.read(**measure), means[0] / means[1])
 
 
 def test_values_per_text_are_means_over_the_layers_of_the_measure(out: Outroot) -> None:
@@ -311,6 +321,8 @@ def test_samples_pair_only_where_texts_seed_and_options_are_equal(out: Outroot) 
     assert first == identity(per_text() | {"x": 1.5}, top_k=5), "values do not matter"
     assert first != identity(per_text(), top_k=6)
     assert first == identity(per_text(), top_k=5, seed=43), "drawn with the report's seed"
+    other = out.read(**measure, seed=SEED + 1)
+    assert other.sample is not None and other.sample.identity != first
     assert first != identity(per_text(), top_k=5, sampled="other texts")
     assert first != identity(per_text() | {"tokens": 3}, top_k=5)
     assert first != identity(per_text() | {"text": np.arange(1, 13)}, top_k=5)
@@ -346,3 +358,47 @@ def test_questions_are_drawn_in_the_order_of_their_file(out: Outroot) -> None:
     out.table("t", {"domain": ["d"], "x": [correct.mean()]})
     found = out.read(where={"domain": "d"}, paired_by="question", kept="kept")
     check_draws(found, DRAWN @ correct / TEXTS, "questions")
+
+
+def test_what_a_difference_to_the_base_needs_of_both(out: Outroot) -> None:
+    measure = {"layers": "states", "paired_by": "resample", "kept": "kept", "less_base": True}
+    measure |= {"options": ("C",), "folder": "npo/npo_step"}
+    for folder, value, C in (("base/npo_step", 0.5, 1), ("npo/npo_step", 0.75, 1)):
+        out.table("t", {"layer": range(2), "x": [9.0, value]}, folder, C=C)
+        out.table("kept", {"layer": 1, "resample": range(40), "x": value}, folder, C=C)
+    found = out.read(**measure)
+    assert found.value == 0.25 and found.sample is not None
+    assert found.source.rows.endswith("minus that of base/npo_step/t.csv")
+    for folder in ("base/npo_step", "npo/npo_step"):
+        kept = {"layer": 1, "resample": range(40), "x": [None] + [0.5] * 39}
+        out.table("kept", kept, folder, C=1)
+        found = out.read(**measure)
+        assert (found.value, found.sample) == (0.25, None) and "no number" in found.unpaired
+        out.table("kept", {"layer": 1, "resample": range(40), "x": 0.5}, folder, C=1)
+    out.table("t", {"layer": range(2), "x": [9.0, 0.5]}, "base/npo_step", C=2)
+    assert absent(out, "with other options", **measure).defect
+
+
+def test_a_computation_of_its_own_gets_place_and_measure_of_a_result(out: Outroot) -> None:
+    seen: list[tuple[Place, Measure]] = []
+    source = reductions.Source("t.csv", "x", "")
+
+    def compute(place: Place, measure: Measure) -> Estimate:
+        seen.append((place, measure))
+        return Estimate(4.0, source)
+
+    assert absent(out, "not run|no result|not been", compute=compute) and not seen
+    out.table("t", MATRICES)
+    assert out.read(compute=compute) == Estimate(4.0, source)
+    assert seen[0][0].folder == FOLDER and seen[0][1].compute is compute
+
+
+def test_a_step_without_the_option_was_asked(out: Outroot) -> None:
+    out.table("kept", {"id": [f"q{i}" for i in range(TEXTS)], "domain": "d", "x": 1.0})
+    out.table("t", {"domain": ["d"], "x": [1.0]})
+    file = out.root / FOLDER / "run.json"
+    record = json.loads(file.read_text())
+    del record["arguments"]["questions"]
+    file.write_text(json.dumps(record))
+    found = out.read(where={"domain": "d"}, paired_by="question", kept="kept")
+    assert found.sample is not None
