@@ -11,16 +11,15 @@ from model_diffs.core.step import Measure
 from model_diffs.report.conclusions import Numbers, ends
 from model_diffs.report.formatting import number
 from model_diffs.report.signature import Comparison, Signature, Verdict
-from model_diffs.stats.estimates import ROUNDING, Estimate, difference
+from model_diffs.stats.estimates import Estimate, difference
 
 BENIGN = "benign"
 """In the short name of the control that harmless training made; without one, every control is."""
 ALIKE = "not told apart from harmless training"
 RULES = (
     f"A number is {ALIKE} where the 95 % interval of its paired difference from the benign "
-    "control's does not exclude zero; without intervals, where it lies in the range of the "
-    "controls' numbers, of which there are at least two. A measure separates where every unlearned "
-    "model with a number is told apart."
+    "control's does not exclude zero; without intervals, where it is within 1 % of the range of two "
+    "or more controls. A measure separates where every unlearned model with a number is told apart."
 )
 NO_CONTROL = "No control is among the comparisons: no measure is known to tell unlearning apart."
 COLUMNS = ("measure", "verdict", "evidence")  # of measures.csv
@@ -35,7 +34,8 @@ def benign_of(comparisons: Iterable[Comparison]) -> list[Comparison]:
 def _in_range(mine: Estimate, controls: Mapping[str, Estimate], unit: str) -> tuple[bool, str]:
     """Whether a number without interval is outside those of the controls."""
     low, high = (pick(one.value for one in controls.values()) for pick in (min, max))
-    apart = not low - ROUNDING <= mine.value <= high + ROUNDING
+    slack = 0.01 * max(abs(low), abs(high))  # `noise` has the size of its model by construction
+    apart = not low - slack <= mine.value <= high + slack
     text, *both = (number(one, unit)[0] for one in (mine.value, low, high))
     return apart, f"{text}, {'out' if apart else 'in'}side the controls' {' to '.join(both)}"
 
