@@ -18,8 +18,8 @@ BENIGN = "benign"
 ALIKE = "not told apart from harmless training"
 RULES = (
     f"A number is {ALIKE} where the 95 % interval of its paired difference from the benign "
-    "control's does not exclude zero; without intervals, where it is within 1 % of the range of two "
-    "or more controls. A measure separates where every unlearned model with a number is told apart."
+    "control's does not exclude zero; without intervals, where it is within 1 % of the range of "
+    "two or more controls. A measure separates where each unlearned model with a number does."
 )
 NO_CONTROL = "No control is among the comparisons: no measure is known to tell unlearning apart."
 COLUMNS = ("measure", "verdict", "evidence")  # of measures.csv
