@@ -28,6 +28,10 @@ def test_classes_are_drawn_with_the_seed_and_the_next() -> None:
         assert plan.folds[members].tolist() != in_order.tolist(), "folds are drawn"
 
 
+def test_five_folds_unless_asked_otherwise() -> None:
+    assert cross_validation.FOLDS == 5, "docs/separation.md and docs/probes.md say so"
+
+
 def test_given_folds_are_kept_and_resamples_without_a_pair_left_out() -> None:
     place = np.array([0, 0, 1, 1, 2, 2])  # a pair can only be in fold 1
     plan = cross_validation.design(3, 3, 3, seed=0, place=place)
