@@ -321,6 +321,12 @@ def test_samples_pair_only_where_texts_seed_and_options_are_equal(out: Outroot) 
     assert first == identity(per_text() | {"x": 1.5}, top_k=5), "values do not matter"
     assert first != identity(per_text(), top_k=6)
     assert first == identity(per_text(), top_k=5, seed=43), "drawn with the report's seed"
+    file = out.root / FOLDER / "run.json"
+    record = json.loads(file.read_text())
+    record["inputs"][0]["sha256"] = "other questions"
+    file.write_text(json.dumps(record))
+    same = out.read(**measure)
+    assert same.sample is not None and same.sample.identity == first, "of texts alone"
     other = out.read(**measure, seed=SEED + 1)
     assert other.sample is not None and other.sample.identity != first
     assert first != identity(per_text(), top_k=5, sampled="other texts")
