@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import pytest
 
 # Tests start scripts as processes: without cached bytecode each would compile torch anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Started in the background, as CI does, this process ignores Ctrl-C, and so would what it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Nothing that a test writes is published.
 for name in ("WANDB_API_KEY", "WANDB_MODE"):
     os.environ.pop(name, None)

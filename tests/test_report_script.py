@@ -15,7 +15,7 @@ from conftest import ROOT, Study
 
 from model_diffs.core import results
 from model_diffs.core.options import parse
-from model_diffs.core.step import load_script, load_steps
+from model_diffs.core.step import load_script, load_steps, planned_runs
 from model_diffs.report import assembling
 from model_diffs.report.comparisons import BETWEEN, choose_comparisons, with_roles
 
@@ -79,8 +79,10 @@ def test_numbers_of_page_csv_and_steps_agree(study: Study, tmp_path: Path) -> No
     assert len(html.encode()) < 5_100_000
     table = pd.read_csv(outroot / "report/signature.csv").set_index("comparison")
     comparisons = with_roles(choose_comparisons(outroot))
-    assert [one.short for one in comparisons] == ["miniature-filtered", "npo", "rmu"]
-    assert [one.role for one in comparisons] == ["filtered", "unlearned", "unlearned"]
+    names = ["miniature-filtered", "npo", "rmu", "miniature-reseeded"]
+    assert [one.short for one in comparisons] == names
+    roles = ["filtered", "unlearned", "unlearned", "control"]
+    assert [one.role for one in comparisons] == roles
     assert list(table.index) == [one.label for one in comparisons]
 
     cells = _Cells(html).found
@@ -112,7 +114,7 @@ def test_page_is_made_again_when_something_changed(study: Study, tmp_path: Path)
     options = parse(script.Options, ["--outroot", str(outroot)], "")
 
     def state() -> results.State:
-        (planned,) = script.planned_runs(options)
+        (planned,) = planned_runs(script, options)
         return results.state(planned)
 
     assert state().status == "missing"
@@ -127,6 +129,8 @@ def test_page_is_made_again_when_something_changed(study: Study, tmp_path: Path)
     comparison = next(outroot.glob("*__to__*rmu"))
     table = comparison / "mlp_nullspace/mlp_nullspace_metrics.csv"
     os.utime(table, ns=(0, 0))
+    assert state().status == "complete", "the same bytes"
+    table.write_text(table.read_text().replace("0.1", "0.2"))
     assert state().status == "stale" and table.name in state().reason
     report(outroot)
     assert state().status == "complete"
