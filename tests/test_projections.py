@@ -75,6 +75,15 @@ def test_what_no_token_gives_has_no_cells() -> None:
     row = projections.metric_row(target(), "b", totals, SEED)
     assert "selectivity_ratio" not in row and row["retain_proj_ratio"] == 0
     assert row["projection_diff"] == row["forget_proj_ratio"]
+    zero[0, 0] = 0.5  # on resamples without this document nothing lies inside
+    row = projections.metric_row(target(), "b", totals, SEED)
+    assert "selectivity_ratio" not in row and row["retain_proj_ratio"] > 0
+    empty = sums(0)
+    empty[:, :3] = 0  # no input other than zero
+    totals["forget", "m", "b"] = empty
+    row = projections.metric_row(target(), "b", totals, SEED)
+    assert "forget_proj_ratio" not in row and "projection_diff" not in row
+    assert row["retain_proj_ratio"] > 0 and row["forget_effect"] > 0
 
 
 def test_documents_without_tokens_are_not_resampled() -> None:
@@ -241,6 +250,12 @@ def test_the_measure_needs_every_text_of_every_matrix(tmp_path: Path) -> None:
     place = planted(tmp_path / "two", lost="m")
     found = selectivity.forget_over_retain(place, measure("selectivity_ratio"))
     assert found.sample is None and "not every text and matrix" in found.unpaired
+    place = planted(tmp_path / "all")
+    file = tmp_path / "all" / FOLDER / "per_text.csv"
+    texts = pd.read_csv(file)
+    texts[texts["name"] == "o"].to_csv(file, index=False)
+    found = selectivity.forget_over_retain(place, measure("selectivity_ratio"))
+    assert "not every text and matrix" in found.unpaired
     place = planted(tmp_path / "none")
     file = tmp_path / "none" / FOLDER / "projection_metrics.csv"
     table = pd.read_csv(file)
@@ -248,3 +263,35 @@ def test_the_measure_needs_every_text_of_every_matrix(tmp_path: Path) -> None:
     table.to_csv(file, index=False)
     with pytest.raises(Absent, match="no changed MLP matrix"):
         selectivity.forget_over_retain(place, measure("selectivity_ratio"))
+
+
+@pytest.mark.parametrize("zero", [["proj_ratio_sum"], ["proj_ratio_sum", "tokens"]])
+def test_a_quotient_that_some_resamples_lack_has_no_interval(
+    zero: list[str], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    place, folder = planted(tmp_path), tmp_path / FOLDER
+    texts = pd.read_csv(folder / "per_text.csv")
+    texts.loc[texts["text"] > 0, zero] = 0
+    texts.to_csv(folder / "per_text.csv", index=False)
+    total = texts.groupby(["split", "name"])[["proj_ratio_sum", "tokens"]].sum()
+    mean = total["proj_ratio_sum"] / total["tokens"]
+    table = pd.read_csv(folder / "projection_metrics.csv", index_col="name")
+    table["selectivity_ratio"] = (mean["forget"] / mean["retain"]).drop("o")
+    table.to_csv(folder / "projection_metrics.csv")
+    found = selectivity.forget_over_retain(place, measure("selectivity_ratio"))
+    assert found.value == pytest.approx(table["selectivity_ratio"].mean())
+    assert found.unpaired == "undefined on some resamples" and not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["projection_metrics", "per_text"])
+def test_a_row_that_stands_twice_is_refused(name: str, tmp_path: Path) -> None:
+    place = planted(tmp_path)
+    file = tmp_path / FOLDER / f"{name}.csv"
+    table = pd.read_csv(file)
+    pd.concat([table, table[table["name"] == "m"][:1]]).to_csv(file, index=False)
+    if name == "per_text":
+        found = selectivity.forget_over_retain(place, measure("selectivity_ratio"))
+        assert "two rows" in found.unpaired
+    else:
+        with pytest.raises(Absent, match="two rows"):
+            selectivity.forget_over_retain(place, measure("selectivity_ratio"))

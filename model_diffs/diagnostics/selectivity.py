@@ -25,11 +25,10 @@ def _by_text(rows: "pd.DataFrame", names: list[str], columns: tuple[str, str]) -
     """Columns of per_text.csv as `[texts, matrices]`, for matrices of these names."""
     part = rows[rows["name"].isin(names)].sort_values(["name", "text"])
     texts = part["text"].nunique()
-    complete = 0 < len(part) == texts * len(names)
-    positions = part["text"].to_numpy().reshape(len(names) if complete else 1, -1)
-    if not complete or (positions != positions[0]).any():
+    # No text of a matrix has two rows, so as many rows as there are pairs are all of them.
+    if not texts or len(part) != texts * len(names):
         raise Absent("failed, per_text.csv has not every text and matrix", defect=True)
-    return [part[column].to_numpy().reshape(-1, texts).T for column in columns]
+    return [part[column].to_numpy().reshape(len(names), texts).T for column in columns]
 
 
 def forget_over_retain(place: Place, measure: Measure) -> "Estimate":
@@ -57,9 +56,8 @@ def forget_over_retain(place: Place, measure: Measure) -> "Estimate":
             part = found[found["split"] == split]
             above, below = _by_text(part, names, sums)
             drawn = np.concatenate([np.ones((1, len(above))), weights(len(above), seed)])
-            counted = drawn @ below
-            empty = np.full_like(counted, np.nan)
-            quotients.append(np.divide(drawn @ above, counted, where=counted > 0, out=empty))
+            with np.errstate(invalid="ignore"):  # without tokens: NaN
+                quotients.append((drawn @ above) / (drawn @ below))
             same.append([sorted(set(part["text"].tolist())), seed])
         with np.errstate(divide="ignore", invalid="ignore"):
             means = (quotients[0] / quotients[1]).mean(1)
