@@ -1,8 +1,9 @@
 """Does model diffing find what was removed? An example on the miniature, where the truth is known.
 
 A dictionary is trained on the base, which knows the hazards. The base is compared with the model
-that never saw them and with one made to forget them: among the latents that fell most, the share of
-hazard contexts should exceed that among all latents. Latents used by all texts are left out.
+that never saw them and with one made to forget them: of the latents that fell most, the share with
+hazard contexts is set beside that of all latents (docs/itda.md). Those used by all texts are left
+out.
 
     uv run example_diffing.py
     uv run example_diffing.py --unlearned unlearned_models/miniature-base__rmu
@@ -20,6 +21,7 @@ import diff
 import train_itda
 from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
+from model_diffs.core.methods import UNLEARNING, method_of
 from model_diffs.core.options import option, parse, positive
 from model_diffs.core.script import execute, run_script
 
@@ -48,7 +50,9 @@ def unlearned_model(options: Options) -> str:
     if options.unlearned:
         return options.unlearned
     label = naming.model_label(options.model_a)
-    found = sorted(str(folder) for folder in MODELS.glob(f"{label}__*") if folder.is_dir())
+    made = sorted(str(folder) for folder in MODELS.glob(f"{label}__*") if folder.is_dir())
+    # Controls stand there, too.
+    found = [one for one in made if method_of(naming.model_label(one)) in UNLEARNING]
     if not found:
         raise BadInput(f"no unlearned model in {MODELS}/: run ./pipeline.sh, or name --unlearned")
     return found[0]

@@ -44,7 +44,7 @@ class Study:
         steering = ("BASE", "COMPARE", "UNLEARN", "OUTROOT", "MAX_SAMPLES", "LAUNCHER", "WANDB")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(steering)}
         packages = {"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1"}
-        return {**inherited, **packages, "UNLEARN": "npo rmu", "MAX_SAMPLES": "100", **changed}
+        return {**inherited, **packages, "UNLEARN": "npo rmu", "MAX_SAMPLES": "60", **changed}
 
     def pipeline(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `./pipeline.sh` here."""
