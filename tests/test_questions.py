@@ -129,6 +129,50 @@ def test_what_the_choices_share_is_read_once():
     assert reads.terms[1] == [(0, 0, 1), (0, 1, 2)]
 
 
+def test_a_choice_that_begins_another_is_scored_by_what_follows():
+    """All that "1" reads the others read too; its sentence is likelier than each of theirs."""
+    question = make_questions(1)[0]._replace(prompt="5", choices=("1", "1 2", "1 3", "1 2 4"))
+    reads = scoring.what_to_read(Words(), [question])
+    assert reads.terms == [[], [(1, 1, 2)], [(1, 1, 3)], [(2, 1, 2), (2, 2, 4)]]
+    (answer,) = scoring.score(Coin(torch.zeros(6, 6)), Words(), [question])
+    assert answer.margin == pytest.approx(math.log(6))
+
+
+class Deaf(Words):
+    """Reads one number where another is written, and has no padding."""
+
+    pad_token_id = None
+
+    def __call__(self, texts, **_):
+        found = super().__call__(texts)["input_ids"]
+        return {"input_ids": [[1 if token == 9 else token for token in ids] for ids in found]}
+
+
+def test_choices_that_read_the_same_are_ties():
+    """Beside another question, whose choices differ, and alone."""
+    same = make_questions(1)[0]._replace(prompt="5 5 5", choices=("1", "9", "1", "9"), answer=1)
+    other = same._replace(id="other", prompt="5", choices=("1", "2", "3 1", "4"), answer=2)
+    model = Coin(torch.zeros(6, 6))
+    for asked in ([same], [same, other], [other, same]):
+        found = {one.id: one for one in scoring.score(model, Deaf(), asked, batch_size=1)}
+        assert (found["q0"].margin, found["q0"].correct) == (0.0, False)
+        assert len(asked) == 1 or found["other"].margin == pytest.approx(-math.log(6))
+
+
+def test_a_sentence_of_one_token_is_refused():
+    question = make_questions(1)[0]._replace(prompt=" ", choices=("1", "2", "3", "4"))
+    with pytest.raises(BadInput, match="single token"):
+        scoring.what_to_read(Words(), [question])
+
+
+def test_the_model_is_in_evaluation_mode_while_it_is_read():
+    modes = []
+    model = Coin(torch.zeros(6, 6)).train()
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    scoring.score(model, Words(), [make_questions(1)[0]._replace(prompt="5", choices="1234")])
+    assert modes == [False] and model.training
+
+
 def test_a_tie_is_not_knowledge_and_a_broken_score_is_no_answer():
     questions = make_questions(2)
     tie, ahead = scoring.answers(questions, np.array([[-1.0, -1, -2, -3], [-9.0, -1, -2, -2]]))
@@ -217,6 +261,12 @@ def test_accuracy_counts_by_form_where_both_are_asked():
     }  # fmt: skip
     folded = [one._replace(fold="heldout") for one in (*seen, *unseen)]
     assert [one.name for one in scoring.accuracies(folded)][-1] == "hazard_heldout_unseen"
+
+
+def test_entities_are_drawn_where_a_domain_has_two():
+    two = answered([1, 0, 1], ["a", "a", "b"])
+    one = answered([1, 0], ["town", "town"], domain="general")
+    assert scoring.units([*two, *one]) == ["a", "a", "b", "0", "1"]
 
 
 def test_result_of_a_domain_is_that_of_its_held_out_fold():
