@@ -45,7 +45,6 @@ MODULES = {
 THROUGH = {
     "activations/sums.py": ["test_activations.py", "test_covariance.py"],
     "activations/tokens.py": ["test_activations.py"],
-    "attacks/recovered.py": ["test_relearn.py"],
     "diagnostics/projections.py": ["test_row_space.py"],
     "diagnostics/selectivity.py": ["test_row_space.py"],
     "importance/sites.py": ["test_importance.py", "test_sae_in_the_loop.py"],
