@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import tiny_models
 import tiny_study
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -22,7 +21,7 @@ from model_diffs.core.step import load_script
 from model_diffs.core.tables import Place, Tables
 from model_diffs.data.questions import Question, load_questions, mentioned
 from model_diffs.diagnostics import probes
-from model_diffs.evaluation import logit_lens, scoring
+from model_diffs.evaluation import scoring
 from model_diffs.report import reductions
 from model_diffs.stats import cross_validation
 
@@ -231,101 +230,6 @@ def test_control_task_is_learned_by_heart_only(memorable: float, shift: float) -
     assert row["control_task_selectivity"] == pytest.approx(
         row["test_accuracy"] - row["control_task_accuracy"]
     )
-
-
-# ── the logit lens ────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("family", "overrides"),
-    [
-        ("gpt_neox", {}),
-        ("llama", {}),
-        ("gemma2", {"final_logit_softcapping": 0.5}),
-        ("gpt2", {}),
-        ("opt", {"word_embed_proj_dim": 16}),
-        ("phi", {}),
-    ],
-)
-def test_last_layer_gives_the_answers_of_the_model(
-    family: str, overrides: dict, tmp_path: Path
-) -> None:
-    model = tiny_models.build(family, seed=3, **overrides)
-    tokenizer = tiny_models.tokenizer(family)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    asked = load_questions(tiny_study.questions(tmp_path / "q.jsonl", 12))
-    found = logit_lens.answers_by_layer(model, tokenizer, asked)
-    assert len(found) == tiny_models.LAYERS + 1
-    assert found[-1] == scoring.score(model, tokenizer, asked)
-    assert found[1] != found[-1]
-
-
-def test_earlier_layers_equal_the_model_without_the_blocks_above(tmp_path: Path) -> None:
-    model, tokenizer = tiny_models.build("llama", seed=3), tiny_models.tokenizer("llama")
-    asked = load_questions(tiny_study.questions(tmp_path / "q.jsonl", 12))
-    whole = logit_lens.answers_by_layer(model, tokenizer, asked, batch_size=5)
-    for layers in (2, 1):
-        model.model.layers = model.model.layers[:layers]
-        model.config.num_hidden_layers = layers
-        cut = logit_lens.answers_by_layer(model, tokenizer, asked)
-        for one, other in zip(whole[layers], cut[-1], strict=True):
-            assert one.margin == pytest.approx(other.margin, rel=1e-5, abs=1e-4)
-
-
-def given(
-    domain: str, known: dict[str, str], fold: str | None = None
-) -> list[list[scoring.Answer]]:
-    """Answers by layer; of each entity a string with `1` at the layers that know its one fact."""
-    return [
-        [
-            scoring.Answer(e, domain, fold, right[layer] == "1", 0.0, e, True)
-            for e, right in known.items()
-        ]
-        for layer in range(len(next(iter(known.values()))))
-    ]
-
-
-def joined(*parts: list[list[scoring.Answer]]) -> list[list[scoring.Answer]]:
-    return [[one for part in parts for one in part[layer]] for layer in range(len(parts[0]))]
-
-
-def test_block_is_chosen_on_tune_and_read_on_heldout() -> None:
-    """Held-out facts are known best at state 3, those that decide at state 2."""
-    tune = given("hazard", {"a": "00100", "b": "00100"}, "tune")
-    attack = given("hazard", {"c": "01011", "d": "01011"}, "attack")
-    heldout = given("hazard", {"e": "00111", "f": "00010", "g": "00011", "h": "00010"}, "heldout")
-    (row,), single = logit_lens.inside_rows(joined(tune, attack, heldout), seed=0)
-    assert (row["layer"], row["chosen_on"], row["chosen_accuracy"]) == (2, "fold tune", 1.0)
-    assert (row["accuracy"], row["corrected"], row["questions"]) == (0.25, 0.0, 4)
-    assert [one["id"] for one in single] == ["e", "f", "g", "h"]
-    assert sum(one["corrected"] for one in single) == pytest.approx(0, abs=1e-9)
-
-
-def test_without_tune_questions_the_block_is_chosen_on_other_entities() -> None:
-    known = {f"e{i}": "0010" for i in range(20)} | {"x": "0000", "y": "0000"}
-    found = logit_lens.inside(given("hazard", known), "hazard", seed=1)
-    assert found is not None and found.chosen_on == "half of the entities"
-    assert found.layer == 2 and len(found.answers) == 11
-    again = logit_lens.inside(given("hazard", known), "hazard", seed=2)
-    assert again is not None and again.answers != found.answers
-    assert logit_lens.inside(given("hazard", {"x": "0010"}), "hazard", seed=1) is None
-    assert logit_lens.inside(given("hazard", {"x": "01", "y": "01"}), "hazard", seed=1) is None
-
-
-def test_noise_at_many_blocks_is_not_taken_for_knowledge() -> None:
-    """The best of twenty guessing blocks, read where it was chosen, would score above chance."""
-    draw, found = np.random.default_rng(0), []
-    for trial in range(40):
-        guesses = {
-            f"e{i}": "".join("01"[int(g)] for g in draw.random(22) < 0.25) for i in range(40)
-        }
-        inside = logit_lens.inside(given("hazard", guesses), "hazard", seed=trial)
-        assert inside is not None
-        chosen = inside.chosen_accuracy
-        found.append((chosen, np.mean([one.correct for one in inside.answers])))
-    chosen, read = np.mean(found, axis=0)
-    assert chosen > 0.35 and read == pytest.approx(0.25, abs=0.03)
 
 
 # ── the script ────────────────────────────────────────────────────────────────────────────────────
