@@ -35,7 +35,7 @@ MODULES = {
     "activation_norms mlp_nullspace selectivity sensitivity subspaces separation",
     "evaluation": "logit_lens scoring",
     "activations": "sums tokens",
-    "unlearning": "losses likelihood representation adversarial reference data optimizers "
+    "unlearning": "losses likelihood representation adversarial reference data optimizers edits "
     "measuring trainer",
     "attacks": "relearning recovered relearning_tables",
     "dictionaries": "pursuit itda sums diffing training sae",
