@@ -67,6 +67,15 @@ def test_sums_of_a_batch_equal_a_loop_over_tokens() -> None:
     assert all(part.dtype == torch.float64 for part in (found.sums, found.fires, found.counts))
 
 
+def test_a_peak_at_the_first_position_is_found_there() -> None:
+    """Of equal peaks the last position counts, of lower coefficients none."""
+    values = torch.tensor([[2.0, 1.0], [1.0, 1.0], [0.5, 0.0]])
+    codes = Codes(torch.tensor([[0, 1]] * 3), values, torch.zeros(3))
+    found = sum_codes(codes, torch.tensor([[0, 0], [0, 1], [0, 2]]), 1, 3)
+    assert found.peak_positions.tolist() == [[0, 1, -1]]
+    assert found.peaks.tolist() == [[2.0, 1.0, -torch.inf]]
+
+
 def test_sums_are_the_same_after_a_file(tmp_path: Path) -> None:
     found = batch_of(codes_of(0), [0, 1])
     found.save(tmp_path / "codes.npz")
