@@ -120,3 +120,46 @@ def test_ties_take_the_first_atom_and_zeros_take_none() -> None:
     assert codes.values[1].tolist() == [0, 0, 0] and codes.fvu[1] == 0
     empty = matching_pursuit(torch.ones(2, 4), torch.empty(0, 4), 3, gram_of(torch.empty(0, 4)))
     assert empty.fvu.tolist() == [1, 1] and not empty.values.any()
+
+
+# ── sizes and what is refused ─────────────────────────────────────────────────────────────────────
+
+
+def test_products_of_atoms_are_kept_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    D = unit(7, 5, 0)
+    monkeypatch.setattr(pursuit, "GRAM_BYTES", 7 * 7 * 4)
+    found = gram_of(D)
+    assert found is not None
+    torch.testing.assert_close(found, D @ D.T)
+    monkeypatch.setattr(pursuit, "GRAM_BYTES", 7 * 7 * 4 - 1)
+    assert gram_of(D) is None
+
+
+def test_rows_at_a_time_fill_the_bytes_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, other = torch.device("cpu"), torch.device("mps")
+    monkeypatch.setattr(pursuit, "CHUNK_BYTES", {"cpu": 4 * 60, "cuda": 4 * 600})
+    assert [pursuit.chunk_rows(atoms, cpu) for atoms in (7, 60, 61, 1000)] == [8, 1, 1, 1]
+    assert pursuit.chunk_rows(0, cpu) == 60
+    assert pursuit.chunk_rows(7, other) == 85, "as on other accelerators"
+
+
+@pytest.mark.parametrize(
+    ("x", "atoms"),
+    [
+        (torch.zeros(2, 4).double(), torch.zeros(3, 4)),
+        (torch.zeros(2, 4), torch.zeros(3, 4).double()),
+        (torch.zeros(2, 4), torch.zeros(3, 5)),
+    ],
+)
+def test_other_dtypes_and_widths_are_refused(x: Tensor, atoms: Tensor) -> None:
+    with pytest.raises(ValueError, match="and torch"):
+        matching_pursuit(x, atoms, 2, None)
+
+
+def test_slots_that_are_not_used_name_the_first_atom() -> None:
+    codes = Codes(
+        torch.tensor([[2, 2, 1, 1]]), torch.tensor([[1.0, 2.0, 3.0, -3.0]]), torch.ones(1)
+    )
+    found = merged(codes)
+    assert found.indices.tolist() == [[2, 0, 0, 0]] and found.values.tolist() == [[3.0, 0, 0, 0]]
+    assert found.fvu.tolist() == [1]
