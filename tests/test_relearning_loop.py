@@ -1,6 +1,7 @@
 """The relearning attack against a plain loop: its rate, batches, clipping, and where it stops."""
 
 import itertools
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import tiny_models
 import torch
 
 from model_diffs.attacks import relearning
-from model_diffs.attacks.material import Attack, Material
+from model_diffs.attacks.material import LORA_RANK, Attack, Material
 from model_diffs.data.questions import Question
+from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.stats.intervals import entity_interval, ratio_interval
 from model_diffs.unlearning.data import plan_epoch
 from model_diffs.unlearning.network import Network
@@ -166,6 +168,35 @@ def test_an_adapter_trains_alone_and_is_taken_off(model: str) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize(("asked", "rank"), [(3, 3), (None, LORA_RANK)])
+def test_the_adapter_has_the_rank_that_was_asked_for(
+    asked: int | None, rank: int, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    ranks: list[tuple[int, int]] = []
+    attach = relearning.attach_adapter
+
+    def look(network: Any, own: int, seed: int) -> Any:
+        ranks.append((own, seed))
+        return attach(network, own, seed)
+
+    monkeypatch.setattr(relearning, "attach_adapter", look)
+    relearning.attack(model, material(False), options(arm=("lora",), lora_rank=asked, steps=1))
+    assert ranks == [(rank, 11)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weights"),
+    [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)],
+)
+def test_on_a_cpu_weights_are_trained_in_the_dtype_they_have(
+    dtype: str, weights: torch.dtype, model: str
+) -> None:
+    victim = relearning._Victim(model, material(False), options(dtype=dtype))
+    assert next(victim.network.parameters()).dtype == weights
+    assert isinstance(victim.autocast, nullcontext) and not victim.network.model.training
+
+
 def test_small_models_train_on_one_thread(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relearning, "ONE_THREAD", 10**9)
     own = torch.get_num_threads()
@@ -177,6 +208,9 @@ def test_small_models_train_on_one_thread(model: str, monkeypatch: pytest.Monkey
         monkeypatch.setattr(relearning, "ONE_THREAD", 0)
         with relearning.fitting_threads(model, "cpu"):
             assert torch.get_num_threads() == 2
+        monkeypatch.setattr(relearning, "ONE_THREAD", Checkpoint.open(model).weights)
+        with relearning.fitting_threads(model, "cpu"):
+            assert torch.get_num_threads() == 2, "as many are not below it"
     finally:
         torch.set_num_threads(own)
 
