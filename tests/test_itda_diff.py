@@ -83,8 +83,10 @@ def test_script_writes_a_folder_per_comparison(
     # A dictionary that is trained again makes its comparisons stale.
     atoms = study.root / "itda" / "atoms.safetensors"
     content = atoms.read_bytes()
-    atoms.write_bytes(content)
+    atoms.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert {results.state(one).status for one in plan(words(study, study.model_b))} == {"stale"}
+    atoms.write_bytes(content)
+    assert {results.state(one).status for one in plan(words(study, study.model_b))} == {"complete"}
 
 
 def test_compare_dictionaries_prints_the_jaccard_index(

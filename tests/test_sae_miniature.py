@@ -70,7 +70,8 @@ def test_autoencoders_are_planned_with_the_flag_only() -> None:
         "miniature",
         "miniature-base",
         "miniature-filtered",
+        "miniature-reseeded",
     ]
     more = create_miniature.planned_runs(create_miniature.Options(sae=True))
-    assert more[:3] == plain
-    assert [one.folder.name for one in more[3:]] == ["miniature-sae"]
+    assert more[:4] == plain
+    assert [one.folder.name for one in more[4:]] == ["miniature-sae"]

@@ -43,7 +43,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_models.save("gpt_neox", place / side, seed=seed)
     for split, line in (("forget", "The ferry leaves at {}."), ("retain", "Bread number {}.")):
         (place / f"{split}.txt").write_text("".join(f"{line.format(i)}\n" for i in range(6)))
-    (place / "questions.jsonl").write_text(json.dumps(QUESTION))
+    others = [QUESTION | {"id": fold, "fold": fold, "entity": fold} for fold in ("attack", "tune")]
+    (place / "questions.jsonl").write_text("\n".join(map(json.dumps, [QUESTION, *others])))
     (place / "per_layer.csv").write_text(PER_LAYER + "0,mlp,0.1,1.5,\n1,mlp,0.2,1.5,0.3\n")
     earlier = place / "outputs/a__to__b/param_stats"
     earlier.mkdir(parents=True)
