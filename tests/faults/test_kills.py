@@ -14,7 +14,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> kills.World:
     return kills.make_world(tmp_path_factory.mktemp("kills") / "project", ",".join(STEPS))
 
 
-@pytest.mark.parametrize("kill", kills.kills(9, 1, STEPS), ids=lambda kill: kill.environment)
+# Three of the nine: each takes a step twice.
+@pytest.mark.parametrize("kill", kills.kills(9, 1, STEPS)[::3], ids=lambda one: one.environment)
 def test_a_rerun_at_once_gives_the_same_bytes(world: kills.World, kill: kills.Kill) -> None:
     outcome = kills.strike(world, kill, replace=kill.hook.endswith("rename"))
     assert not outcome.problem
