@@ -173,6 +173,10 @@ def test_what_is_over_the_filtered_model_is_paired_with_it(arm: str, tmp_path: P
     attacked(tmp_path, "filtered", last=11)
     found = getattr(recovered, f"recovered_{arm}")(place, MEASURE)
     assert found.value == pytest.approx(9 / 24)
+    assert found.source.rows == (
+        f"mean over questions, arm={arm}, lr=0.2, step=10, minus that of "
+        "filtered/relearning/relearning.csv (lr=0.2, step=10)"
+    )
     assert found.sample is not None
     np.testing.assert_allclose(found.sample.resampled, drawn(20) - drawn(11))
 
@@ -190,14 +194,27 @@ def test_shares_pair_by_questions_options_and_seed_alone(tmp_path: Path) -> None
     assert first != sample("seed", seed=SEED + 1)
     other = lambda name, table: table.replace({"q0": "q"}) if "id" in table else table  # noqa: E731
     assert first != sample("ids", changes=other)
+    other = lambda name, table: table.replace({"e00": "e"}) if "id" in table else table  # noqa: E731
+    assert first != sample("entities", changes=other)
+
+
+def test_a_record_that_names_no_base_was_made_with_one(tmp_path: Path) -> None:
+    place = attacked(tmp_path)
+    file = tmp_path / "npo/relearning/run.json"
+    record = json.loads(file.read_text())
+    del record["arguments"]["base"]
+    file.write_text(json.dumps(record))
+    assert recovered.recovered_share(place, MEASURE).value == 0.75
 
 
 def test_the_share_of_rates_that_took_counts_each_once(tmp_path: Path) -> None:
-    assert recovered.attack_took(attacked(tmp_path), MEASURE).value == 0.5
+    found = recovered.attack_took(attacked(tmp_path), MEASURE)
+    assert found.value == 0.5 and found.source.rows == "mean over 2 rates, arm=facts"
 
 
 def test_half_of_the_gap_is_closed_at_the_first_step_that_reaches_it(tmp_path: Path) -> None:
-    assert recovered.steps_to_half(attacked(tmp_path / "later"), MEASURE).value == 5
+    later = recovered.steps_to_half(attacked(tmp_path / "later"), MEASURE)
+    assert later.value == 5 and later.source.rows == "lr=0.2, arm=facts"
     exactly = attacked(tmp_path / "exactly", last=16)  # 5/16 after step 5, then 8/16
     assert recovered.steps_to_half(exactly, MEASURE).value == 10
     with pytest.raises(Absent, match="not closed within 10 steps"):

@@ -564,6 +564,56 @@ def test_the_bar_shows_the_terms_and_the_speed_of_all_processes() -> None:
     assert bar.shown == [(f"{line}, 150 tok/s", False)] and bar.moved == [1]
 
 
+@pytest.mark.parametrize(("steps", "said"), [(4, [1, 2, 3, 4]), (23, [*range(2, 24, 2), 23])])
+def test_about_ten_lines_and_the_last_are_said(
+    steps: int, said: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer("ga", eval_interval=steps)
+    trainer.steps = trainer.steps[:1] * steps
+    for number in range(1, steps + 1):
+        trainer._report(Bar(), StepLog(number, 0.5, 0.0, 0.0, 2.0, 0.05), 4.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        *(f"step {number}/{steps}" for number in said), "evaluation",
+    ]  # fmt: skip
+
+
+def test_the_speed_is_over_the_time_since_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elapsed: list[float] = []
+    monkeypatch.setattr(Trainer, "_report", lambda self, bar, log, time: elapsed.append(time))
+    trainer = make_trainer("ga", steps=3)
+    trained(trainer, tmp_path)
+    assert 0 < elapsed[0] < elapsed[1] < elapsed[2] <= trainer.seconds
+
+
+def test_a_norm_that_nobody_knows_is_not_taken_for_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("ga")
+    monkeypatch.setattr(trainer.accelerator, "clip_grad_norm_", lambda weights, limit: None)
+    with pytest.raises(BadInput, match="gradient norm became nan"):
+        trainer._step(1, trainer.steps[0], trainer.make_reference(torch.float64, tmp_path))
+
+
+def test_processes_wait_until_the_state_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(
+        "model_diffs.unlearning.trainer.save_state", lambda *_: events.append("saved")
+    )
+    for rank, expected in ((0, ["saved", "waited"]), (1, ["waited"])):
+        trainer = make_trainer("ga", rank, 2, checkpoint_every=1)
+        monkeypatch.setattr(
+            trainer.accelerator, "wait_for_everyone", lambda: events.append("waited")
+        )
+        trainer._keep(1)
+        assert events == expected
+        events.clear()
+
+
 def test_one_process_speaks_for_all(capsys: pytest.CaptureFixture[str]) -> None:
     for rank in (0, 1):
         make_trainer("ga", rank, 2).say(f"of {rank}")
