@@ -12,6 +12,7 @@ import torch
 from model_diffs.core.errors import BadInput
 from model_diffs.data.questions import Question, load_questions
 from model_diffs.evaluation import scoring
+from model_diffs.stats.intervals import entity_interval
 
 CPU = torch.device("cpu")
 WORDS = [
@@ -244,6 +245,17 @@ def test_answers_on_one_entity_are_not_independent():
     (sure,) = scoring.accuracies(answered([1] * 80, entities))
     # Wilson's interval of eight successes in eight trials.
     assert (sure.low, sure.high) == (pytest.approx(8 / (8 + 1.959964**2), abs=1e-6), 1.0)
+
+
+def test_intervals_have_the_seed_of_all_results_unless_another_is_given():
+    entities = [f"e{i}" for i in range(47)]
+    given = answered([i % 2 for i in range(47)], entities)
+    for arguments, seed in (((), 42), ((7,), 7)):
+        (found,) = scoring.accuracies(given, *arguments)
+        expected = entity_interval([one.correct for one in given], entities, seed)
+        assert (found.mean, found.low, found.high) == tuple(map(float, expected))
+    ends = [entity_interval([i % 2 for i in range(47)], entities, s).low for s in (42, 7, 43)]
+    assert ends[0] not in ends[1:], "or the seed would not show"
 
 
 def test_one_entity_for_all_questions_tells_nothing():
