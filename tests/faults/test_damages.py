@@ -14,6 +14,7 @@ import pytest
 
 from model_diffs.core import results, script
 
+pytestmark = pytest.mark.study
 WEIGHTS = ["collect_param_stats.py", *damages.COMMANDS["collect_param_stats.py"]]
 
 

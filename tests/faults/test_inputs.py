@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from model_diffs.core.options import seedable
 from model_diffs.core.step import load_script, load_steps
 
+pytestmark = pytest.mark.study
 NORM = "gpt_neox.final_layer_norm.weight"
 MLP = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
 TEXTS = ["--forget-text", "forget.txt", "--retain-text", "retain.txt"]
