@@ -102,15 +102,16 @@ def _means(place: Place, sides: "list[pd.DataFrame]") -> "tuple[list[Floats], st
     import numpy as np
 
     from model_diffs.stats.estimates import weights
+    from model_diffs.stats.intervals import entity_sums
 
     first = sides[0]
     if any(not one["entity"].equals(first["entity"]) for one in sides):
         raise Absent("answers are not to the same questions on all sides", defect=True)
-    _, of = np.unique(first["entity"].to_numpy(str), return_inverse=True)
-    counts = np.bincount(of).astype(float)
+    entities = first["entity"].tolist()
+    sums, (counts, *_) = zip(*(entity_sums(one["correct"], entities) for one in sides), strict=True)
     drawn = np.vstack([np.ones(len(counts)), weights(len(counts), place.seed)])
     total = drawn @ counts
-    means = [drawn @ np.bincount(of, weights=one["correct"]) / total for one in sides]
+    means = [drawn @ one / total for one in sums]
     given = place.tables.arguments(place.folder)
     options = {k: v for k, v in given.items() if k not in ("model", "format")}
     asked = [*zip(first.index, first["entity"], strict=True)]

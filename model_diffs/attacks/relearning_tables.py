@@ -84,9 +84,7 @@ def log_area(steps: Sequence[int], values: Sequence[Any], last: int) -> Any:
 
 def over_entities(values: Floats, entities: Sequence[str], seed: int) -> Interval:
     """Mean of values per question, `[questions]`, with entities resampled."""
-    _, place = np.unique(np.asarray(entities), return_inverse=True)
-    counts = np.bincount(place).astype(np.float64)
-    return intervals.ratio_interval(np.bincount(place, weights=values), counts, seed)
+    return intervals.ratio_interval(*intervals.entity_sums(values, entities), seed)
 
 
 def recovered_share(
@@ -102,8 +100,7 @@ def recovered_share(
     if gap < LEAST_GAP:
         return {}
     share = float((after.mean() - start.mean()) / gap)
-    _, place = np.unique(np.asarray(entities), return_inverse=True)
-    gained, gaps = (np.bincount(place, weights=one - start) for one in (after, base))
+    gained, gaps = (intervals.entity_sums(one - start, entities)[0] for one in (after, base))
     weights = intervals.document_weights(len(gaps), seed)
     if not (weights @ gaps > 0).all():
         return {"recovered_share": share}

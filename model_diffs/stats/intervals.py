@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+Floats = NDArray[np.float64]
 RESAMPLES = 1000
 LEVEL = 0.95
 
@@ -87,6 +88,13 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return float(middle - half), float(middle + half)
 
 
+def entity_sums(values: ArrayLike, entities: Sequence[str]) -> tuple[Floats, Floats]:
+    """Σ of values `[questions]`, and number of questions, of each entity, by name: `[entities]`."""
+    _, place = np.unique(np.asarray(entities, dtype=str), return_inverse=True)
+    sums = np.bincount(place, weights=np.asarray(values, dtype=np.float64))
+    return sums.astype(np.float64), np.bincount(place).astype(np.float64)
+
+
 def entity_interval(correct: ArrayLike, entities: Sequence[str], seed: int) -> Interval:
     """Share of correct answers, with entities resampled: facts of one entity are not independent.
 
@@ -96,11 +104,10 @@ def entity_interval(correct: ArrayLike, entities: Sequence[str], seed: int) -> I
     values = np.asarray(correct, dtype=np.float64)
     if len(values) != len(entities):
         raise ValueError(f"{len(values)} answers for {len(entities)} entities")
-    _, place = np.unique(np.asarray(entities), return_inverse=True)
-    counts = np.bincount(place)
+    sums, counts = entity_sums(values, entities)
     share = values.mean()
     if share in (0.0, 1.0):
         low, high = wilson(int(share) * len(counts), len(counts))
         # The share lies in its own interval, also after rounding.
         return Interval(share, np.minimum(low, share), np.maximum(high, share))
-    return ratio_interval(np.bincount(place, weights=values), counts, seed)
+    return ratio_interval(sums, counts, seed)
