@@ -17,7 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Nothing that a test writes is published.
 for name in ("WANDB_API_KEY", "WANDB_MODE"):
     os.environ.pop(name, None)
-# Two workers with a thread each: more threads than cores only wait for one another.
+# Two workers with a thread each: tiny models gain nothing from more, which wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ from model_diffs.unlearning.settings import Options
 ROOT = Path(__file__).parent.parent
 FORGET = [f"the agent {name} hides in {place}" for name in "abc" for place in ("x", "yonder", "zz")]
 RETAIN = [f"town {name} lies by river {river}" for name in "defg" for river in ("Ob", "Po")]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The latent adversary and the orthogonal target, text by text in fp64."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,15 +21,6 @@ CPU = torch.device("cpu")
 SETTINGS = Settings(
     layers=(0, 1), lat_layer=1, lat_eps=0.05, lat_steps=4, lat_step_size=0.02, alpha=3.0
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_network(seed: int) -> Network:

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,6 @@ from model_diffs.unlearning.trainer import Trainer
 FORGET = [f"the agent {name} hides in {place}" for name in "abc" for place in ("x", "yonder", "zz")]
 RETAIN = [f"town {name} lies by river {river}" for name in "defg" for river in ("Ob", "Po")]
 TEXT = [f"the {crop} of {town} is late" for crop in ("rye", "oat") for town in ("Um", "Ix", "Ore")]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def moved(base: Path, folder: Path, seed: int = 9, size: float = 0.02) -> Path:

@@ -1,7 +1,6 @@
 """Each unlearning loss against one worked out text by text, without padding, in fp64."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -62,15 +61,6 @@ def make_reference(network: Network, pair: Pair, layers: Any = (0, 1, 2)) -> Cac
         reference.fill(network, split, batch, "log_probs")
         reference.fill(network, split, batch, "states")
     return reference
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,15 +25,6 @@ from model_diffs.unlearning.settings import (
 from model_diffs.unlearning.trainer import Trainer
 
 SETTINGS = Settings(layers=(0, 1), steering=(2.0, 2.0), alpha=2.0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_texts(count: int, seed: int) -> list[list[int]]:

@@ -31,15 +31,6 @@ CPU = torch.device("cpu")
 SETTINGS = Settings(layers=(0, 1), steering=(2.0, 3.0), alpha=2.0, retain_weight=1.5, seed=7)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class OneOf(Accelerator):
     """One of several processes that do not speak to each other."""
 
