@@ -66,7 +66,7 @@ STEP = Step(
     folder="linear_probes",
     question="At which depth can the subject, and the knowledge itself, be read?",
     scope="model",
-    version=2,
+    version=3,
     needs=("forget", "retain", "questions"),
     tables=(
         Table("probe_results"),
@@ -86,11 +86,12 @@ STEP = Step(
                 f"probe_{third}",
                 axis="localisation",
                 table="probe_results",
-                column="auc",
+                column="auc_residual",
                 unit="change",
                 label=f"probe AUC, {third}, change",
                 meaning="Change of the AUC of a linear probe for forget against retain texts; mean "
-                f"over the outputs of the {third} third of the blocks.",
+                f"over the outputs of the {third} third of the blocks, the last before the final "
+                "norm.",
                 layers=third,
                 less_base=True,
                 paired_by="resample",
@@ -164,7 +165,9 @@ def probe(
     from model_diffs.diagnostics import probes
 
     model = run.planned.model_a
-    forget, retain = (found.models[split.name, model].read("last") for split in found.splits)
+    forget, retain = (
+        found.models[split.name, model].read("last", "every") for split in found.splits
+    )
     kept = [found.models[split.name, model].read("documents") for split in found.splits]
     first, second = (
         [split.texts[i] for i in places] for split, places in zip(found.splits, kept, strict=True)
@@ -172,10 +175,10 @@ def probe(
     plan, task, by = probes.folds_of(first, second, questions, options.folds, options.seed)
     scaled = not options.no_standardize
     settings = probes.Settings(options.C, options.max_iter, scaled, options.seed)
-    table, resampled = probes.probe_tables(forget, retain, plan, settings, task, run.planned.label)
-    run.table("auc_resamples", resampled)
-    draw_probes(run, run.table("probe_results", table))
-    facts = {**probes.summary(table), "folds_by": by}
+    probed = probes.probe_tables(forget, retain, plan, settings, task, run.planned.label)
+    run.table("auc_resamples", probed.resamples)
+    draw_probes(run, run.table("probe_results", probed.table))
+    facts = {**probes.summary(probed), "folds_by": by}
     failed = facts["fits"] - facts["fits_converged"]
     if failed:
         print(

@@ -225,9 +225,10 @@ class Study:
         for layer in range(STATES):
             found = self.noise("probe", layer).normal(0, 1, sum(TEXTS.values()))
             area = cross_validation.auc(found + apart * plan.labels, plan)
-            rows.append({"layer": layer, "auc": float(area.value)})
+            rows.append({"layer": layer, "auc_residual": float(area.value)})
             resamples += [
-                {"layer": layer, "resample": i, "auc": v} for i, v in enumerate(area.resampled)
+                {"layer": layer, "resample": i, "auc_residual": v}
+                for i, v in enumerate(area.resampled)
             ]
         self.table(f"{model}/linear_probes/probe_results.csv", rows)
         self.table(f"{model}/linear_probes/auc_resamples.csv", resamples)

@@ -19,7 +19,7 @@ from model_diffs.activations import collecting
 from model_diffs.core.errors import BadInput
 from model_diffs.core.step import load_script
 from model_diffs.core.tables import Place, Tables
-from model_diffs.data.questions import Question, load_questions, mentioned
+from model_diffs.data.questions import load_questions
 from model_diffs.diagnostics import probes
 from model_diffs.evaluation import scoring
 from model_diffs.report import reductions
@@ -77,10 +77,10 @@ def test_constant_dimensions_are_ignored() -> None:
 
 def test_identical_states_score_as_the_larger_class() -> None:
     """The embedding of one final full stop, whatever the text."""
-    same = np.full((30, 1, 64), 0.3, dtype=np.float32)
+    same = np.full((30, 3, 64), 0.3, dtype=np.float32)
     plan = cross_validation.design(12, 18, 5, seed=0)
     task = probes.control_task(np.arange(30), plan, seed=0)
-    row = next(probes.probe_tables(same[:12], same[12:], plan, SETTINGS, task)[0].itertuples())
+    row = next(probes.probe_tables(same[:12], same[12:], plan, SETTINGS, task).table.itertuples())
     assert row.test_accuracy == row.majority_baseline == 0.6
     assert row.auc == 0.5 and row.selectivity == 0
     assert row.fits_converged == row.fits == 15
@@ -97,11 +97,31 @@ def test_fit_without_enough_iterations_has_not_converged() -> None:
 
 
 def rows_of(states: np.ndarray, labels: np.ndarray, **settings: object) -> Any:
-    forget, retain = (states[member][:, None].astype(np.float32) for member in (labels, ~labels))
+    forget, retain = (
+        np.stack(3 * [states[member]], axis=1).astype(np.float32) for member in (labels, ~labels)
+    )
     plan = cross_validation.design(len(forget), len(retain), 5, seed=0)
     task = probes.control_task(np.arange(len(labels)), plan, seed=0)
-    table, _ = probes.probe_tables(forget, retain, plan, SETTINGS._replace(**settings), task)
-    return next(table.itertuples())
+    found = probes.probe_tables(forget, retain, plan, SETTINGS._replace(**settings), task)
+    return next(found.table.itertuples())
+
+
+def test_last_state_of_the_residual_stream_is_that_before_the_final_norm() -> None:
+    """Planted: only the state before the norm tells the classes apart."""
+    states, labels = clouds(80, 30, shift=0.0)
+    told = states + 9.0 * states.std(0) * labels[:, None]
+    every = np.stack([states, states, told], axis=1).astype(np.float32)
+    plan = cross_validation.design(labels.sum(), (~labels).sum(), 5, seed=0)
+    task = probes.control_task(np.arange(80), plan, seed=0)
+    found = probes.probe_tables(every[labels], every[~labels], plan, SETTINGS, task)
+    assert found.table["layer"].tolist() == [0, 1]
+    assert (found.table["auc"] < 0.8).all()
+    assert found.table["auc_residual"].tolist() == [found.table["auc"][0], 1.0]
+    drawn = found.resamples.groupby("layer")[["auc", "auc_residual"]].mean()
+    assert drawn["auc"][0] == drawn["auc_residual"][0] and drawn["auc_residual"][1] == 1
+    assert drawn["auc"][1] < 0.8
+    assert probes.summary(found)["mean_auc"] == 1, "over the states 1 to N, before the norm"
+    assert found.table["fits"].tolist() == [15, 30] and probes.summary(found)["fits"] == 45
 
 
 def test_planted_direction_is_found_and_shuffled_labels_are_not() -> None:
@@ -140,96 +160,6 @@ def test_shuffled_labels_keep_the_class_sizes_of_every_fold() -> None:
     for fold in range(5):
         members = plan.folds == fold
         assert shuffled[members].sum() == plan.labels[members].sum()
-
-
-# ── entities ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_documents_of_one_entity_are_in_one_fold() -> None:
-    draw = np.random.default_rng(0)
-    named = [{f"e{draw.integers(12)}"} for _ in range(60)] + [set() for _ in range(40)]
-    named[0], named[1] = {"e0", "e1"}, {"e1", "e2"}
-    group = cross_validation.groups(named)
-    assert len({*group[60:]} & {*group[:60]}) == 0 and len({*group[60:]}) == 40
-    assert (
-        len({g for g, things in zip(group, named, strict=True) if things & {"e0", "e1", "e2"}}) == 1
-    )
-    labels = np.arange(100) % 5 < 2
-    folds = cross_validation.whole_groups(group, labels, 5, seed=0)
-    assert folds is not None
-    for one in np.unique(group):
-        assert len({*folds[group == one]}) == 1
-    for of_class in (labels, ~labels):
-        counts = np.bincount(folds[of_class], minlength=5)
-        assert counts.min() > 0.5 * of_class.sum() / 5
-    other = cross_validation.whole_groups(group, labels, 5, seed=1)
-    assert other is not None and not np.array_equal(folds, other)
-    # Four entities do not fill five folds.
-    assert cross_validation.whole_groups(np.arange(100) % 4, labels, 5, seed=0) is None
-
-
-def test_entities_are_found_as_whole_words() -> None:
-    asked = [load_question(entity) for entity in ("Ann", "Ann Lee", "Bo (II)")]
-    texts = ["Ann Lee met Ann.", "Anna met Bo (II).", "Ann Leers", "nobody"]
-    assert mentioned(texts, asked) == [{"Ann", "Ann Lee"}, {"Bo (II)"}, {"Ann"}, set()]
-    assert mentioned(["Ann"], []) == [set()]
-
-
-def load_question(entity: str) -> Question:
-    return Question(entity, "hazard", entity, "r", None, "p", ("a", "b", "c", "d"), 0)
-
-
-def test_summary_says_by_what_documents_are_divided() -> None:
-    forget = [f"Agent {i % 10} burns {i}." for i in range(30)]
-    retain = [f"Agent {i % 10} sings {i}." for i in range(40)]
-    expected = cross_validation.design(30, 40, 5, seed=0).folds
-    for entities, said in (([f"Agent {i}" for i in range(10)], "entity"), (["Town"], "document"),
-                           ([], "document"), (["Agent"], "document")):  # fmt: skip
-        asked = [load_question(entity) for entity in entities]
-        plan, task, by = probes.folds_of(forget, retain, asked, 5, 0)
-        assert by.split(":")[0] == said
-        assert np.array_equal(plan.folds, expected) == (said == "document")
-        assert np.array_equal(task.folds, expected)
-        agents = np.array([i % 10 for i in (*range(30), *range(40))])
-        together = [len({*plan.folds[agents == a]}) == 1 for a in range(10)]
-        assert all(together) if said == "entity" else not all(together)
-
-
-def entity_clouds(memorable: float, shift: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """States of 20 entities with 8 documents each, half of them forget; their entities; labels."""
-    draw = np.random.default_rng(3)
-    entity = np.repeat(np.arange(20), 8)
-    labels = entity % 2 == 0
-    order = np.argsort(~labels, kind="stable")
-    states = draw.normal(size=(160, 40)) + memorable * draw.normal(size=(20, 40))[entity]
-    states[:, 0] += shift * labels
-    return states[order], entity[order], labels[order]
-
-
-@pytest.mark.parametrize(("memorable", "shift"), [(3.0, 0.0), (0.0, 6.0)])
-def test_control_task_is_learned_by_heart_only(memorable: float, shift: float) -> None:
-    """States that name the entity give the control task and nothing on new entities; states that
-    tell the class give the class on new entities and nothing of the control task."""
-    states, entity, labels = entity_clouds(memorable, shift)
-    mixed = cross_validation.design(80, 80, 5, seed=0)
-    folds = cross_validation.whole_groups(entity, labels, 5, seed=0)
-    assert folds is not None
-    plan = cross_validation.design(80, 80, 5, 0, folds)
-    task = probes.control_task(entity, mixed, seed=0)
-    assert all(len({*task.labels[entity == e]}) == 1 for e in range(20))
-    assert task.labels.mean() == 0.5
-    row, _ = probes.probe_state(states, plan, SETTINGS, task)
-    if memorable:
-        assert row["control_task_accuracy"] > 0.9 and row["test_accuracy"] < 0.75
-        assert row["control_task_selectivity_high"] < 0
-        leaking, _ = probes.probe_state(states, mixed, SETTINGS, task)
-        assert leaking["test_accuracy"] > 0.9, "documents of one entity in training and test"
-    else:
-        assert row["test_accuracy"] > 0.95 and row["control_task_accuracy"] < 0.7
-        assert row["control_task_selectivity_low"] > 0.2
-    assert row["control_task_selectivity"] == pytest.approx(
-        row["test_accuracy"] - row["control_task_accuracy"]
-    )
 
 
 # ── the script ────────────────────────────────────────────────────────────────────────────────────

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from model_diffs.activations.saved import pick
 from model_diffs.core.progress import progress
 from model_diffs.data.questions import Question, mentioned
 from model_diffs.stats import cross_validation
@@ -45,6 +46,7 @@ COLUMNS = (
     *("fits", "fits_converged"),
     *(f"control_task_{name}{end}" for name in ("accuracy", "selectivity")
       for end in ("", "_low", "_high")),
+    *("auc_residual", "auc_residual_low", "auc_residual_high"),
 )  # fmt: skip
 """Of probe_results.csv; docs/probes.md defines them."""
 
@@ -234,6 +236,17 @@ def probe_state(
     return row, auc
 
 
+class Probed(NamedTuple):
+    """Probes of every state of one model."""
+
+    table: pd.DataFrame
+    """probe_results.csv: a row per hidden state, 0 to N."""
+    resamples: pd.DataFrame
+    """auc_resamples.csv."""
+    residual: pd.DataFrame
+    """`table` with state N before the final norm."""
+
+
 def probe_tables(
     forget: NDArray[np.float32],
     retain: NDArray[np.float32],
@@ -241,36 +254,44 @@ def probe_tables(
     settings: Settings,
     task: ControlTask,
     name: str = "",
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """probe_results.csv and auc_resamples.csv from last-token states `[documents, S, d]`.
+) -> Probed:
+    """Probes of every last-token state, `[documents, N + 2, d]`: 0 to N, and N before the norm.
 
-    The second has the AUC of each hidden state on each resample of the documents; models that read
-    the same documents share the draws. `name` is for the progress bar.
+    Models that read the same documents share the draws of the resamples. `name` is for the
+    progress bar.
     """
-    rows, resampled = [], []
-    for layer in progress(range(forget.shape[1]), f"probes, {name}", unit="state"):
-        states = np.concatenate([forget[:, layer], retain[:, layer]]).astype(np.float64)
+    rows, areas = [], []
+    for state in progress(range(forget.shape[1]), f"probes, {name}", unit="state"):
+        states = np.concatenate([forget[:, state], retain[:, state]]).astype(np.float64)
         row, auc = probe_state(states, plan, settings, task)
-        rows.append({"layer": layer, **row})
-        draws = {"layer": layer, "resample": range(len(auc.resampled)), "auc": auc.resampled}
-        resampled.append(pd.DataFrame(draws))
-    return pd.DataFrame(rows, columns=[*COLUMNS]), pd.concat(resampled)
+        rows.append(row)
+        areas.append(auc.resampled)
+    *before, normed, unnormed = rows
+    table, residual = (
+        pd.DataFrame([*before, last]).reset_index(names="layer") for last in (normed, unnormed)
+    )
+    for end in ("", "_low", "_high"):
+        table[f"auc_residual{end}"] = residual[f"auc{end}"]
+    for count in ("fits", "fits_converged"):  # in the row of state N, of both
+        table.loc[len(table) - 1, count] += unnormed[count]
+    hidden, stream = (pick(np.stack(areas), which, 0) for which in ("hidden", "residual"))
+    layers, resamples = np.indices(hidden.shape)
+    drawn = {"layer": layers, "resample": resamples, "auc": hidden, "auc_residual": stream}
+    flat = pd.DataFrame({key: np.ravel(one) for key, one in drawn.items()})
+    return Probed(table[[*COLUMNS]], flat, residual)
 
 
-def summary(table: pd.DataFrame) -> dict[str, Any]:
-    """The hidden state with the best AUC, means over states, and how many fits converged."""
+def summary(found: Probed) -> dict[str, Any]:
+    """The best AUC, means over states 1 to N (before the norm), and how many fits converged."""
+    table, states = found.table, found.residual[1:]
     best = table.iloc[int(table["auc"].argmax())]
     means = ("test_accuracy", "selectivity", "auc", "control_accuracy", "control_task_selectivity")
     return {
         "states": len(table),
-        "best": {
-            "layer": int(best["layer"]),
-            "auc": best["auc"],
-            "low": best["auc_low"],
-            "high": best["auc_high"],
-        },
-        **{f"mean_{name}": float(table[name].mean()) for name in means},
+        "best": {"layer": int(best["layer"]), "auc": best["auc"],
+                 "low": best["auc_low"], "high": best["auc_high"]},
+        **{f"mean_{name}": float(states[name].mean()) for name in means},
         "majority_baseline": float(table["majority_baseline"].iloc[0]),
         "fits": int(table["fits"].sum()),
         "fits_converged": int(table["fits_converged"].sum()),
-    }
+    }  # fmt: skip
