@@ -277,7 +277,7 @@ def probe_tables(
     hidden, stream = (pick(np.stack(areas), which, 0) for which in ("hidden", "residual"))
     layers, resamples = np.indices(hidden.shape)
     drawn = {"layer": layers, "resample": resamples, "auc": hidden, "auc_residual": stream}
-    flat = pd.DataFrame({key: np.ravel(one) for key, one in drawn.items()})
+    flat = pd.DataFrame({key: np.asarray(one).ravel() for key, one in drawn.items()})
     return Probed(table[[*COLUMNS]], flat, residual)
 
 
