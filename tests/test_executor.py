@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import types
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,16 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.parent import PIPELINE, here, pid_of, process_lives
 from model_diffs.core.results import PlannedRun
 from model_diffs.core.step import Script, Step
-from model_diffs.pipeline import closing, executor, lock
+from model_diffs.pipeline import closing, executor, lock, processes
 from model_diffs.pipeline.units import Target, Unit
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(code: str, log: Path, **environment: str) -> executor.Ended:
+def run(code: str, log: Path, **environment: str) -> processes.Ended:
     words = ["python", "-c", code]
     with lock.hold(str(log.parent)) as held:
-        return executor.run_process(words, log, {**os.environ, **environment}, held)
+        return processes.run_command(words, log, {**os.environ, **environment}, held)
 
 
 def wait_until(holds: object, seconds: float = 10) -> bool:
@@ -75,7 +76,7 @@ def test_a_program_that_cannot_be_started_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "tool").write_bytes(b"\x00\x01")
     (tmp_path / "tool").chmod(0o755)
     with pytest.raises(BadInput, match="tool cannot be started"):
-        executor.run_process([str(tmp_path / "tool")], tmp_path / "x.log", {}, os.open("/", 0))
+        processes.run_command([str(tmp_path / "tool")], tmp_path / "x.log", {}, os.open("/", 0))
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGKILL", 137), ("SIGTERM", 143)])
@@ -90,15 +91,15 @@ PARENT = """
 import os, signal, sys
 from pathlib import Path
 from model_diffs.core.parent import PIPELINE, here
-from model_diffs.pipeline import executor, lock
+from model_diffs.pipeline import lock, processes
 from model_diffs.pipeline.__main__ import _end_by_signal
 
 signal.signal(signal.SIGTERM, _end_by_signal)
-executor.PATIENCE = 0.3
+processes.PATIENCE = 0.3
 root, words = Path(sys.argv[1]), sys.argv[2:]
 with lock.hold(str(root)) as held:
     environment = {**os.environ, PIPELINE: here(os.getpid())}
-    executor.run_process(words, root / "x.log", environment, held)
+    processes.run_command(words, root / "x.log", environment, held)
 """
 CHILD = """
 import os, signal, sys, time
@@ -196,6 +197,11 @@ def test_workers_end_with_a_script_that_was_started_by_hand(tmp_path: Path) -> N
 # ── one after another ─────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass
+class NoOptions:
+    """Options of a script that has none."""
+
+
 def unit(place: Path, number: int, code: str) -> Unit:
     """A unit that runs `code`, and would fill a folder that an earlier run has filled."""
     (place / f"{number}.py").write_text(code)
@@ -205,8 +211,9 @@ def unit(place: Path, number: int, code: str) -> Unit:
         pass
     before = (planned.folder / results.RECORD).stat().st_mtime_ns
     target = Target(planned, "stale", "--force", forced=True, before=before)
-    script = Script(str(place / f"{number}.py"), types.SimpleNamespace(STEP=step))  # type: ignore[arg-type]
-    return Unit(script, [], [target], name=f"step_{number}")
+    module = types.SimpleNamespace(STEP=step, Options=NoOptions)
+    script = Script(str(place / f"{number}.py"), module)  # type: ignore[arg-type]
+    return Unit(script, [], [target], chosen=NoOptions(), name=f"step_{number}")
 
 
 @pytest.mark.parametrize("keep_going", [False, True])
@@ -228,7 +235,7 @@ def test_a_failure_is_told_noted_and_shown_without_earlier_seconds(
     table = [
         line.split() for line in said.out.splitlines() if line[2:].lstrip().startswith("result")
     ]
-    outcomes = ["skipped", "failed", "done"][: len(ran)]
+    outcomes = ["skipped", "failed", "done" if keep_going else "pending"]
     assert [line[3:] for line in table] == [[one] for one in outcomes]
     assert "warning: odd" in said.out
     assert "step 2 failed with status 7" in said.err and "| no luck" in said.err

@@ -6,9 +6,7 @@ python -m model_diffs.pipeline [STUDY] [options]
 import os
 import platform
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -16,11 +14,17 @@ from types import FrameType
 
 from model_diffs.core import options, results
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import option
+from model_diffs.core.options import option, positive
 from model_diffs.core.script import run_script
 from model_diffs.core.step import load_steps
-from model_diffs.pipeline import closing, executor, lock, studies, units
-from model_diffs.pipeline.environment import Settings, with_all_methods, with_environment
+from model_diffs.pipeline import closing, executor, lock, prepared, studies, units
+from model_diffs.pipeline.environment import (
+    Settings,
+    visible_gpus,
+    with_all_methods,
+    with_environment,
+)
+from model_diffs.pipeline.graph import for_jobs
 from model_diffs.pipeline.plan import Planner
 from model_diffs.pipeline.studies import Study
 from model_diffs.pipeline.units import Unit
@@ -33,10 +37,14 @@ class Options:
     force: bool = option(False, "run again what is complete")
     steps: str = option("", "only these: numbers, ranges, names, such as 1,4-6,report")
     dry_run: bool = option(False, "say what would run, and run nothing")
-    keep_going: bool = option(False, "go on with the next step after a failure")
+    keep_going: bool = option(False, "go on with what does not depend on a step that failed")
+    jobs: int = option(1, "units to run at a time on this machine", check=positive)
     all_methods: bool = option(False, "one unlearned model per method; compare nothing")
     verify: bool = option(False, "check the hash of every file, even where its time is unchanged")
 
+
+VALUED = ("--steps", "--jobs")
+"""Options that a value follows."""
 
 HELP = """\
 ./pipeline.sh [STUDY] [options]: makes a study's models, measures every comparison, writes the page.
@@ -64,7 +72,7 @@ def _parse(words: list[str]) -> tuple[str, Options]:
     named = [
         word
         for before, word in zip(["", *words], words, strict=False)
-        if not word.startswith("-") and before != "--steps"
+        if not word.startswith("-") and before not in VALUED
     ]
     if len(named) > 1:
         raise BadInput(f"one study at a time: {named[0]} or {named[1]}")
@@ -83,11 +91,7 @@ def _device(settings: Settings) -> str:
         return settings.activation_device
     if platform.system() == "Darwin":
         return "auto (mps)"
-    if shutil.which("nvidia-smi"):
-        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-        if found.returncode == 0 and found.stdout.strip():
-            return "auto (cuda)"
-    return "auto (cpu)"
+    return "auto (cuda)" if visible_gpus() else "auto (cpu)"
 
 
 def _units(study: Study, settings: Settings, chosen: Options) -> tuple[Planner, list[Unit]]:
@@ -126,6 +130,22 @@ def _end_by_signal(number: int, _: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+def _shared(study: Study, settings: Settings, chosen: Options, held: int) -> executor.Shared:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = max(1, (cores or 1) // chosen.jobs) if chosen.jobs > 1 else 0
+    return executor.Shared(
+        outroot=settings.outroot,
+        launcher=settings.launcher,
+        lock=held,
+        force=chosen.force,
+        keep_going=chosen.keep_going or chosen.all_methods or chosen.jobs > 1,
+        jobs=chosen.jobs,
+        threads=study.threads or share,
+        gpus=visible_gpus() if chosen.jobs > 1 else (),
+        forks=prepared.FORKS,
+    )
+
+
 def _run(planner: Planner, found: list[Unit], chosen: Options) -> int:
     """Run what is not complete, print the closing table, and return the exit status."""
     settings = planner.settings
@@ -139,16 +159,11 @@ def _run(planner: Planner, found: list[Unit], chosen: Options) -> int:
         lock.remove_leftovers([settings.outroot, *lock.PRODUCED])
         planned = units.with_states(found, chosen.force)
         _print_plan(planner, planned)
-        shared = executor.Shared(
-            outroot=settings.outroot,
-            launcher=settings.launcher,
-            lock=held,
-            force=chosen.force,
-            keep_going=chosen.keep_going or chosen.all_methods,
-        )
+        shared = _shared(planner.study, settings, chosen, held)
         ran: list[tuple[Unit, int]] = []
+        todo = [one for one in planned if one.todo]
         try:
-            executor.run_units((one for one in planned if one.todo), shared, ran)
+            executor.run_units(for_jobs(todo, chosen.jobs), shared, ran)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             closing.print_closing(planned, ran, settings.outroot, chosen.all_methods)

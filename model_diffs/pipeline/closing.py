@@ -36,10 +36,12 @@ def print_pending(planned: Sequence[Unit], outroot: str) -> None:
     _print_places(outroot, planned, True)
 
 
-def _outcome(target: Target, status: int) -> tuple[str, str]:
-    """What became of a folder, and the seconds that this took."""
+def _outcome(target: Target, status: int | None) -> tuple[str, str]:
+    """What became of a folder, and the seconds that this took. No status: its unit did not run."""
     if target.status == "complete":
         return "skipped", ""
+    if target.status == "blocked" or status is None:
+        return "pending", ""
     if not target.made():
         return "failed" if status else "skipped", ""
     return "done", str((results.read_record(target.planned.folder) or {}).get("seconds", ""))
@@ -48,27 +50,24 @@ def _outcome(target: Target, status: int) -> tuple[str, str]:
 def print_closing(
     planned: Sequence[Unit], ran: Sequence[tuple[Unit, int]], outroot: str, all_methods: bool
 ) -> None:
-    """The closing table: every result up to the last unit that ran."""
-    statuses = {id(unit): status for unit, status in ran}
+    """The closing table of all results."""
+    # A unit may have run in parts: its results are told apart by their folders.
+    statuses: dict[Path, int] = {}
+    for unit, status in ran:
+        for one in unit.targets:
+            statuses[one.planned.folder] = status or statuses.get(one.planned.folder, 0)
     lines: list[Line] = []
     outcome: dict[Path, str] = {}
     for unit in planned:
-        if unit.todo and id(unit) not in statuses:
-            # Of the first unit that did not run, what stands before its first missing result.
-            done = unit.targets[: unit.targets.index(unit.todo[0])]
-        else:
-            done = unit.targets
-        for one in done:
-            result, seconds = _outcome(one, statuses.get(id(unit), 0))
+        for one in unit.targets:
+            result, seconds = _outcome(one, statuses.get(one.planned.folder))
             lines.append((unit.number, one.planned.label, result, seconds))
             outcome[one.planned.folder] = result
-        if len(done) < len(unit.targets):
-            break
     _print_table(lines)
     if all_methods:
         from model_diffs.unlearning.summary import table as summary
 
         made = {place: one for place, one in outcome.items() if "unlearned_models" in str(place)}
         print("\n" + summary([*made], made))
-    elif not any(statuses.values()):
+    elif not any(status for _, status in ran):
         _print_places(outroot, planned, False)

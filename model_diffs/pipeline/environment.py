@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,18 @@ def program(name: str) -> str:
     if not found:
         raise BadInput(f"LAUNCHER={name}: no such program")
     return found
+
+
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, else all that the driver lists."""
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(one.strip() for one in named.split(",") if one.strip())
+    if not shutil.which("nvidia-smi"):
+        return ()
+    found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    lines = found.stdout.splitlines() if found.returncode == 0 else []
+    return tuple(str(number) for number, _ in enumerate(filter(str.strip, lines)))
 
 
 @dataclass

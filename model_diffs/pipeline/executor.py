@@ -1,34 +1,22 @@
-"""Runs units one after another, as processes of their own: their logs, signals and failures.
+"""Runs units on this machine, one at a time or several: their logs, signals and failures.
 
-`run_units` is a function of units and of what they share (`Shared`); an executor that runs several
-at once, or on a cluster, stands beside it and gives the same statuses.
+`run_units` is a function of units and of what they share (`Shared`); what submits them to a cluster
+stands beside it (`cluster.py`).
 """
 
 import os
-import subprocess
 import sys
-import threading
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
 
 from model_diffs.core import results
-from model_diffs.core.errors import BadInput
 from model_diffs.core.parent import PIPELINE, here
-from model_diffs.core.progress import PROGRESS_FD
-from model_diffs.pipeline.environment import program, search_path
+from model_diffs.pipeline import graph, prepared, processes
+from model_diffs.pipeline.environment import search_path
+from model_diffs.pipeline.processes import Ended, Running
 from model_diffs.pipeline.units import Unit, command
-
-LAST_LINES = 15
-PATIENCE = 5.0
-"""Seconds that a process has to end after SIGTERM; then it is killed."""
-INTERRUPTED = 2.0
-"""Seconds that it has after Ctrl-C, which it received as well."""
-LINGERING = 10.0
-"""Seconds to wait for what a process started and left behind."""
 
 
 @dataclass(frozen=True)
@@ -41,120 +29,14 @@ class Shared:
     """File descriptor of the held lock, which children inherit."""
     force: bool = False
     keep_going: bool = False
-
-
-class Ended(NamedTuple):
-    """How a process ended."""
-
-    status: int
-    """As a shell has it: 128 + n for signal n."""
-    last: list[str]
-    """Last lines that it said."""
-    warnings: list[str]
-
-
-# ── one process ───────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass
-class _Log:
-    """Keeps what a process says: in a file as it comes, its last lines and warnings in memory."""
-
-    path: Path
-    last: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
-    warnings: list[str] = field(default_factory=list)
-    file: IO[bytes] | None = None
-
-    def _write(self, line: bytes) -> None:
-        try:
-            if self.file is not None:
-                self.file.write(line)
-        except OSError as error:
-            self._do_without(error)
-
-    def _do_without(self, error: OSError) -> None:
-        self.file = None
-        with suppress(OSError):  # that disk may hold stderr, too
-            print(
-                f"warning: {self.path}: {error.strerror}: going on without a log", file=sys.stderr
-            )
-
-    def read(self, stream: IO[bytes]) -> None:
-        """Read until the process, and whatever it started, has closed its output."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("wb", buffering=0)
-        except OSError as error:
-            self._do_without(error)
-        while line := stream.readline(1 << 16):
-            self._write(line)
-            text = line.decode("utf-8", "replace").rstrip()
-            if text:
-                self.last.append(text)
-            if text.startswith("warning"):
-                self.warnings.append(text)
-        if self.file is not None:
-            self.file.close()
-
-
-def _end(child: "subprocess.Popen[bytes]", first: float) -> None:
-    """Wait `first` seconds for a process to end, then ask it to (SIGTERM), then kill it."""
-    try:
-        for patience, then in ((first, child.terminate), (PATIENCE, child.kill)):
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(patience)
-                return
-            then()
-        child.wait()
-    except BaseException:  # Ctrl-C once more
-        child.kill()
-        raise
-
-
-def run_process(
-    words: Sequence[str], log: Path, environment: Mapping[str, str], lock: int
-) -> Ended:
-    """Run a process to its end; its output goes to `log`, its progress bars to the terminal.
-
-    A signal that ends this process ends the child first.
-    """
-    terminal = _terminal()
-    descriptors = [one for one in (lock, terminal) if one is not None]
-    bars = {} if terminal is None else {PROGRESS_FD: str(terminal)}
-    kept = _Log(log)
-    try:
-        child = subprocess.Popen(
-            [program(words[0]), *words[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=descriptors,
-            env={**environment, **bars},
-        )
-    except OSError as error:  # no program for this machine, or a command too long for it
-        raise BadInput(f"{words[0]} cannot be started: {error.strerror}") from None
-    finally:
-        if terminal is not None:
-            os.close(terminal)
-    reader = threading.Thread(target=kept.read, args=(child.stdout,), daemon=True)
-    reader.start()
-    try:
-        status = child.wait()
-    except BaseException as error:
-        _end(child, INTERRUPTED if isinstance(error, KeyboardInterrupt) else 0)
-        raise
-    finally:
-        reader.join(LINGERING)
-    return Ended(128 - status if status < 0 else status, list(kept.last), kept.warnings)
-
-
-def _terminal() -> int | None:
-    with suppress(OSError):
-        return os.dup(2)
-    return None
-
-
-# ── all of them ───────────────────────────────────────────────────────────────────────────────────
+    jobs: int = 1
+    """Units that run at a time."""
+    threads: int = 0
+    """Threads of each; 0: what the libraries choose."""
+    gpus: tuple[str, ...] = ()
+    """What CUDA_VISIBLE_DEVICES may name; each unit sees one where several run at a time."""
+    forks: bool = False
+    """Scripts run in forks of this process, where no launcher stands before them."""
 
 
 def log_of(unit: Unit, outroot: str) -> Path:
@@ -185,21 +67,90 @@ def _note_failure(unit: Unit, ended: Ended, log: Path) -> None:
                 results.note_failure([target.planned], reason)
 
 
-def run_units(units: Iterable[Unit], shared: Shared, statuses: list[tuple[Unit, int]]) -> None:
-    """Run units in their order; each that ended is added to `statuses` with its exit status.
+class _Runner:
+    """Units that wait, run and have ended."""
 
-    A failure ends the run unless `keep_going`.
-    """
-    environment = {**os.environ, "PATH": search_path(), PIPELINE: here(os.getpid())}
-    for unit in units:
+    def __init__(
+        self, units: Iterable[Unit], shared: Shared, statuses: list[tuple[Unit, int]]
+    ) -> None:
+        self.units, self.shared, self.statuses = [*units], shared, statuses
+        self.edges = graph.edges(self.units)
+        self.waiting = [*range(len(self.units))]
+        self.running: dict[int, Running] = {}
+        self.slots: dict[int, int] = {}
+        self.ended: dict[int, int] = {}
+        self.unmade: set[str] = set()
+        self.environment = {**os.environ, "PATH": search_path(), PIPELINE: here(os.getpid())}
+
+    def _ready(self) -> int | None:
+        """The first waiting unit that waits for nothing; in turn, where one runs at a time."""
+        unfinished = {*self.waiting, *self.running}
+        for number in self.waiting:
+            own = self.edges[number]
+            if self.shared.jobs == 1 or not (own.needs | own.after) & unfinished:
+                return number
+        return None
+
+    def _start(self, number: int) -> None:
+        """Start a unit without those results that cannot be made any more, if any is left."""
+        unit, shared = self.units[number], self.shared
+        self.waiting.remove(number)
+        for target in graph.lost(unit, self.unmade):
+            target.status, target.reason = "blocked", "what it is made from was not made"
+            self.unmade.add(os.path.abspath(target.planned.folder))
+        if not unit.todo:
+            print(f"step {unit.number:<2d} {unit.script.name}: not run, since what it needs failed")
+            return
         print(f"step {unit.number:<2d} {unit.script.name} ({_what(unit)})", flush=True)
-        log = log_of(unit, shared.outroot)
-        words = command(unit, shared.launcher, shared.force)
-        ended = run_process(words, log, environment, shared.lock)
+        slot = min({*range(shared.jobs)} - {*self.slots.values()})
+        environment = dict(self.environment)
+        if shared.jobs > 1 and shared.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = shared.gpus[slot % len(shared.gpus)]
+        log, words = log_of(unit, shared.outroot), command(unit, shared.launcher, shared.force)
+        given = (log, environment, shared.lock, slot)
+        if shared.forks and words[:2] == ["python", unit.script.name]:
+            work = lambda: prepared.run(unit, words[2:])  # noqa: E731
+            self.running[number] = processes.start_fork(work, words[1:], *given)
+        else:
+            self.running[number] = processes.start_command(words, *given)
+        self.slots[number] = slot
+
+    def _finish(self, number: int, ended: Ended) -> None:
+        unit = self.units[number]
+        del self.running[number], self.slots[number]
         for warning in ended.warnings:
             print(warning, flush=True)
-        statuses.append((unit, ended.status))
+        self.statuses.append((unit, ended.status))
+        self.ended[number] = ended.status
         if ended.status:
-            _note_failure(unit, ended, log)
-            if not shared.keep_going:
-                return
+            _note_failure(unit, ended, log_of(unit, self.shared.outroot))
+            self.unmade |= graph.unmade([unit])
+            if not self.shared.keep_going:
+                self.waiting.clear()
+
+    def run(self) -> None:
+        try:
+            while self.waiting or self.running:
+                while len(self.running) < self.shared.jobs and (n := self._ready()) is not None:
+                    self._start(n)
+                processes.attend([*self.running.values()])
+                for number, one in [*self.running.items()]:
+                    if (found := one.ended()) is not None:
+                        self._finish(number, found)
+        except BaseException as error:
+            processes.end([*self.running.values()], processes.patience_after(error))
+            raise
+
+
+def run_units(units: Iterable[Unit], shared: Shared, statuses: list[tuple[Unit, int]]) -> None:
+    """Run units, in their order or as soon as what they wait for is there.
+
+    Each that ended is added to `statuses` with its exit status. After a failure nothing more is
+    started, unless `keep_going`: then what does not depend on it goes on.
+    """
+    found = [*units]
+    if shared.threads:  # also of this process, whose forks have the libraries that it imported
+        os.environ.setdefault("OMP_NUM_THREADS", str(shared.threads))
+    if shared.forks:
+        prepared.prepare(found)
+    _Runner(found, shared, statuses).run()

@@ -85,6 +85,8 @@ class Study:
     """Scripts that make models and texts, run first."""
     seeds: tuple[int, ...] = (42,)
     """Each unlearned model is made once per seed."""
+    threads: int = 0
+    """Threads of each process (OMP_NUM_THREADS); 0: what the libraries choose."""
     models: Models = field(default_factory=Models)
     texts: Texts = field(default_factory=Texts)
     unlearn: tuple[Unlearn, ...] = ()

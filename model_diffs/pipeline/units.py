@@ -25,7 +25,8 @@ class Target:
 
     planned: PlannedRun
     status: str
-    """`complete`, `stale` or `missing`; `follows`: complete, but what it reads will change."""
+    """`complete`, `stale` or `missing`; `follows`: complete, but what it reads will change;
+    `blocked`: what it is made from could not be made."""
     reason: str
     forced: bool = False
     """Complete, and made again by --force."""
@@ -35,7 +36,7 @@ class Target:
     @property
     def pending(self) -> bool:
         """Whether it is made, or looked at again."""
-        return self.status != "complete"
+        return self.status not in ("complete", "blocked")
 
     def made(self) -> bool:
         """Whether it was made since then."""
@@ -62,6 +63,8 @@ class Unit:
     """The folders that these fill."""
     name: str = ""
     """Of its log; the script's with what tells it from others of that script."""
+    alone: bool = False
+    """Makes the result of one model, and not the one over all models that its script makes too."""
 
     @property
     def number(self) -> int:
@@ -127,12 +130,14 @@ def narrowed(unit: Unit, force: bool) -> list[str]:
     """The unit's words with only those models whose folders are to be made."""
     step, words = unit.script.step, list(unit.words)
     flags = {"comparison": "--model-b", "model": "--model"}
-    own = getattr(unit.script.module, "planned_runs", None)
-    if step.scope in flags and not (own and step.scope == "model"):
+    whole = step.scope == "model" and step.summary and not unit.alone
+    if step.scope in flags and not whole:
         start = words.index(flags[step.scope]) + 1
         end = next((i for i in range(start, len(words)) if words[i].startswith("--")), len(words))
         chosen = [one.planned.model_b or one.planned.model_a for one in unit.todo]
         words[start:end] = list(dict.fromkeys(chosen))
+    if unit.alone:
+        words += ["--outdir", str(unit.todo[0].planned.folder)]
     return words + (["--force"] if force else [])
 
 
