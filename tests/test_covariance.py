@@ -1,7 +1,9 @@
 """Spectra of hidden states: planted shapes, SciPy, and a loop over tokens."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -102,6 +104,32 @@ def test_clips_rounding_below_zero_and_refuses_negative_eigenvalues() -> None:
         covariance.eigenvalues(matrix(-1e-3), "state 3")
     with pytest.raises(BadInput, match="not finite"):
         covariance.eigenvalues(np.full((2, 2), np.nan))
+    # What counts as rounding is relative to the largest eigenvalue.
+    assert covariance.eigenvalues(np.diag([100.0, 1.0, -5e-4]))[-1] == 0
+    with pytest.raises(BadInput, match="which no covariance"):
+        covariance.eigenvalues(np.diag([1e-3, 1e-4, -1e-7]))
+    assert (covariance.eigenvalues(np.zeros((3, 3))) == 0).all()
+
+
+class Scatters(NamedTuple):
+    """Saved statistics of four tokens of two documents."""
+
+    states: np.ndarray
+
+    def read(self, name: str, *_: str) -> np.ndarray:
+        return np.array([1, 3]) if name == "tokens" else self.states[:, 0]
+
+    def each_state(self, _: str) -> Iterator[np.ndarray]:
+        return iter(self.states)
+
+
+def test_spectra_are_of_scatters_over_tokens_and_messages_name_the_state() -> None:
+    states = np.stack([np.diag([4.0, 8.0]), np.diag([12.0, 2.0])])
+    found = covariance.spectra(cast(Any, Scatters(states)), "forget_a")
+    np.testing.assert_allclose(found, [[2, 1], [3, 0.5]])
+    states[1, 0, 0] = np.inf
+    with pytest.raises(BadInput, match="covariance of forget_a, state 1 is not finite"):
+        covariance.spectra(cast(Any, Scatters(states)), "forget_a")
 
 
 # ── rows ──────────────────────────────────────────────────────────────────────────────────────────
@@ -115,6 +143,40 @@ def test_selectivity_is_forget_over_retain_and_empty_for_an_unchanged_retain_set
     assert row["forget_trace_b"] == pytest.approx(3 * row["forget_trace_a"])
     row = covariance.metric_table(base | {"forget_b": 3 * a, "retain_b": a}).iloc[0]
     assert np.isnan(row["selectivity_ratio"]) and row["retain_wasserstein"] == 0
+
+
+def test_every_column_of_a_row_by_hand() -> None:
+    a, b = np.array([[3.0, 1.0]]), np.array([[2.0, 2.0]])
+    table = covariance.metric_table({"forget_a": a, "forget_b": b, "retain_a": b, "retain_b": a})
+    row = table.iloc[0]
+    for forget, retain in (("a", "b"), ("b", "a")):
+        for name, value in {
+            "participation": {"a": 1.6, "b": 2.0},
+            "eff_rank": {"a": 2, "b": 2},
+            "trace": {"a": 4, "b": 4},
+            "top10_share": {"a": 1, "b": 1},
+        }.items():
+            assert row[f"forget_{name}_{forget}"] == pytest.approx(value[forget])
+            assert row[f"retain_{name}_{retain}"] == pytest.approx(value[forget])
+    for name, forget, retain in (
+        ("wasserstein", 1, 1),
+        ("wasserstein_normalised", 0.5, 0.5),
+        ("top10_change", 0, 0),
+        ("top10_relative_change", 0.5, 0.5),
+    ):
+        assert row[f"forget_{name}"] == pytest.approx(forget)
+        assert row[f"retain_{name}"] == pytest.approx(retain)
+    assert row["selectivity_ratio"] == row["selectivity_ratio_normalised"] == pytest.approx(1)
+
+
+def test_a_table_of_zero_spectra_has_empty_cells_in_columns_of_numbers() -> None:
+    zero = np.zeros((2, 3))
+    table = covariance.metric_table(
+        {f"{split}_{side}": zero for split in covariance.SPLITS for side in "ab"}
+    )
+    for name in ("wasserstein_normalised", "top10_change", "top10_relative_change"):
+        assert table[f"forget_{name}"].dtype == float and table[f"forget_{name}"].isna().all()
+    assert (table["forget_wasserstein"] == 0).all()
 
 
 def test_top_ten_of_more_and_their_changes_by_hand() -> None:
@@ -144,6 +206,8 @@ def test_summary_by_hand() -> None:
     assert found["states"] == found["states_without_selectivity"] == 3
     means = found["mean_over_states"]
     assert "layer" not in means and means["selectivity_ratio"] is None
+    ranks = [covariance.effective_rank(spectrum) for spectrum in a]
+    assert means["forget_eff_rank_a"] == pytest.approx(np.mean(np.array(ranks, float)))
     assert means["forget_trace_b"] == pytest.approx(moved.sum(1).mean())
     # Undefined for the first state, a zero spectrum.
     entropies = [covariance.entropy(spectrum) for spectrum in still[1:]]
@@ -155,6 +219,14 @@ def test_summary_by_hand() -> None:
     first["forget_b"][0, 0] *= 2
     largest = covariance.summary(covariance.metric_table(first))["largest_normalised_forget_change"]
     assert largest["layer"] == 0 and largest["retain"] is None
+    # Of a state with a zero spectrum the change is not defined: it is not the largest.
+    second = {**first, "forget_a": a.copy(), "forget_b": a.copy()}
+    second["forget_a"][0] = 0
+    second["forget_b"][1, 0] *= 1.1
+    largest = covariance.summary(covariance.metric_table(second))[
+        "largest_normalised_forget_change"
+    ]
+    assert largest["layer"] == 1 and largest["forget"] < 0.2
 
 
 # ── the script ────────────────────────────────────────────────────────────────────────────────────
