@@ -212,6 +212,9 @@ def test_rounding_is_a_twelfth_of_the_squared_spacing():
         assert found == pytest.approx(2.0**-48 / 12, rel=1e-12, abs=0)
     found = param_stats.squared_rounding(torch.tensor([2.0**-13], dtype=torch.float16))
     assert found == pytest.approx(2.0**-46 / 12, rel=1e-12, abs=0)
+    # A square that fp32 cannot hold.
+    found = param_stats.squared_rounding(torch.tensor([2.0**-80], dtype=torch.bfloat16))
+    assert found == pytest.approx(2.0**-174 / 12, rel=1e-12, abs=0)
 
 
 def test_entries_that_change_are_counted_in_chunks(monkeypatch):
@@ -231,9 +234,10 @@ def test_entries_that_change_are_counted_in_chunks(monkeypatch):
     assert param_stats.difference(a, -a)[1]["cosine"] == pytest.approx(-1)
     for one, other in ((a, torch.zeros_like(a)), (torch.zeros_like(a), a)):
         assert param_stats.difference(one, other)[1]["cosine"] is None
-    # Vectors as long as these have a cosine that rounding would put above one.
-    long = torch.full((1, 3), 0.1)
-    assert param_stats.difference(long, 3 * long)[1]["cosine"] <= 1
+    # Rounding would put the cosine of some parallel vectors beyond one.
+    for vector in torch.randn(20, 1, 3, generator=torch.Generator().manual_seed(0)):
+        assert 1 - 1e-6 < param_stats.difference(vector, 3 * vector)[1]["cosine"] <= 1
+        assert -1 <= param_stats.difference(vector, -3 * vector)[1]["cosine"] < -1 + 1e-6
 
 
 def test_a_difference_is_taken_in_fp32_of_what_is_stored():
@@ -250,6 +254,10 @@ def test_norms_and_ranks_of_a_matrix_by_hand():
     assert param_stats.spectrum(W, "W", without) == pytest.approx(expected)
     half = EXACT._replace(empirical_threshold=0.9)
     assert param_stats.spectrum(W, "W", half)["empirical_rank"] == 2
+    # The norm is of what is stored, the spectral norm is computed in the dtype that is set.
+    rounded = EXACT._replace(dtype=torch.bfloat16)
+    found = param_stats.spectrum(torch.diag(torch.tensor([1.00390625, 0.5])), "W", rounded)
+    assert found["spectral"] == 1 and found["fro"] == math.hypot(1.00390625, 0.5)
 
 
 def test_settings_decide_how_far_the_largest_singular_value_is_iterated():
@@ -286,7 +294,7 @@ def test_rows_are_gathered_in_order_and_layers_sorted():
         "group": "mlp", "component": "mlp_in", "dW_fro": 3.0, "W_fro": 6.0, "dW_spectral": 1.0,
         "W_spectral": 2.0, "dW_stable_rank": 9.0, "dW_empirical_rank": 4,
     }  # fmt: skip
-    rows = [{**row, "layer": 2}, {**row, "layer": 0, "group": "attn"}, {**row, "layer": 0}]
+    rows = [{**row, "layer": 2}, {**row, "layer": 0}, {**row, "layer": 0, "group": "attn"}]
     rows += [{**row, "layer": 0, "dW_fro": 4.0, "dW_empirical_rank": 8}]
     found = param_stats.gather(rows, "group")
     assert [(one["group"], one["count_mats"]) for one in found] == [("mlp", 3), ("attn", 1)]
