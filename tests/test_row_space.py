@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from model_diffs.core.step import load_script
 from model_diffs.diagnostics import row_space
 from model_diffs.models import loading as models
 from model_diffs.models.anatomy import locate
+from model_diffs.models.architectures import Matrix
 from model_diffs.models.checkpoints import Checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -221,15 +222,69 @@ def test_random_inputs_have_the_random_projection_ratio() -> None:
     assert float(ratios.square().mean().sqrt()) == pytest.approx(math.sqrt(k / d), rel=0.02)
 
 
+@pytest.mark.parametrize("rank", [None, 9])
 @pytest.mark.parametrize("shape", [(30, 20), (20, 30), (25, 25)])
-def test_R_gives_the_norm_of_dW_x(shape: tuple[int, int]) -> None:
+def test_R_gives_the_norm_of_dW_x(shape: tuple[int, int], rank: int | None) -> None:
     dW = torch.randn(shape)
+    if rank:
+        dW = torch.randn(shape[0], rank) @ torch.randn(rank, shape[1])
     reads = row_space.reads_of(dW, 7, torch.float32)
-    assert reads is not None
+    assert reads is not None and len(reads.R) == (rank or min(shape))
     x = torch.randn(shape[1], 9)
     np.testing.assert_allclose((reads.R @ x).norm(dim=0), (dW @ x).norm(dim=0), rtol=1e-5)
     V = torch.linalg.svd(dW.double())[2][:7]
     np.testing.assert_allclose((reads.V_k.double().T @ reads.V_k.double()), V.T @ V, atol=1e-6)
+
+
+def test_singular_values_that_are_negligible_beside_the_largest_have_no_row() -> None:
+    for sigma, rows in (
+        ([1e3, 5e-4, 0.0], 1),
+        ([1e3, 2e-3, 5e-4], 2),
+        ([1e-3, 5e-7, 1e-8], 3),
+        ([1e-3, 0.0, 0.0], 1),
+    ):
+        reads = row_space.reads_of(torch.diag(torch.tensor(sigma)), 3, torch.float32)
+        assert reads is not None and reads.R.shape == (rows, 3)
+
+
+def test_weights_are_kept_of_experts_alone(tmp_path: Path) -> None:
+    """Of other matrices the module itself forms W x."""
+    for family, kept in (("llama", False), ("mixtral", True)):
+        folders = [tiny_models.save(family, tmp_path / f"{family}{i}", seed=i) for i in range(2)]
+        base, other = (Checkpoint.open(str(folder)) for folder in folders)
+        found = row_space.read_changes(base, [other], 2, torch.device("cpu"), torch.float32)
+        assert found.targets and all((t.W is not None) == kept for t in found.targets)
+
+
+class Part(NamedTuple):
+    """In place of a tensor: its size and where it is."""
+
+    nbytes: int
+    device: str = "cpu"
+
+    def to(self, device: torch.device) -> "Part":
+        return self._replace(device=device.type)
+
+
+@pytest.mark.parametrize(("free", "device", "moved"), [
+    (120, "cuda", True), (119, "cuda", False), (1000, "cpu", False),
+])  # fmt: skip
+def test_changes_move_to_a_gpu_where_half_of_its_memory_holds_them(
+    free: int, device: str, moved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10**6))
+    matrix = Matrix("m", "m", 0, "mlp", "mlp_in", (2, 2))
+    given: list[Any] = [row_space.Reads(*map(Part, sizes)) for sizes in ((5, 5), (8, 12))]
+    weight: Any = Part(30)
+    targets = [
+        row_space.Target(matrix, {"b": given[0]}, weight),
+        row_space.Target(matrix, {"b": given[1]}),
+    ]
+    row_space.move_to_device(targets, torch.device(device))
+    held: list[Any] = [part for target in targets for part in target.reads["b"]]
+    place = "cuda" if moved else "cpu"
+    assert [(part.nbytes, part.device) for part in held] == [(n, place) for n in (5, 5, 8, 12)]
+    assert weight._replace(device=place) == targets[0].W and targets[1].W is None
 
 
 def test_zero_inputs_do_not_count() -> None:
