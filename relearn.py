@@ -2,7 +2,7 @@
 
 Each model is fine-tuned on attack texts, and by other arms on harmless ones, at several learning
 rates. At chosen steps it answers questions on facts that no attack text states, on those that they
-do, and on general ones. The rate is chosen on one set of entities and read on another.
+do, and on general ones. Rate and step are chosen on one set of entities and read on another.
 
     uv run relearn.py --model models/miniature-base models/miniature-filtered \\
         --base models/miniature-base --filtered models/miniature-filtered \\
@@ -35,7 +35,9 @@ from model_diffs.core.script import run_step, seed_everything
 from model_diffs.core.step import Claims, Figure, Measure, Step, Table, model_runs
 
 if TYPE_CHECKING:
-    from model_diffs.attacks.relearning import Measured
+    from collections.abc import Sequence
+
+    from model_diffs.attacks.relearning import Attacked, Measured
 
 STEP = Step(
     number=14,
@@ -44,7 +46,7 @@ STEP = Step(
     scope="model",
     summary=True,
     needs=("forget", "retain", "questions", "attack"),
-    version=2,
+    version=3,
     tables=(Table("relearning"), Table("per_question"), Table("relearning_summary")),
     figures=(
         Figure(
@@ -75,8 +77,8 @@ STEP = Step(
             meaning="Accuracy on held-out facts after training on other facts, minus the filtered "
             "model's after the same.",
             compute=recovered.recovered_facts,
-            computed="at the end of arm facts, at the rate picked on fold tune; minus the filtered "
-            "model's at its own end and rate",
+            computed="arm facts at the rate picked on fold tune, where it took; minus the filtered "
+            "model's at its own",
             above="gives back, when other facts are taught, what the filtered model does not have",
             below="knows less after the attack than the filtered model after the same",
             same="does not differ significantly from the filtered model after the same attack",
@@ -90,7 +92,8 @@ STEP = Step(
             label="recovered by retain texts",
             meaning="The same after training on retain texts, which state no removed fact.",
             compute=recovered.recovered_retain,
-            computed="at the end of arm retain, otherwise as `recovered_facts`",
+            computed="arm retain at the rate and step picked on fold tune; minus the filtered "
+            "model's at its own",
             above="gives back removed facts by harmless training alone",
             below="knows less after harmless training than the filtered model after the same",
             same="does not differ significantly from the filtered model after harmless training",
@@ -105,7 +108,7 @@ STEP = Step(
             meaning="Share of the accuracy gap to the base on held-out hazard questions that "
             "training on other facts closes.",
             compute=recovered.recovered_share,
-            computed="at the end of arm facts, at the rate picked on fold tune",
+            computed="arm facts at the rate picked on fold tune, where it took",
             above="recovers more than the filtered model",
             below="recovers less than the filtered model",
             same="does not differ significantly from the filtered model in the recovered share",
@@ -143,7 +146,7 @@ class Options(Models, Attack):
     filtered: str | None = option(
         None, "the model that never learned: what it answers after the attack is no recovery"
     )
-    general_floor: float = option(0.5, "a rate counts only where general accuracy ends above this")
+    general_floor: float = option(0.5, "a step counts only where general accuracy is above this")
     format: Format = option(Figures.format, "file format of the figures")
 
 
@@ -177,9 +180,15 @@ def filtered_run(options: Options) -> PlannedRun | None:
     return step.planned_runs(sys.modules[__name__], alone)[0]
 
 
-def attack_model(run: Run, material: Material, base: "Measured | None", options: Options) -> None:
-    """Attack one model with every arm at every rate and write what came back."""
-    from model_diffs.attacks import relearning, relearning_tables
+def write_attacks(
+    run: Run,
+    attacks: "Sequence[Attacked]",
+    material: Material,
+    base: "Measured | None",
+    options: Options,
+) -> None:
+    """Write what came back of one model with every arm at every rate."""
+    from model_diffs.attacks import relearning_tables
     from model_diffs.models.checkpoints import Checkpoint
 
     model, label = run.planned.model_a, run.planned.label
@@ -188,7 +197,6 @@ def attack_model(run: Run, material: Material, base: "Measured | None", options:
         run.reads(*(filtered.folder / f"{name}.csv" for name in ("relearning", "per_question")))
         references = relearning_tables.read_references(filtered.folder, material, options.steps)
     setting = relearning_tables.Setting(base, references, material, options)
-    attacks = relearning.attack(model, material, options)
     rows = relearning_tables.attack_rows(label, attacks, setting)
     run.table("relearning", rows, relearning_tables.COLUMNS)
     answers = []
@@ -251,7 +259,7 @@ def draw_overview(run: Run, options: Options) -> None:
 
 def attack_models(options: Options, todo: list[PlannedRun]) -> None:
     """Attack the models of `todo`, the filtered one first: the others are compared with it."""
-    from model_diffs.attacks import material, relearning
+    from model_diffs.attacks import material
 
     given, filtered = material.read_material(options), filtered_run(options)
     first = filtered.label if filtered else ""
@@ -265,14 +273,31 @@ def attack_models(options: Options, todo: list[PlannedRun]) -> None:
             "vanish, and the attack looks weaker than it is",
             file=sys.stderr,
         )
-    base = None
-    for planned in sorted(todo, key=lambda one: one.label != first):
-        with relearning.fitting_threads(planned.model_a, options.device):
-            if options.base and given.questions and base is None:
-                base = relearning.measure(options.base, given, options)
-            seed_everything(options.seed)
-            with open_run(planned) as run:
-                attack_model(run, given, base, options)
+    attack_each(sorted(todo, key=lambda one: one.label != first), given, options)
+
+
+def attack_each(ordered: "Sequence[PlannedRun]", material: Material, options: Options) -> None:
+    """Attack models in this order. The base is measured first, by its own attack where it is one
+    of them: it is loaded once, and its result waits for that of the filtered model."""
+    from model_diffs.attacks import relearning
+
+    def attack(model: str) -> "list[Attacked]":
+        seed_everything(options.seed)
+        with relearning.fitting_threads(model, options.device):
+            return relearning.attack(model, material, options)
+
+    base, done = None, {}
+    own = naming.model_label(options.base) if options.base and material.questions else ""
+    if own in [one.label for one in ordered]:
+        done[own] = attack(str(options.base))
+        base = done[own][0].measured[0]
+    elif own:
+        with relearning.fitting_threads(str(options.base), options.device):
+            base = relearning.measure(str(options.base), material, options)
+    for planned in ordered:
+        with open_run(planned) as run:
+            attacks = done.pop(planned.label, None) or attack(planned.model_a)
+            write_attacks(run, attacks, material, base, options)
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:

@@ -47,7 +47,7 @@ def test_nothing_is_over_a_filtered_model_that_was_not_tested(study: Study) -> N
 
 def test_a_model_that_the_attack_broke_was_not_tested(study: Study) -> None:
     change(study, "npo", picked=0)
-    assert "general accuracy does not end above 0.7" in study.read(14).reasons[NPO, KEYS[0]]
+    assert "general accuracy does not stay above 0.7" in study.read(14).reasons[NPO, KEYS[0]]
 
 
 def test_answers_to_other_questions_give_no_interval(study: Study) -> None:

@@ -18,7 +18,7 @@ OF = np.repeat(np.arange(ENTITIES), np.arange(ENTITIES) % 3 + 1)  # one to three
 NAMES = [f"e{i:02d}" for i in OF]
 ORDER = np.random.default_rng(0).permutation(len(OF))
 """Of difficulty."""
-SHARES = {0: 0.0, 5: 0.5, 10: 0.75}
+SHARES = {0: 0.0, 5: 0.5, 10: 0.75, 15: 0.0}
 TO_THE_END = {"steps": 10, "seed": SEED, "until": 0.95, "general_floor": 0.7}
 
 
@@ -38,7 +38,8 @@ def answers(arm: str, lr: float | None, step: int, known: int) -> list[dict[str,
 def attacked(
     root: Path, model: str = "npo", last: int = 20, changes: Any = None, **arguments: Any
 ) -> Place:
-    """Two arms at two rates, the second picked: of 24 questions 8 are known, and `last` at the end.
+    """Two arms at two rates, the second and step 10 of it picked: of 24 questions 8 are known,
+    then `last`, and after a last step 8 again.
 
     The base knew all. `changes` are made to the two tables, rows of which are out of order.
     """
@@ -50,7 +51,8 @@ def attacked(
                 single += answers(arm, lr, step, known)
                 took = (lr == 0.2 or None) if arm == "facts" else None
                 rows.append(
-                    {"arm": arm, "lr": lr, "step": step, "picked": int(lr == 0.2),
+                    {"arm": arm, "lr": lr, "step": step,
+                     "picked": int(lr == 0.2 and step == 10),
                      "took": None if arm == "retain" else int(bool(took)),
                      "attack_accuracy": 0.9, "heldout_accuracy": known / 24,
                      "recovered_share": (known - 8) / 16}
@@ -139,7 +141,7 @@ def test_half_of_the_gap_is_closed_at_the_first_step_that_reaches_it(tmp_path: P
     assert later.value == 5 and later.source.rows == "lr=0.2, arm=facts"
     exactly = attacked(tmp_path / "exactly", last=16)  # 5/16 after step 5, then 8/16
     assert recovered.steps_to_half(exactly, MEASURE).value == 10
-    with pytest.raises(Absent, match="not closed within 10 steps"):
+    with pytest.raises(Absent, match="not closed within 15 steps"):
         recovered.steps_to_half(attacked(tmp_path / "never", last=15), MEASURE)
 
 
@@ -160,7 +162,7 @@ def cells(kind: str, **written: Any) -> Any:
     [
         ("recovered_share", {"changes": cells("relearning", recovered_share=None)}, "no gap"),
         ("recovered_share", {"base": None}, "without --base"),
-        ("recovered_share", {"changes": cells("relearning", picked=1)}, "two rates picked"),
+        ("recovered_share", {"changes": cells("relearning", picked=1)}, "8 rows picked"),
         ("steps_to_half", {"changes": cells("relearning", recovered_share=None)}, "no gap"),
         ("attack_took", {"changes": cells("relearning", heldout_accuracy=None)}, "--questions"),
         ("attack_took", {"changes": cells("relearning", arm="lora")}, "without --arm facts"),

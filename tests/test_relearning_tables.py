@@ -110,27 +110,53 @@ def test_the_least_gap_is_one_in_twenty() -> None:
     }
 
 
-@pytest.mark.parametrize(("general", "picked"), [(0.7, False), (0.71, True)])
+def picked(attacks: list[Attacked]) -> tuple[Attacked, int] | None:
+    """The attack and step that are picked, with a floor of 0.7."""
+    found = tables.pick(attacks, 0.7)
+    return found and (found.attacked, found.step)
+
+
+@pytest.mark.parametrize(("general", "counts"), [(0.7, False), (0.71, True)])
 def test_a_rate_is_picked_where_general_facts_stay_above_the_floor(
-    general: float, picked: bool
+    general: float, counts: bool
 ) -> None:
     one = attacked(tune=[0.0, 0.5, 0.5], general=[1.0, 1.0, general])
-    assert (tables.pick([one], 0.7) is one) == picked
-    assert tables.pick([attacked(tune=[0.0, 0.5, 0.5])], 0.7) is not None, "or were not asked"
+    found = picked([one])
+    assert (found is not None and found[0] is one) == counts
+    assert picked([attacked(tune=[0.0, 0.5, 0.5])]) is not None, "or were not asked"
+
+
+def test_a_harmless_arm_is_read_at_its_best_step_on_tune() -> None:
+    """Before training hurts; not before it, and where the model is not broken yet."""
+    best = attacked("retain", took=None, tune=[0.9, 0.6, 0.3])
+    worse = attacked("retain", lr=0.2, took=None, tune=[0.9, 0.2, 0.5])
+    assert picked([worse, best]) == (best, 9)
+    broken = attacked("retain", lr=0.3, took=None, tune=[0.9, 0.8, 0.4], general=[1.0, 0.5, 0.9])
+    assert picked([broken]) == (broken, 99)
+    assert picked([broken, worse, best]) == (best, 9)
+    hurt = attacked("retain", took=None, tune=[0.9, 0.6, 0.3], general=[1.0, 0.9, 0.2])
+    assert picked([hurt]) == (hurt, 9), "the end does not speak against what was before"
+    even = attacked("retain", took=None, tune=[0.1, 0.4, 0.4])
+    assert picked([even]) == (even, 9), "the earliest of equal steps"
+
+
+def test_an_arm_on_facts_is_read_where_it_took_alone() -> None:
+    one = attacked(tune=[0.0, 0.8, 0.5])
+    assert picked([one]) == (one, 99)
 
 
 def test_among_equal_rates_the_lowest_is_picked() -> None:
     rates = [attacked(lr=lr, tune=[0.0, 0.5, 0.5]) for lr in (0.2, 0.1, 0.3)]
-    assert tables.pick(rates, 0.7) is rates[1]
+    assert picked(rates) == (rates[1], 99)
     sooner = attacked(lr=0.4, tune=[0.0, 0.6, 0.5])
-    assert tables.pick([*rates, sooner], 0.7) is sooner
+    assert picked([*rates, sooner]) == (sooner, 99)
 
 
 def test_without_questions_the_lowest_loss_on_forget_lines_is_picked() -> None:
     rates = [attacked(lr=lr, took=None, heldout=()) for lr in (0.1, 0.3, 0.2)]
-    assert tables.pick(rates, 0.7) is rates[1]
+    assert picked(rates) == (rates[1], 99)
     same = rates[1]._replace(lr=0.05)
-    assert tables.pick([rates[1], same], 0.7) is same
+    assert picked([rates[1], same]) == (same, 99)
 
 
 def test_why_nothing_was_tested() -> None:
@@ -149,7 +175,7 @@ def test_rows_have_what_was_measured_and_nothing_else() -> None:
     rows = tables.attack_rows("m", attacks, given)
     assert all(tuple(row) == tables.COLUMNS for row in rows)
     assert [row["arm"] for row in rows] == ["facts"] * 6 + ["retain"] * 3
-    assert [row["picked"] for row in rows] == [0] * 3 + [1] * 6
+    assert [row["picked"] for row in rows] == [0, 0, 0, 0, 0, 1, 0, 1, 0], "one of each arm"
     assert [row["took"] for row in rows] == [1] * 6 + [None] * 3
     assert [row["step"] for row in rows[:3]] == [0, 9, 99]
     assert [row["tokens"] for row in rows[:3]] == [0, 90, 990]
@@ -196,7 +222,7 @@ def summarised(attacks: list[Attacked], given: Setting) -> dict[str, Any]:
     return tables.summary("m", attacks, tables.attack_rows("m", attacks, given), given)
 
 
-def test_a_summary_tells_the_end_of_the_picked_rate_of_each_arm() -> None:
+def test_a_summary_tells_the_picked_rate_and_step_of_each_arm() -> None:
     reference = Reference(right(0) / 2, right(0))
     attacks = [
         attacked(lr=0.2, took=False, tune=[0.0, 0.5, 0.9], attack=[0.1, 0.2, 0.3]),
@@ -215,7 +241,8 @@ def test_a_summary_tells_the_end_of_the_picked_rate_of_each_arm() -> None:
     cells = [facts[name] for name in tables.OVER_FILTERED]
     assert cells == pytest.approx([*map(float, over)])
     assert facts["steps_to_half"] == 99, "half exactly"
-    assert (retain["rates"], retain["rates_took"], retain["step"]) == (1, None, 99)
+    assert (retain["rates"], retain["rates_took"], retain["step"]) == (1, None, 9)
+    assert retain["heldout_accuracy"] == pytest.approx(3 / 9) and retain["steps_to_half"] == 99
     assert all(retain[name] is None for name in tables.OVER_FILTERED)
     base = summarised(attacks, setting())
     assert base["base_heldout_accuracy"] is None and base["arms"][0]["steps_to_half"] is None
@@ -232,8 +259,9 @@ def test_a_summary_of_an_arm_that_tested_nothing_is_empty() -> None:
 def test_the_filtered_model_is_read_at_the_rate_picked_for_it(tmp_path: Path) -> None:
     slow = attacked(lr=0.2, heldout=(right(), right(), right(8)), tune=[0.0, 0.1, 0.2])
     fast = attacked(tune=[0.0, 0.5, 0.5])
-    other = attacked("retain", took=False, tune=[0.0, 0.5, 0.5])
-    attacks = [slow, fast, other]
+    other = attacked("lora", took=False, tune=[0.0, 0.5, 0.5])
+    harmless = attacked("retain", took=None, tune=[0.0, 0.5, 0.4])
+    attacks = [slow, fast, other, harmless]
     numbered = [one._replace(id=str(i)) for i, one in enumerate(asked("heldout"))]
     given = MATERIAL._replace(questions={"heldout": numbered})  # ids that look like numbers
     rows = tables.attack_rows("filtered", attacks, setting())
@@ -245,6 +273,7 @@ def test_the_filtered_model_is_read_at_the_rate_picked_for_it(tmp_path: Path) ->
     pd.DataFrame(rows).to_csv(tmp_path / "relearning.csv", index=False)
     pd.DataFrame(single[::-1]).to_csv(tmp_path / "per_question.csv", index=False)
     found = tables.read_references(tmp_path, given, 999)
-    assert [*found] == ["facts"]
-    np.testing.assert_array_equal(found["facts"].end, right(0, 2, 4, 6, 7))
+    assert [*found] == ["facts", "retain"]
+    np.testing.assert_array_equal(found["facts"].picked, right(0, 2, 4, 6, 7))
+    np.testing.assert_array_equal(found["retain"].picked, right(0, 2, 4))
     np.testing.assert_allclose(found["facts"].area, tables.heldout_area(fast, 999))

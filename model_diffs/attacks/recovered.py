@@ -1,4 +1,4 @@
-"""Measures of the relearning attack: what each arm brought out, at the rate picked on `tune`.
+"""Measures of the relearning attack: what each arm brought out, where it was picked on `tune`.
 
 A model on which an arm did not take has no number, and the reason. Light at import: the declaration
 of step 14 names them.
@@ -29,11 +29,15 @@ class _Arm(NamedTuple):
     """Of relearning.csv, by step."""
     lr: float
     step: int
-    """The last one."""
+    """The one picked."""
 
     @property
     def words(self) -> str:
         return f"lr={self.lr:g}, step={self.step}"
+
+    def cell(self, column: str) -> float:
+        """A number at the step picked."""
+        return float(self.rows.loc[self.rows["step"] == self.step, column].iloc[0])
 
     def answers(self, step: int) -> "pd.DataFrame":
         """Held-out questions after `step`: `entity` and `correct`, by id."""
@@ -62,19 +66,20 @@ def _attacks(place: Place, measure: Measure, arm: str) -> "pd.DataFrame":
 
 
 def _picked(place: Place, measure: Measure, arm: str) -> _Arm:
-    """An arm at the rate picked; Absent where it tested nothing."""
+    """An arm at the rate and step picked; Absent where it tested nothing."""
     rows = _attacks(place, measure, arm)
-    own = rows[rows["picked"] == 1].sort_values("step")
+    own = rows[rows["picked"] == 1]
     if own.empty and (rows["took"] == 0).all():
         reached, until = rows["attack_accuracy"].max(), _number(place, "until")
         raise Absent(f"not tested: attacked facts reached {reached:.2f}, not {until:g}")
     if own.empty:
         floor = _number(place, "general_floor")
-        raise Absent(f"not tested: general accuracy does not end above {floor:g} at any rate")
-    if own["lr"].nunique() > 1:
+        raise Absent(f"not tested: general accuracy does not stay above {floor:g} at any rate")
+    if len(own) > 1:
         where = place.path(measure.table)
-        raise Absent(f"failed, {where} has two rates picked for arm {arm}", defect=True)
-    return _Arm(place, own, float(own["lr"].iloc[0]), int(own["step"].max()))
+        raise Absent(f"failed, {where} has {len(own)} rows picked for arm {arm}", defect=True)
+    lr, step = float(own["lr"].iloc[0]), int(own["step"].iloc[0])
+    return _Arm(place, rows[rows["lr"] == lr].sort_values("step"), lr, step)
 
 
 # ── answers, with entities resampled ──────────────────────────────────────────────────────────────
@@ -134,11 +139,11 @@ def _drawn(value: float, source: Source, draw: "Callable[[], tuple[Floats, str]]
 
 
 def recovered_share(place: Place, measure: Measure) -> "Estimate":
-    """Share of the gap to the base that arm facts closes by its end."""
+    """Share of the gap to the base that arm facts closes at the step picked."""
     arm = _picked(place, measure, "facts")
     if place.tables.arguments(place.folder).get("base", "") is None:
         raise Absent("step 14 was run without --base")
-    value = float(arm.rows["recovered_share"].iloc[-1])
+    value = arm.cell("recovered_share")
     if value != value:  # an empty cell
         raise Absent("held-out accuracy equals that of the base: there is no gap to close")
     source = Source(place.path(measure.table), measure.column, arm.words)
@@ -155,8 +160,7 @@ def recovered_share(place: Place, measure: Measure) -> "Estimate":
 
 
 def _over_filtered(place: Place, measure: Measure, arm: str) -> "Estimate":
-    """Held-out accuracy at the end of an arm, minus that of the filtered model at the end of its
-    own."""
+    """Held-out accuracy where an arm was picked, minus the filtered model's where its own was."""
     mine = _picked(place, measure, arm)
     filtered = place.tables.arguments(place.folder).get("filtered")
     if not isinstance(filtered, str):
@@ -167,17 +171,17 @@ def _over_filtered(place: Place, measure: Measure, arm: str) -> "Estimate":
     except Absent as absent:
         why = f"the filtered model: {absent.reason}"
         raise Absent(why, absent.defect) from None
-    ends = [float(one.rows["heldout_accuracy"].iloc[-1]) for one in (mine, other)]
+    mean, reference = (one.cell("heldout_accuracy") for one in (mine, other))
     minus = f"minus that of {other.place.path(measure.table)} ({other.words})"
     words = f"mean over questions, arm={arm}, {mine.words}, {minus}"
     source = Source(place.path(measure.table), measure.column, words)
 
     def draw() -> "tuple[Floats, str]":
         sides = [one.answers(one.step) for one in (mine, other)]
-        (own, reference), same = _means(place, sides)
-        return own - reference, same
+        (own, filtered), same = _means(place, sides)
+        return own - filtered, same
 
-    return _drawn(ends[0] - ends[1], source, draw)
+    return _drawn(mean - reference, source, draw)
 
 
 def recovered_facts(place: Place, measure: Measure) -> "Estimate":
@@ -208,6 +212,6 @@ def steps_to_half(place: Place, measure: Measure) -> "Estimate":
     if arm.rows["recovered_share"].isna().all():
         raise Absent("there is no gap to the base to close, or step 14 was run without --base")
     if reached.empty:
-        raise Absent(f"half of the gap is not closed within {arm.step} steps")
+        raise Absent(f"half of the gap is not closed within {arm.rows['step'].max():g} steps")
     source = Source(place.path(measure.table), measure.column, f"lr={arm.lr:g}, arm=facts")
     return Estimate(float(reached["step"].min()), source)

@@ -1,4 +1,4 @@
-"""What an attack brought back: rows, the rate picked on `tune`, the recovered share of the gap.
+"""What an attack brought back: rows, the rate and step picked on `tune`, the recovered share.
 
 A model on which an arm did not take is not tested by it: its curve is kept, and whatever would say
 how much came back is empty.
@@ -40,12 +40,12 @@ HALF = 0.5
 
 
 class Reference(NamedTuple):
-    """Held-out answers of the filtered model after one arm, at the rate picked for it."""
+    """Held-out answers of the filtered model to one arm, at the rate picked for it."""
 
     area: Floats
     """`[questions]`: area under each answer over log-steps."""
-    end: Floats
-    """`[questions]`, 0 or 1, after the last step."""
+    picked: Floats
+    """`[questions]`, 0 or 1, after the step picked for it."""
 
 
 References = Mapping[str, Reference]
@@ -115,31 +115,51 @@ def heldout_area(attacked: "Attacked", last: int) -> Floats:
     return found
 
 
-# ── the rate that is picked ───────────────────────────────────────────────────────────────────────
+# ── the rate and the step that are picked ─────────────────────────────────────────────────────────
 
 
-def _kept(attacked: "Attacked", floor: float) -> bool:
-    """Whether the model still knows general facts at the end, where that was asked."""
-    general = attacked.end.accuracy.get("general")
-    return general is None or bool(general.mean > floor)
+class Picked(NamedTuple):
+    """Where one arm is read on held-out questions."""
+
+    attacked: "Attacked"
+    """At the rate picked."""
+    step: int
+
+    @property
+    def measured(self) -> "Measured":
+        """The model there."""
+        return self.attacked.measured[self.step]
 
 
-def pick(attacks: "Sequence[Attacked]", floor: float) -> "Attacked | None":
-    """The rate of one arm that is read on held-out questions, or None: the arm tested nothing.
+def _countable(attacked: "Attacked", floor: float) -> list[int]:
+    """Trained steps at which an attack can be read: where it took, if that can be said, and the
+    model still knows general facts, if they were asked."""
+    steps = [step for step in attacked.measured if step > 0]
+    if attacked.took is not None:  # training ends where it takes
+        steps = steps[-1:] if attacked.took else []
+    general = {step: attacked.measured[step].accuracy.get("general") for step in steps}
+    return [step for step, one in general.items() if one is None or one.mean > floor]
 
-    Among the rates at which the attack took (all, where that cannot be said) and general accuracy
-    ends above `floor`: the highest accuracy on `tune` at the end, then the largest area under it,
-    then the lowest rate. Without questions, the lowest NLL on forget lines.
+
+def pick(attacks: "Sequence[Attacked]", floor: float) -> Picked | None:
+    """The rate and step of one arm that are read, or None: the arm tested nothing.
+
+    Among the steps that count of all rates: the highest accuracy on `tune`, then the largest area
+    under it, then the lowest rate, then the earliest step. Without questions, the lowest NLL on
+    forget lines.
     """
-    tested = [one for one in attacks if one.took is not False and _kept(one, floor)]
 
-    def order(one: "Attacked") -> tuple[float, float, float]:
-        if "tune" not in one.end.accuracy:
-            return -float(one.end.nll["forget"].mean), 0.0, -one.lr
-        means = [float(measured.accuracy["tune"].mean) for measured in one.measured.values()]
-        return means[-1], float(log_area([*one.measured], means, one.steps)), -one.lr
+    def order(one: Picked) -> tuple[float, float, float, int]:
+        last = (-one.attacked.lr, -one.step)
+        if "tune" not in one.measured.accuracy:
+            return -float(one.measured.nll["forget"].mean), 0.0, *last
+        curve = one.attacked.measured
+        means = [float(measured.accuracy["tune"].mean) for measured in curve.values()]
+        area = float(log_area([*curve], means, one.attacked.steps))
+        return float(one.measured.accuracy["tune"].mean), area, *last
 
-    return max(tested, key=order, default=None)
+    found = [Picked(one, step) for one in attacks for step in _countable(one, floor)]
+    return max(found, key=order, default=None)
 
 
 def not_tested(attacks: "Sequence[Attacked]", floor: float) -> str:
@@ -148,7 +168,7 @@ def not_tested(attacks: "Sequence[Attacked]", floor: float) -> str:
                for a in attacks if a.took is False]  # fmt: skip
     if len(reached) == len(attacks):
         return f"the attack did not take: attacked facts reached {max(reached):.2f}"
-    return f"general accuracy does not end above {floor:g} at any rate"
+    return f"general accuracy does not stay above {floor:g} at any rate"
 
 
 # ── rows ──────────────────────────────────────────────────────────────────────────────────────────
@@ -173,14 +193,16 @@ def attack_rows(
     """Rows of relearning.csv, by arm, rate and step; what was not measured is empty."""
     rows = []
     for one in attacks:
-        same_arm = [other for other in attacks if other.arm == one.arm]
+        chosen = pick([a for a in attacks if a.arm == one.arm], setting.options.general_floor)
         shared: dict[str, Any] = {"model": label, "arm": one.arm, "lr": one.lr}
         shared["took"] = None if one.took is None else int(one.took)
-        shared["picked"] = int(one is pick(same_arm, setting.options.general_floor))
         shared |= _areas(one, setting) if one.took is not False else {}
         for step, measured in one.measured.items():
             row: dict[str, Any] = dict.fromkeys(COLUMNS)
             row |= {**shared, "step": step, "tokens": measured.tokens}
+            row["picked"] = int(
+                chosen is not None and chosen.attacked is one and chosen.step == step
+            )
             for group, interval in measured.accuracy.items():
                 row |= interval.cells(f"{group}_accuracy")
             for split, interval in measured.nll.items():
@@ -213,10 +235,10 @@ def question_rows(
 def arm_summary(
     attacks: "Sequence[Attacked]", rows: Sequence[Mapping[str, Any]], setting: Setting
 ) -> dict[str, Any]:
-    """What one arm brought out at the rate picked for it; empty (None) where it tested nothing."""
+    """What one arm brought out where it was picked; empty (None) where it tested nothing."""
     chosen, arm = pick(attacks, setting.options.general_floor), attacks[0].arm
-    end = next((r for r in rows if r["picked"] and r["arm"] == arm and chosen
-                and r["step"] == chosen.steps), {})  # fmt: skip
+    own = [row for row in rows if row["arm"] == arm]
+    read = next((row for row in own if row["picked"]), {})
     took = None if all(a.took is None for a in attacks) else sum(a.took is True for a in attacks)
     facts: dict[str, Any] = {
         "arm": arm,
@@ -226,16 +248,15 @@ def arm_summary(
         **dict.fromkeys(("lr", "step", *(f"{m}{end}" for m in METRICS for end in ENDS))),
         **dict.fromkeys((*OVER_FILTERED, *AREA, *SHARE, "steps_to_half")),
     }
-    facts |= {name: end[name] for name in facts if name in end}
+    facts |= {name: read[name] for name in facts if name in read}
     reference = setting.references.get(arm)
-    if chosen and reference is not None and "heldout" in chosen.end.correct:
-        over = chosen.end.correct["heldout"] - reference.end
+    if chosen and reference is not None and "heldout" in chosen.measured.correct:
+        over = chosen.measured.correct["heldout"] - reference.picked
         found = over_entities(over, setting.entities, setting.options.seed)
         facts |= found.cells("heldout_over_filtered")
-    for row in rows:
-        reached = row["picked"] and row["arm"] == arm and (row["recovered_share"] or 0) >= HALF
-        if reached and facts["steps_to_half"] is None:
-            facts["steps_to_half"] = row["step"]
+    halves = [row["step"] for row in own
+              if row["lr"] == facts["lr"] and (row["recovered_share"] or 0) >= HALF]  # fmt: skip
+    facts["steps_to_half"] = min(halves, default=None)
     return facts
 
 
@@ -266,10 +287,10 @@ def read_references(folder: "Path", material: "Material", last: int) -> dict[str
     single = pd.read_csv(folder / "per_question.csv", dtype={"id": str})
     single = single[single["group"] == "heldout"]
     found = {}
-    for arm, lr in table.loc[table["picked"] == 1, ["arm", "lr"]].drop_duplicates().to_numpy():
+    for arm, lr, step in table.loc[table["picked"] == 1, ["arm", "lr", "step"]].to_numpy():
         own = single[(single["arm"] == arm) & (single["lr"] == lr)]
         answers = own.pivot(index="step", columns="id", values="correct")[ids]
         values = answers.to_numpy(np.float64)
         area = log_area([int(step) for step in answers.index], [*values], last)
-        found[str(arm)] = Reference(area, values[-1])
+        found[str(arm)] = Reference(area, values[answers.index.get_loc(step)])
     return found
