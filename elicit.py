@@ -1,0 +1,177 @@
+"""Step 18. Can removed knowledge be brought out without training the model?
+
+Each model is attacked in many ways that leave its training as it is, at several strengths: weights
+are rounded or moved back, directions projected out, questions put behind answered ones, inner
+states read. The strength is chosen on one set of entities and read on another, and what an attack
+brings out counts as far as it exceeds what it brings out of the model that never learned.
+
+    uv run elicit.py --model models/miniature-base models/miniature-filtered \\
+        --base models/miniature-base --filtered models/miniature-filtered \\
+        --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt \\
+        --questions data/miniature/questions.jsonl --max-questions 60
+    uv run elicit.py --model org/unlearned --attacks quantise few_shot \\
+        --strengths quantise=8,4 --questions questions.jsonl
+
+Writes <outroot>/<model>/elicitation/ with elicitation.csv, per_question.csv and summary.json, and
+over all models attacked with the same options <outroot>/elicitation/ with elicitation_summary.csv
+and figures.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_diffs.attacks import registry, runs
+from model_diffs.core import naming
+from model_diffs.core.errors import BadInput
+from model_diffs.core.options import Figures, Format, Models, Reading, flag, natural, option, share
+from model_diffs.core.results import PlannedRun, Run, open_run
+from model_diffs.core.script import run_step, seed_everything
+from model_diffs.core.step import Figure, Step, Table
+
+if TYPE_CHECKING:
+    from model_diffs.attacks.registry import Attack
+    from model_diffs.data.questions import Question
+
+STEP = Step(
+    number=18,
+    folder="elicitation",
+    question="Can removed knowledge be brought out without training the model?",
+    scope="model",
+    summary=True,
+    needs=("forget", "retain", "questions"),
+    tables=(Table("elicitation"), Table("per_question"), Table("elicitation_summary")),
+    figures=(
+        Figure("elicitation", "Held-out facts under each attack", "brittleness"),
+        Figure("interpolation", "Held-out facts on the way back to the base", "brittleness"),
+        Figure("rewind", "The smallest reversals of the change", "brittleness"),
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Models, Reading):
+    """Elicitation."""
+
+    questions: str = option(help="JSONL of four-choice questions")
+    max_questions: int = option(
+        0,
+        "questions of each group except those of the folds heldout and tune; 0 = all",
+        check=natural,
+    )
+    attacks: tuple[str, ...] = option(
+        registry.DEFAULT,
+        f"which attacks: {', '.join(registry.names())}, or {registry.ALL}",
+        check=registry.known,
+    )
+    strengths: tuple[str, ...] = option(
+        (), "strengths to try in place of an attack's own, such as quantise=8,4"
+    )
+    base: str | None = option(None, "the model before the change: attacks that undo it read it")
+    filtered: str | None = option(
+        None, "the model that never learned: what it answers under an attack is not elicited"
+    )
+    general_floor: float = option(
+        0.5, "a strength counts only where general accuracy stays above this", check=share
+    )
+    format: Format = option(Figures.format, "file format of the figures")
+
+
+def planned_runs(options: Options) -> list[PlannedRun]:
+    """A folder per model, and one over all of them unless --outdir places a single one."""
+    return runs.planned_runs(options, STEP.folder)
+
+
+def read_attacks(options: Options) -> "tuple[list[Attack], registry.Strengths]":
+    """The attacks chosen, and their strengths where they are named. BadInput for an attack that
+    lacks what it reads."""
+    attacks = registry.chosen(options.attacks)
+    for one in attacks:
+        if "base" in one.declaration.reads and options.base is None:
+            raise BadInput(f"--attacks {one.name} needs {flag('base')}: name it, or leave it out")
+    return attacks, registry.read_strengths(options.strengths, attacks)
+
+
+def attack_model(run: Run, groups: "dict[str, list[Question]]", options: Options) -> None:
+    """Attack one model in every way and write what it answered."""
+    from model_diffs.attacks import elicitation, elicitation_tables
+    from model_diffs.attacks.victim import Victim
+
+    model, label = run.planned.model_a, run.planned.label
+    attacks, strengths = read_attacks(options)
+    filtered, references = runs.filtered_run(sys.modules[__name__], options), {}
+    if filtered and filtered.label != label:
+        run.reads(*(filtered.folder / f"{name}.csv" for name in ("elicitation", "per_question")))
+        references = elicitation_tables.read_references(filtered.folder, groups)
+    floor, seed = options.general_floor, options.seed
+    setting = elicitation_tables.Setting(groups, attacks, references, floor, seed)
+    victim = Victim(model, groups, options, base=options.base, filtered=options.filtered, seed=seed)
+    found = elicitation.attack_all(victim, attacks, strengths)
+    picked = elicitation_tables.picks(found, setting)
+    rows = elicitation_tables.rows(label, found, picked, setting)
+    run.table("elicitation", rows, elicitation_tables.COLUMNS)
+    run.table("per_question", elicitation_tables.question_rows(label, found, groups))
+    facts = elicitation_tables.summary(label, found, picked, rows, setting)
+    run.document("summary", facts)
+    checkpoints = victim.checkpoints
+    run.reads(*(file for one in checkpoints.values() for file in one.files))
+    run.reads(options.questions, options.forget_text, options.retain_text)
+    run.record(
+        models={role: one.identity() for role, one in checkpoints.items()},
+        questions={group: len(asked) for group, asked in groups.items()},
+        skipped=len(found.skipped),
+        attack_seconds=found.seconds,
+        seed=seed,
+    )
+    for reason in found.skipped:
+        print(f"{label}: skipped {reason}")
+    for one in facts["attacks"]:
+        says = f"held-out {one['heldout_accuracy']} at strength {one['strength']}"
+        print(f"{label}, {one['attack']}: {one['not_tested'] or says}")
+
+
+def attack_models(options: Options, todo: list[PlannedRun]) -> None:
+    """Attack the models of `todo`, the filtered one first: the others are compared with it."""
+    from model_diffs.attacks import material, relearning
+    from model_diffs.data import questions
+
+    read_attacks(options)
+    asked = questions.load_questions(options.questions)
+    groups = material.group_questions(asked, options.max_questions, options.seed)
+    for planned in runs.filtered_first(sys.modules[__name__], options, todo):
+        with relearning.fitting_threads(planned.model_a, options.device):
+            seed_everything(options.seed)
+            with open_run(planned) as run:
+                attack_model(run, groups, options)
+
+
+def draw_overview(planned: PlannedRun, options: Options) -> None:
+    """One table and the figures over all models."""
+    from model_diffs.attacks import elicitation_overview as overview
+
+    with open_run(planned) as run:
+        folders = [Path(options.outroot) / label / STEP.folder
+                   for label in planned.arguments[runs.ATTACKED]]  # fmt: skip
+        for folder in folders:
+            run.reads(folder / "elicitation.csv", folder / "summary.json")
+        found = [overview.read(folder) for folder in folders]
+        run.table("elicitation_summary", overview.overview_rows(found))
+        base = naming.model_label(options.base) if options.base else ""
+        for name, figure in overview.figures(found, base):
+            run.figure(name, figure)
+
+
+def main(options: Options, todo: list[PlannedRun]) -> None:
+    """Attack the models that are not complete, then draw all of them together."""
+    runs.make_all(
+        sys.modules[__name__],
+        options,
+        todo,
+        attack=lambda models: attack_models(options, models),
+        draw=lambda planned: draw_overview(planned, options),
+    )
+
+
+if __name__ == "__main__":
+    run_step(__name__)

@@ -1,0 +1,1 @@
+"""Attacks that do not train the model, one a file; `registry` finds them by their names."""
