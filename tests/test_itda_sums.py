@@ -76,6 +76,13 @@ def test_a_peak_at_the_first_position_is_found_there() -> None:
     assert found.peaks.tolist() == [[2.0, 1.0, -torch.inf]]
 
 
+def test_documents_without_tokens_have_empty_sums() -> None:
+    codes = Codes(torch.tensor([[0], [0]]), torch.tensor([[2.0], [1.0]]), torch.ones(2))
+    found = sum_codes(codes, torch.tensor([[1, 0], [1, 1]]), batch=4, latents=2)
+    assert found.counts.tolist() == found.unexplained.tolist() == [0, 2, 0, 0]
+    assert found.sums.tolist() == [[0, 0], [3, 0], [0, 0], [0, 0]]
+
+
 def test_sums_are_the_same_after_a_file(tmp_path: Path) -> None:
     found = batch_of(codes_of(0), [0, 1])
     found.save(tmp_path / "codes.npz")
@@ -206,6 +213,15 @@ def test_equal_changes_in_m_documents_have_the_p_value_of_m_signs() -> None:
     assert planted([0.0] * 7).changes()["p_value"][0] == 1
     single = planted([0.5]).changes().iloc[0]
     assert np.isnan(single["std_error"]) and single["difference"] == 0.25
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_p_values_do_not_depend_on_the_unit(scale: float) -> None:
+    d = np.array([1.0, -2.0, 4.0, 3.0, 1.0, 2.5, 3.0])
+    expected = stats.ttest_1samp(d, 0).pvalue
+    assert expected > 2.0**-6
+    found = planted((scale * d).tolist()).changes()["p_value"][0]
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_documents_without_tokens_do_not_count_as_observations() -> None:
