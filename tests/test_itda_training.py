@@ -1,5 +1,7 @@
 """How a dictionary grows, batch by batch, on activations made here: against single tokens."""
 
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_diffs.dictionaries import pursuit, training
+from model_diffs.activations.tokens import TokenBatch, Tokens
+from model_diffs.core.errors import BadInput
+from model_diffs.dictionaries import pursuit, reading, training
 from model_diffs.dictionaries.options import Training
+from model_diffs.dictionaries.reading import Reading
 from model_diffs.dictionaries.training import Trained
 from model_diffs.stats.intervals import ratio_interval
 
@@ -158,3 +163,112 @@ def test_the_judgement_is_of_the_tokens_read_last() -> None:
     atoms_only = grown([torch.eye(D)], fvu_threshold=0.5)
     assert atoms_only.judged.dead_share is None and atoms_only.judged.dead_tokens == 0
     assert atoms_only.judged.fvu_tokens == 1
+
+
+def test_a_direction_becomes_an_atom_once() -> None:
+    """Whatever the threshold: rounding alone leaves some of a known direction unexplained."""
+    x = tokens(20, 5)
+    again = torch.cat([x, -3 * x, 0.1 * x])
+    for batches in ([again], [x, again], [x[:7], again, again]):
+        found = grown(batches, fvu_threshold=0.0, max_atoms=50)
+        assert found.count == 20
+        np.testing.assert_allclose(found.atoms, x / x.norm(dim=1, keepdim=True), atol=1e-6)
+    assert grown([]).atom_indices.shape == (0, 2)
+
+
+def test_a_token_at_the_threshold_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orthogonal unit vectors have the squared distance 2 / d."""
+    for block in (1, 1024):
+        monkeypatch.setattr(training, "_BLOCK", block)
+        assert grown([torch.eye(D)], loss_threshold=2 / D).count == 1
+        assert grown([torch.eye(D)], loss_threshold=1.99 / D).count == D
+
+
+# ── one pass for all layers ───────────────────────────────────────────────────────────────────────
+
+LENGTHS, STARTS = [4, 2, 3, 5, 1], [1, 0, 0, 2, 0]
+TEXTS = Reading(
+    [],
+    [],
+    Tokens([[7] * n for n in LENGTHS], STARTS, np.array([3, 5, 6, 8, 9]), {}),
+    np.zeros(5, int),
+)
+READER: Any = SimpleNamespace(
+    anatomy=SimpleNamespace(embedding=SimpleNamespace(weight=torch.zeros(1)))
+)
+BATCHES = [[0, 1], [2, 3], [4]]
+
+
+@pytest.fixture
+def states(monkeypatch: pytest.MonkeyPatch) -> dict[int, Tensor]:
+    """Outputs of two blocks `[documents, positions, d]`, in place of a model's; `read` has the
+    batches that were."""
+    made = {layer: 3 * torch.randn(5, 5, D, generator=torch.Generator().manual_seed(layer))
+            for layer in (0, 2)}  # fmt: skip
+
+    def block_outputs(reader: Any, at: TokenBatch, layers: list[int]) -> dict[int, Tensor]:
+        READER.read.append(at.rows)
+        of = [(at.rows[document], position) for document, position in at.places.tolist()]
+        return {layer: torch.stack([made[layer][place] for place in of]) for layer in layers}
+
+    READER.read = []
+    monkeypatch.setattr(reading, "block_outputs", block_outputs)
+    return made
+
+
+def by_hand(states: Tensor, batches: list[list[int]], options: Training, layer: int) -> Trained:
+    """A dictionary grown on the counted tokens of these documents."""
+    found = Trained(layer, D, options, CPU)
+    for rows in batches:
+        of = [(row, position) for row in rows for position in range(STARTS[row], LENGTHS[row])]
+        where = [(int(TEXTS.tokens.documents[row]), position) for row, position in of]
+        found.update(torch.stack([states[place] for place in of]), torch.tensor(where))
+    return found
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_each_layer_has_its_dictionary_from_batches_in_reading_order(
+    most: int, states: dict[int, Tensor]
+) -> None:
+    options = settings(batch_size=2, max_steps=most)
+    begin = time.perf_counter()
+    found, seconds = training.train(READER, TEXTS, 0, [2, 0], options)
+    assert 0 < seconds <= time.perf_counter() - begin
+    batches = BATCHES[: most or None]
+    assert [one.layer for one in found] == [2, 0] and READER.read == batches
+    for one in found:
+        expected = by_hand(states[one.layer], batches, options, one.layer)
+        assert torch.equal(one.atoms, expected.atoms) and one.rows == expected.rows
+        assert torch.equal(one.atom_indices, expected.atom_indices)
+        assert one.judged == expected.judged
+
+
+def test_a_finished_dictionary_reads_no_more(
+    states: dict[int, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "JUDGED", 1)
+    options = settings(batch_size=1, max_atoms=3, fvu_threshold=0.01)
+    states[2][:] = states[2][0, 1]  # of one direction: never full
+    found, _ = training.train(READER, TEXTS, 0, [0, 2], options)
+    assert READER.read == [[0], [1], [2], [3], [4]]
+    assert found[0].finished and [one.tokens for one in found] == [5, 12]
+    READER.read.clear()
+    training.train(READER, TEXTS, 0, [0], options)
+    assert READER.read == [[0], [1]]
+
+
+def test_a_layer_without_an_atom_is_refused(states: dict[int, Tensor]) -> None:
+    states[2][:] = 0
+    with pytest.raises(BadInput, match=r"layer 2: no activation.*lower --fvu-threshold"):
+        training.train(READER, TEXTS, 0, [0, 2], settings(batch_size=2))
+
+
+def test_full_memory_names_the_batch_size(
+    states: dict[int, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(Trained, "update", full)
+    with pytest.raises(BadInput, match="--batch-size 4: try --batch-size 2"):
+        training.train(READER, TEXTS, 0, [0], settings(batch_size=4))
