@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,6 +255,17 @@ def test_weights_are_kept_of_experts_alone(tmp_path: Path) -> None:
         base, other = (Checkpoint.open(str(folder)) for folder in folders)
         found = row_space.read_changes(base, [other], 2, torch.device("cpu"), torch.float32)
         assert found.targets and all((t.W is not None) == kept for t in found.targets)
+
+
+def test_the_product_of_a_module_is_without_bias_and_of_the_matrix_alone() -> None:
+    """Of two matrices that are stored as one, each has some of the outputs."""
+    matrix = Matrix("gate", "gate_up", 0, "mlp", "mlp_gate", (3, 4), rows=(2, 5))
+    module, x = nn.Linear(4, 6), torch.randn(7, 4)
+    found = row_space._product(module, matrix, module(x))
+    torch.testing.assert_close(found, x @ module.weight[2:5].T)
+    found = row_space._product(module, replace(matrix, rows=None), module(x))
+    torch.testing.assert_close(found, x @ module.weight.T)
+    assert row_space._product(nn.Module(), replace(matrix, rows=None), x) is x
 
 
 class Part(NamedTuple):
