@@ -49,7 +49,12 @@ class Options(Run):
         None, "label or short name of the model that never learned; none: by `filter` in its name"
     )
     control: tuple[str, ...] = option(
-        (), "labels or short names of models trained without unlearning"
+        (), "labels or short names of models changed without unlearning"
+    )
+    harmless: tuple[str, ...] = option(
+        (),
+        "those of them that were made by training the base on harmless texts: a measure separates "
+        "only if it tells unlearned models from all of them; none: by `benign` in their names",
     )
 
 
@@ -74,7 +79,7 @@ def write_report(run: results.Run, options: Options) -> None:
 
     outroot, scripts = Path(options.outroot), load_steps()
     chosen = choose_comparisons(outroot, options.model_a, options.model_b)
-    comparisons = with_roles(chosen, options.filtered, options.control)
+    comparisons = with_roles(chosen, options.filtered, options.control, options.harmless)
     found = inventory.take_inventory(outroot, comparisons, scripts)
     # The base's or the study's results are no result of a comparison.
     if not any(one.there and one.comparison for one in found):

@@ -46,7 +46,8 @@ MODEL_FOLDERS = ("linear_probes", "relearning")
 def comparison(changed: str) -> Comparison:
     control = changed.startswith(("benign", "noise", "reseeded"))
     role = "filtered" if changed == "filtered" else "control" if control else "unlearned"
-    return Comparison(f"base__to__{changed}", "base", changed, changed, role)
+    harmless = changed.startswith("benign")
+    return Comparison(f"base__to__{changed}", "base", changed, changed, role, harmless)
 
 
 def claims(

@@ -10,6 +10,7 @@ import pytest
 from planted_tables import Study
 from planted_tables import comparison as planted
 
+from model_diffs.core.errors import BadInput
 from model_diffs.core.script import execute
 from model_diffs.core.step import load_script
 from model_diffs.report import page, signature_figure, verdicts
@@ -18,8 +19,10 @@ from model_diffs.report.signature import Signature
 
 PAIRED = ("dh_forget", "separation_change", "lipschitz_forget")
 EXACT = ("relative_change", "stable_rank", "covariance_forget")
-# How far each moved: npo farther than harmless training, rmu as far, cb as far as noise.
-SIZES = {"npo": 2.0, "rmu": 1.0, "cb": 1.5, "benign": 1.0, "noise": 1.5, "reseeded": 0.9}
+# How far each moved: npo farther than harmless training, rmu as far, cb as far as noise, lat less
+# far. Of two further trainings on harmless texts one moved as far as npo, the other farther.
+SIZES = {"npo": 2.0, "rmu": 1.0, "cb": 1.5, "lat": 0.5, "benign": 1.0, "noise": 1.5,
+         "reseeded": 0.9, "benign_agents": 2.0, "benign_far": 3.0}  # fmt: skip
 
 
 def plant(study: Study) -> Study:
@@ -60,8 +63,11 @@ def test_model_that_moved_as_harmless_training_does_is_not(study: Study) -> None
     found = read(study, "rmu", "benign", "noise", "reseeded")
     assert separates(found, *PAIRED, *EXACT) == {"no"}
     for key in (*PAIRED, *EXACT):
-        assert found.verdicts[key].alike == ("base__to__rmu",) and found.verdicts[key].all_alike
-        assert verdicts.in_words(found, key) == "not told apart from harmless training"
+        names = ("benign",) if key in PAIRED else ("reseeded", "noise")
+        assert found.verdicts[key].alike == {"base__to__rmu": names}
+        assert found.verdicts[key].all_alike
+    said = verdicts.in_words(found, "dh_forget")
+    assert said == "not told apart from harmless training (benign)"
     assert "inside the controls'" in found.verdicts["relative_change"].evidence
 
 
@@ -75,9 +81,50 @@ def test_noise_does_not_decide_where_the_benign_control_can(study: Study) -> Non
 def test_one_model_like_harmless_training_is_enough(study: Study) -> None:
     found = read(study, "npo", "rmu", "benign")
     told = found.verdicts["dh_forget"]
-    assert (told.separates, told.alike, told.all_alike) == ("no", ("base__to__rmu",), False)
-    assert verdicts.in_words(found, "dh_forget").endswith("training: rmu")
+    assert (told.separates, [*told.alike], told.all_alike) == ("no", ["base__to__rmu"], False)
+    assert verdicts.in_words(found, "dh_forget").endswith("training: rmu (benign)")
     assert told.evidence.startswith("npo: ") and "; rmu: " in told.evidence
+
+
+def test_every_harmless_training_has_to_be_told_apart(study: Study) -> None:
+    """One of two is as far as npo: it refutes what the other alone would confirm."""
+    found = read(study, "npo", "benign", "benign_agents")
+    for key in PAIRED:
+        told = found.verdicts[key]
+        assert (told.separates, told.alike) == ("no", {"base__to__npo": ("benign_agents",)})
+        assert "against benign," in told.evidence and "against benign_agents" in told.evidence
+        assert verdicts.in_words(found, key).endswith("(benign_agents)")
+    rows = {row["measure"]: row for row in verdicts.verdict_rows(found)}
+    assert rows["dh_forget"]["refuted_by"] == "benign_agents"
+    assert separates(read(study, "npo", "benign", "noise"), *PAIRED) == {"yes"}
+
+
+def test_what_lies_between_two_harmless_trainings_is_not_told_apart(study: Study) -> None:
+    found = read(study, "npo", "benign", "benign_far")
+    for key in PAIRED:
+        told = found.verdicts[key]
+        assert (told.separates, told.alike) == ("no", {"base__to__npo": ("benign", "benign_far")})
+
+
+def test_models_on_both_sides_of_harmless_training_have_no_sign_in_common(study: Study) -> None:
+    found = read(study, "npo", "lat", "benign", "noise")
+    for key in (*PAIRED, "relative_change"):
+        told = found.verdicts[key]
+        assert (told.separates, told.alike, told.both_sides) == ("no", {}, True)
+        assert verdicts.in_words(found, key) == verdicts.BOTH_SIDES
+        assert told.evidence.startswith(verdicts.BOTH_SIDES)
+    assert separates(read(study, "lat", "benign", "noise"), *PAIRED) == {"yes"}, "all below"
+
+
+def test_a_refutation_counts_beside_a_control_without_a_number(
+    study: Study, tmp_path: Path
+) -> None:
+    shutil.copytree(study.root, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy/base__to__benign/activation_stats")
+    for model, verdict in (("rmu", "unknown"), ("npo", "no")):
+        found = read(Study(tmp_path / "copy", [], **SIZES), model, "benign", "benign_agents")
+        assert found.verdicts["dh_forget"].separates == verdict
+        assert "benign has no number" in found.verdicts["dh_forget"].evidence
 
 
 def test_verdict_is_unknown_without_what_it_needs(study: Study, tmp_path: Path) -> None:
@@ -102,17 +149,23 @@ def test_rows_of_the_table_are_the_measures(study: Study) -> None:
     rows = verdicts.verdict_rows(found)
     assert [row["measure"] for row in rows] == [one.key for one in found.measures]
     assert all(tuple(row) == verdicts.COLUMNS and row["evidence"] for row in rows)
+    assert not any(row["refuted_by"] for row in rows if row["verdict"] != "no")
 
 
-def test_control_by_role_counts_where_none_is_named_benign() -> None:
+def test_harmless_controls_are_those_named_else_by_benign_else_all() -> None:
     named = ["npo", "harmless", "other"]
     pairs = [comparison(f"base__to__{name}", "base", name) for name in named]
     roles = with_roles(pairs, control=["harmless", "other"])
     assert [one.short for one in roles] == ["npo", "harmless", "other"], "controls stand last"
-    assert [one.short for one in verdicts.benign_of(roles)] == ["harmless", "other"]
+    assert [one.short for one in verdicts.harmless_of(roles)] == ["harmless", "other"]
+    said = with_roles(pairs, control=["other"], harmless=["harmless"])
+    assert {one.short: one.role for one in said}["harmless"] == "control"
+    assert [one.short for one in verdicts.harmless_of(said)] == ["harmless"]
+    with pytest.raises(BadInput, match="--harmless nobody: no such changed model"):
+        with_roles(pairs, harmless=["nobody"])
     again = with_roles([*pairs, comparison("base__to__x", "base", "base__benign__seed1")],
                        control=["harmless", "base__benign__seed1"])  # fmt: skip
-    assert [one.short for one in verdicts.benign_of(again)] == ["benign__seed1"]
+    assert [one.short for one in verdicts.harmless_of(again)] == ["benign__seed1"]
     by_name = {one.short: one.role for one in with_roles(again)}
     assert by_name["benign__seed1"] == "control" and by_name["harmless"] == "unlearned"
 
@@ -178,12 +231,14 @@ def test_script_writes_the_verdicts(study: Study, tmp_path: Path) -> None:
     models = [study.root / one.changed for one in study.comparisons]
     for path in [study.root / "base", *models]:
         path.mkdir(exist_ok=True)
-    controls = ["benign", "noise", "reseeded"]
+    controls = ["benign", "benign_agents", "benign_far", "noise", "reseeded"]
     words = ["--outroot", str(study.root), "--outdir", str(tmp_path / "report")]
     words += ["--model-a", str(study.root / "base"), "--model-b", *map(str, models)]
-    execute(script, [*words, "--filtered", "filtered", "--control", *controls])
+    words += ["--filtered", "filtered", "--control", *controls]
+    execute(script, [*words, "--harmless", "benign", "benign_agents"])
     table = pd.read_csv(tmp_path / "report/measures.csv").set_index("measure")
     assert tuple(table.reset_index().columns) == verdicts.COLUMNS
     assert table.loc["dh_forget", "verdict"] == "no" and "rmu" in table.loc["dh_forget", "evidence"]
+    assert table.loc["dh_forget", "refuted_by"] == "benign, benign_agents"
     order = pd.read_csv(tmp_path / "report/signature.csv")["changed"].tolist()
-    assert order == ["filtered", "cb", "npo", "rmu", *controls]
+    assert order == ["filtered", "cb", "lat", "npo", "rmu", *controls]

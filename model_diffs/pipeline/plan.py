@@ -12,6 +12,7 @@ from typing import Any
 
 from model_diffs.core import naming, options
 from model_diffs.core.errors import BadInput
+from model_diffs.core.methods import METHODS
 from model_diffs.core.step import Script
 from model_diffs.pipeline.environment import Settings
 from model_diffs.pipeline.studies import Arguments, Study, typed, unknown, with_likes
@@ -67,9 +68,13 @@ class Planner:
         self.settings = settings
         self.scripts = {one.name: one for one in scripts}
         self.changed = dict(study.roles)
+        self.harmless: list[str] = []
+        """Controls that training made: only texts that nothing is to forget can have done it."""
         for folder, (entry, _) in study.made().items():
             if entry.compare:
                 self.changed[folder] = entry.role
+                if entry.role == "control" and METHODS[entry.method].making == "trained":
+                    self.harmless.append(naming.model_label(folder))
         for number in study.steps:
             if not any(str(one.step.number) == number for one in scripts):
                 raise BadInput(f"{study.path}: steps.{number}: there is no step of that number")
@@ -168,4 +173,6 @@ class Planner:
                 labels = [naming.model_label(m) for m, r in self.changed.items() if r == role]
                 if labels and report.accepts(role):
                     named[role] = tuple(labels) if role == "control" else labels[0]
+            if self.harmless and report.accepts("harmless"):
+                named["harmless"] = tuple(self.harmless)
             yield self._unit(report, self._extra(report), **named)

@@ -109,9 +109,9 @@ def signature_rows(signature: Signature) -> list[dict[str, Any]]:
     bounded = {key for (_, key), one in signature.values.items() if one.low is not None}
     rows = []
     for comparison in signature.comparisons:
-        label, base, changed, _, role = comparison
+        label, base, changed, *_ = comparison
         row: dict[str, Any] = {"comparison": label, "base": base, "changed": changed}
-        row["filtered"] = role == "filtered"
+        row["filtered"] = comparison.role == "filtered"
         for key in (measure.key for measure in signature.measures):
             cells = [(key, signature.values.get((label, key)), key in bounded)]
             if own := signature.base_values.get(key):

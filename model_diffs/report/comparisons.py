@@ -11,6 +11,8 @@ from model_diffs.core.errors import BadInput
 from model_diffs.report.signature import Comparison, Role
 
 BETWEEN = "__to__"
+BENIGN = "benign"
+"""In the short name of a control that harmless training made, where nothing else says which are."""
 ORDER: "tuple[Role, ...]" = ("filtered", "unlearned", "control")
 
 
@@ -72,18 +74,22 @@ def choose_comparisons(
 
 
 def with_roles(
-    comparisons: Iterable[Comparison], filtered: str | None = None, control: Sequence[str] = ()
+    comparisons: Iterable[Comparison],
+    filtered: str | None = None,
+    control: Sequence[str] = (),
+    harmless: Sequence[str] = (),
 ) -> list[Comparison]:
     """The comparisons with their models' roles: the filtered model, unlearned ones, controls.
 
     Models are named by label or short name; without a role given, roles are those that figures
-    colour. Raises BadInput where no model has a given name.
+    colour. `harmless` are controls, too. Raises BadInput where no model has a given name.
     """
     from model_diffs.core.figures import CONTROLS, FILTERED, model_colour
 
     comparisons = list(comparisons)
     names = {one: (one.label, one.changed, one.short) for one in comparisons}
-    given = [("--filtered", filtered)] * bool(filtered) + [("--control", one) for one in control]
+    given = [("--filtered", filtered)] * bool(filtered)
+    given += [("--control", one) for one in control] + [("--harmless", one) for one in harmless]
     for flag, name in given:
         if not any(name in known for known in names.values()):
             there = ", ".join(one.short for one in comparisons) or "none"
@@ -91,10 +97,18 @@ def with_roles(
 
     def role(one: Comparison) -> Role:
         colour = model_colour(one.changed)
-        if {*control} & {*names[one]} or (not control and colour in CONTROLS.values()):
+        said = {*control, *harmless}
+        if said & {*names[one]} or (not control and colour in CONTROLS.values()):
             return "control"
         known = filtered in names[one] if filtered else colour == FILTERED
         return "filtered" if known else "unlearned"
 
-    found = [one._replace(role=role(one)) for one in comparisons]
+    def trained(one: Comparison) -> bool:
+        return bool({*harmless} & {*names[one]}) if harmless else BENIGN in one.short
+
+    known = {one: role(one) for one in comparisons}
+    found = [
+        one._replace(role=own, harmless=own == "control" and trained(one))
+        for one, own in known.items()
+    ]
     return sorted(found, key=lambda one: (ORDER.index(one.role), one.short))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from model_diffs.core.step import Measure
@@ -25,6 +26,8 @@ class Comparison(NamedTuple):
     """The changed model's name without the base's, for headings."""
     role: Role = "unlearned"
     """`filtered` never learned and is the reference; a `control` is trained without unlearning."""
+    harmless: bool = False
+    """A control made by training the base on harmless texts, as strongly as an unlearned model."""
 
 
 class Figure(NamedTuple):
@@ -79,10 +82,12 @@ class Verdict(NamedTuple):
 
     separates: Literal["yes", "no", "unknown"]
     evidence: str
-    alike: tuple[str, ...] = ()
-    """Labels of the unlearned models that are not told apart."""
+    alike: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """By label of each unlearned model that is not told apart: the controls that it is like."""
     all_alike: bool = False
     """Not one of them is."""
+    both_sides: bool = False
+    """Some lie above all controls and some below."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ that strength does; a measure that lies there says nothing about unlearning.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from model_diffs.core.step import Measure
 from model_diffs.report.conclusions import Numbers, ends
@@ -13,66 +13,90 @@ from model_diffs.report.formatting import number
 from model_diffs.report.signature import Comparison, Signature, Verdict
 from model_diffs.stats.estimates import Estimate, difference
 
-BENIGN = "benign"
-"""In the short name of the control that harmless training made; without one, every control is."""
 ALIKE = "not told apart from harmless training"
+BOTH_SIDES = "on both sides of harmless training"
 RULES = (
-    f"A number is {ALIKE} where the 95 % interval of its paired difference from the benign "
-    "control's does not exclude zero; without intervals, where it is within 1 % of the range of "
-    "two or more controls. A measure separates where each unlearned model with a number does."
+    f"A number is {ALIKE} unless the 95 % intervals of its paired differences from all controls "
+    "made by harmless training lie on one side of zero; without intervals, where it is within 1 % "
+    "of the range of two or more controls. A measure separates where each unlearned model with a "
+    "number is told apart, all on the same side."
 )
 NO_CONTROL = "No control is among the comparisons: no measure is known to tell unlearning apart."
-COLUMNS = ("measure", "verdict", "evidence")  # of measures.csv
+COLUMNS = ("measure", "verdict", "refuted_by", "evidence")  # of measures.csv
 
 
-def benign_of(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """The controls made by harmless training."""
+class _Told(NamedTuple):
+    """Where one number lies."""
+
+    side: int | None
+    """1 above all controls, -1 below them, 0 not told apart, None: not known."""
+    why: str
+    refuted_by: tuple[str, ...] = ()
+    """Controls that it is not told apart from, or lies between."""
+
+
+def harmless_of(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """The controls made by harmless training; where none is known as such, all controls."""
     controls = [one for one in comparisons if one.role == "control"]
-    return [one for one in controls if BENIGN in one.short] or controls
+    return [one for one in controls if one.harmless] or controls
 
 
-def _in_range(mine: Estimate, controls: Mapping[str, Estimate], unit: str) -> tuple[bool, str]:
-    """Whether a number without interval is outside those of the controls."""
-    low, high = (pick(one.value for one in controls.values()) for pick in (min, max))
+def _in_range(mine: Estimate, controls: Mapping[str, Estimate], unit: str) -> _Told:
+    """A number without interval, beside the lowest and the highest of the controls."""
+    ordered = sorted(controls, key=lambda one: controls[one].value)
+    low, high = (controls[one].value for one in (ordered[0], ordered[-1]))
     slack = 0.01 * max(abs(low), abs(high))  # `noise` has the size of its model by construction
-    apart = not low - slack <= mine.value <= high + slack
+    side = int(mine.value > high + slack) - int(mine.value < low - slack)
     text, *both = (number(one, unit)[0] for one in (mine.value, low, high))
-    return apart, f"{text}, {'out' if apart else 'in'}side the controls' {' to '.join(both)}"
+    why = f"{text}, {'out' if side else 'in'}side the controls' {' to '.join(both)}"
+    return _Told(side, why, () if side else (ordered[0], ordered[-1]))
 
 
 def _told(
-    measure: Measure, mine: Estimate, controls: Mapping[str, Estimate], benign: Sequence[str]
-) -> tuple[bool | None, str]:
-    """Whether a number is told apart from the controls', None where it is not known, and why."""
+    measure: Measure, mine: Estimate, controls: Mapping[str, Estimate], harmless: Sequence[str]
+) -> _Told:
+    """Whether a number is told apart from the controls', and why."""
     if mine.sample is None and not mine.unpaired:
-        few = len(controls) < 2
-        none = None, "fewer than two controls have a number"
-        return none if few else _in_range(mine, controls, measure.unit)
-    parts, apart = [], True
-    for name in benign:
+        if len(controls) < 2:
+            return _Told(None, "fewer than two controls have a number")
+        return _in_range(mine, controls, measure.unit)
+    parts, sides, lacking = [], {}, ""
+    for name in harmless:
         gap = name in controls and difference(mine, controls[name], measure.logarithmic)
-        if not gap:
-            return None, f"{name} has no number that pairs with it"
-        apart &= gap.direction != 0
-        parts.append(f"{ends(gap, 'ratio' if gap.neutral else 'change')} against {name}")
-    return apart, ", ".join(parts)
+        if gap:
+            parts.append(f"{ends(gap, 'ratio' if gap.neutral else 'change')} against {name}")
+            sides[name] = gap.direction
+        else:
+            lacking = f"{name} has no number that pairs with it"
+            parts.append(lacking)
+    why, met = ", ".join(parts), {*sides.values()}
+    if 0 in met:
+        return _Told(0, why, tuple(name for name, side in sides.items() if not side))
+    if len(met) > 1:
+        return _Told(0, why, (*sides,))
+    return _Told(None if lacking else met.pop(), why)
 
 
 def _verdict(measure: Measure, numbers: Numbers, comparisons: Sequence[Comparison]) -> Verdict:
-    benign = [one.short for one in benign_of(comparisons)]
-    if not benign:
+    harmless = [one.short for one in harmless_of(comparisons)]
+    if not harmless:
         return Verdict("unknown", "no control is among the comparisons")
     found = {one: numbers.get((one.label, measure.key)) for one in comparisons}
     controls = {one.short: own for one, own in found.items() if own and one.role == "control"}
     unlearned = {one: own for one, own in found.items() if own and one.role == "unlearned"}
-    told = {one: _told(measure, own, controls, benign) for one, own in unlearned.items()}
+    told = {one: _told(measure, own, controls, harmless) for one, own in unlearned.items()}
     if not told:
         return Verdict("unknown", "no unlearned model has a number")
-    alike = tuple(one.label for one, (apart, _) in told.items() if apart is False)
-    known = all(apart is not None for apart, _ in told.values())
-    separates: Literal["yes", "no", "unknown"] = "no" if alike else "yes" if known else "unknown"
-    evidence = "; ".join(f"{one.short}: {why}" for one, (_, why) in told.items())
-    return Verdict(separates, evidence, alike, len(alike) == len(told))
+    alike = {one.label: where.refuted_by for one, where in told.items() if where.side == 0}
+    sides = {where.side for where in told.values()}
+    both = {1, -1} <= sides
+    evidence = "; ".join(f"{one.short}: {where.why}" for one, where in told.items())
+    if both:
+        evidence = f"{BOTH_SIDES}; {evidence}"
+    separates: Literal["yes", "no", "unknown"] = (
+        "no" if alike or both else "unknown" if None in sides else "yes"
+    )
+    return Verdict(separates, evidence, alike, len(alike) == len(told), both)
 
 
 def verdicts(
@@ -82,18 +106,26 @@ def verdicts(
     return {one.key: _verdict(one, numbers, comparisons) for one in measures}
 
 
+def refuters(verdict: Verdict) -> str:
+    """The controls that unlearned models are not told apart from."""
+    return ", ".join(sorted({name for names in verdict.alike.values() for name in names}))
+
+
 def verdict_rows(signature: Signature) -> list[dict[str, Any]]:
     """Rows of measures.csv."""
-    found = signature.verdicts.items()
     return [
-        dict(zip(COLUMNS, (key, one.separates, one.evidence), strict=True)) for key, one in found
+        dict(zip(COLUMNS, (key, one.separates, refuters(one), one.evidence), strict=True))
+        for key, one in signature.verdicts.items()
     ]
 
 
 def in_words(signature: Signature, key: str) -> str:
     """What is said beside a measure that does not separate; empty for the others."""
     found = signature.verdicts.get(key)
-    if found is None or not found.alike:
+    if found is None or not (found.alike or found.both_sides):
         return ""
+    if found.all_alike:
+        return f"{ALIKE} ({refuters(found)})"
     short = {one.label: one.short for one in signature.comparisons}
-    return ALIKE if found.all_alike else f"{ALIKE}: {', '.join(short[x] for x in found.alike)}"
+    own = [f"{short[one]} ({', '.join(names)})" for one, names in found.alike.items()]
+    return f"{ALIKE}: {', '.join(own)}" if own else BOTH_SIDES
