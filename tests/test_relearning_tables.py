@@ -110,6 +110,12 @@ def test_the_least_gap_is_one_in_twenty() -> None:
     }
 
 
+def test_the_share_of_a_single_question_has_an_interval() -> None:
+    one, none = np.ones(1), np.zeros(1)
+    found = tables.recovered_share(one, none, one, ["e"], SEED)
+    assert [*found] == [*tables.SHARE] and {*found.values()} == {1.0}
+
+
 def picked(attacks: list[Attacked]) -> tuple[Attacked, int] | None:
     """The attack and step that are picked, with a floor of 0.7."""
     found = tables.pick(attacks, 0.7)
