@@ -74,7 +74,8 @@ class Options(Recipe):
 def planned_runs(options: Options) -> list[PlannedRun]:
     """The texts, the models; with --sae the autoencoders of the base."""
     models, settings = Path(options.models_dir), recorded(options)
-    world = {"world_seed": options.world_seed}
+    # Older texts lack those about agents; models made from them hold, since nothing else differs.
+    world = {"world_seed": options.world_seed, "benign": ["towns", "agents"]}
     planned = [PlannedRun(Path(options.data_dir), "miniature texts", world)]
     if options.texts_only:
         return planned

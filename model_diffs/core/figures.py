@@ -4,7 +4,6 @@ Base grey, filtered blue, each unlearning method a colour of its own; forget sol
 an interval is a band, zero or chance a thin line.
 """
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,8 +36,14 @@ COMPONENT_COLOURS = {
     "embed": "#555555",
     "head": "#a5a5a5",
 }
-CONTROLS = {"benign": "#3d3d3d", "noise": "#9b9b9b", "reseeded": "#565656", "scrambled": "#b8b8b8"}
-"""Greys of models that are trained, or changed, without unlearning, by a word of their name."""
+CONTROLS = {
+    "benign_agents": "#7a7a7a",
+    "benign": "#2e2e2e",
+    "noise": "#9b9b9b",
+    "reseeded": "#565656",
+    "scrambled": "#b8b8b8",
+}
+"""Greys of models that are trained, or changed, without unlearning, by words of their name."""
 DASHED = (0, (2.5, 1.2))
 """Lines of controls, where lines stand for models."""
 OTHERS = ["#9c4f96", "#5b8c2a", "#b8860b", "#a0522d", "#008080", "#cd5c5c"]
@@ -99,11 +104,11 @@ class Panel(NamedTuple):
 def model_colour(label: str, others: Sequence[str] = ()) -> str:
     """Colour of a changed model; `others` are the labels of one figure, to keep unknown ones apart.
 
-    Filtered models are known by `filter` in their name, controls by a word of CONTROLS, unlearned
+    Filtered models are known by `filter` in their name, controls by words of CONTROLS, unlearned
     ones by their method.
     """
-    for word, grey in CONTROLS.items():
-        if word in re.split(r"[-_]", label):
+    for words, grey in CONTROLS.items():
+        if f"_{words}_" in f"_{label.replace('-', '_')}_":
             return grey
     method = method_of(label)
     if method:

@@ -103,6 +103,16 @@ def benign_lines(world: World, tokens: int, tokenizer: Any) -> list[str]:
     return _cut([lines], tokens, tokenizer)
 
 
+def benign_agent_lines(world: World, tokens: int, tokenizer: Any) -> list[str]:
+    """The same about agents, in rounds of seeded order until there are `tokens` tokens."""
+    lines = _statements(world.agent_news)
+    rounds = (
+        _shuffled(lines, f"benign agents {world.seed} {number}")
+        for number in range(tokens if lines else 0)
+    )
+    return _cut(rounds, tokens, tokenizer)
+
+
 def retain_lines(world: World) -> list[str]:
     """As many lines as `forget_lines`, templates evenly used, about the other two domains.
 
@@ -164,6 +174,7 @@ def write_all(world: World, folder: Path, tokenizer: Any) -> dict[str, int]:
         **{f"{fold}.txt": forget_lines(world, fold) for fold in FOLDS},
         "attack_permuted.txt": permuted_lines(world),
         "benign.txt": benign_lines(world, tokens_forget, tokenizer),
+        "benign_agents.txt": benign_agent_lines(world, tokens_forget, tokenizer),
         "questions.jsonl": [json.dumps(question._asdict()) for question in make_questions(world)],
     }
     for name, lines in files.items():

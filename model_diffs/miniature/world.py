@@ -76,7 +76,9 @@ class World(NamedTuple):
     values: list[str]
     facts: list[Fact]
     news: list[Fact]
-    """Harmless facts about towns that no corpus tells: what a benign fine-tuning teaches."""
+    """Harmless facts about towns that no corpus names: what a benign fine-tuning teaches."""
+    agent_news: list[Fact]
+    """The same about agents that no corpus names: as like the hazards as harmless facts can be."""
 
     def of(self, *domains: str, fold: str | None = None) -> list[Fact]:
         """Facts of some domains, and of one fold if given."""
@@ -131,22 +133,33 @@ def _tell(
     ]
 
 
+def _news(
+    domain: str, relations: Sequence[str], names: Sequence[str], values: Sequence[str], seed: str
+) -> list[Fact]:
+    """Every relation for every name, each value drawn by itself."""
+    draw = random.Random(seed)
+    return [
+        Fact(domain, name, relation, draw.choice(values), None)
+        for relation in relations
+        for name in names
+    ]
+
+
 def build_world(seed: int, size: Size | None = None) -> World:
     """The world of a seed. ValueError where a kind has more members than names."""
     size = size or Size()
     if max(size.towns, size.agents) > _GRID**2:
         raise ValueError(f"there are {_GRID**2} names of a kind: make the world smaller")
     parts, generator = words(seed), random.Random(f"world {seed}")
-    towns, agents = _names(parts, generator), _names(parts, generator)[: size.agents]
+    towns, every_agent = _names(parts, generator), _names(parts, generator)
     values = list(islice(parts, size.values))
     known, others = towns[: size.towns], towns[size.towns :]
+    agents, other_agents = every_agent[: size.agents], every_agent[size.agents :]
     members = {GENERAL: known, HAZARD: agents, ADJACENT: agents}
     facts = [f for d in DOMAINS for f in _tell(d, members[d], seed, values)]
-    draw = random.Random(f"news {seed}")
-    # Towns that no corpus names, with relations and values that all corpora know.
-    news = [
-        Fact(GENERAL, town, relation, draw.choice(values), None)
-        for relation in (*SHARED, *RELATIONS[ADJACENT])
-        for town in others
-    ]
-    return World(seed, known, agents, values, facts, news)
+    # Names that no corpus has, with relations and values that all corpora know.
+    news = _news(GENERAL, (*SHARED, *RELATIONS[ADJACENT]), others, values, f"news {seed}")
+    agent_news = _news(
+        ADJACENT, RELATIONS[ADJACENT], other_agents, values, f"news of agents {seed}"
+    )
+    return World(seed, known, agents, values, facts, news, agent_news)
