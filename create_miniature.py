@@ -25,7 +25,6 @@ from pathlib import Path
 from model_diffs.core import results, step
 from model_diffs.core.options import option, recorded
 from model_diffs.core.parent import end_with_parent
-from model_diffs.core.progress import PROGRESS_LINE
 from model_diffs.core.results import PlannedRun
 from model_diffs.core.script import run_step, seed_everything
 from model_diffs.core.step import Step
@@ -102,54 +101,15 @@ def make_texts(todo: list[PlannedRun], options: Options) -> None:
         run.record(seed=options.world_seed, facts=len(made.facts), lines=counts)
 
 
-def make_model(planned: PlannedRun, options: Options, line: int) -> None:
-    """Train one model on its corpus, score its answers, and save it with its card.
-
-    Runs in a process of its own, on one thread: matrices this small gain nothing from a second
-    one, and the weights then do not depend on the number of cores.
-    """
-    import torch
-    from transformers import PreTrainedTokenizerFast
-
-    from model_diffs.data import texts
-    from model_diffs.data.questions import load_questions
-    from model_diffs.evaluation import scoring
-    from model_diffs.miniature import training, world
-    from model_diffs.models import devices
-
-    os.environ[PROGRESS_LINE] = str(line)
-    torch.set_num_threads(1)
-    recipe = dataclasses.replace(options, seed=planned.arguments["seed"])
-    data, which = Path(options.data_dir), planned.label.removeprefix("miniature-")
-    corpus, asked = data / f"corpus_{MODELS[which][0]}.txt", data / "questions.jsonl"
-    device = devices.pick_device(options.device)
-    with results.open_run(planned) as run:
-        run.reads(corpus, asked, data / "tokenizer.json")
-        seed_everything(recipe.seed)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(data)
-        split = texts.read_split(corpus, "corpus")
-        trained = training.train(tokenizer, split.texts, recipe, device, planned.label)
-        given = scoring.score(trained.model, tokenizer, load_questions(asked))
-        scores = scoring.accuracies(given, options.seed)
-        trained.model.cpu().save_pretrained(run.path)
-        tokenizer.save_pretrained(run.path)
-        made = world.build_world(recipe.world_seed)
-        card = training.model_card(which, made, recipe, len(split.texts), trained, scores)
-        (run.path / "README.md").write_text(card, encoding="utf-8")
-        run.record(
-            texts=split.identity(),
-            device=str(device),
-            dtype="fp32",
-            seed=recipe.seed,
-            tokens=trained.tokens,
-            final_loss=trained.losses[-1],
-            scores=[score._asdict() for score in scores],
-        )
-    print(f"{planned.folder}: " + ", ".join(f"{s.name} {s.mean:.3f}" for s in scores))
+def recipe_of(options: Options) -> Recipe:
+    """How models are trained, without what this script alone knows: processes pass it on."""
+    return Recipe(**{one.name: getattr(options, one.name) for one in dataclasses.fields(Recipe)})
 
 
 def make_models(todo: list[PlannedRun], options: Options) -> None:
     """Train the models side by side, a process each. Raises what the first failed one raised."""
+    from model_diffs.miniature.making import make_model
+
     if options.device != "auto":
         from model_diffs.models.devices import pick_device
 
@@ -158,7 +118,8 @@ def make_models(todo: list[PlannedRun], options: Options) -> None:
     # Its workers end with this process, however it ends.
     count = min(len(todo), os.cpu_count() or 1)
     with ProcessPoolExecutor(count, context, end_with_parent, (os.getpid(),)) as pool:
-        jobs = [pool.submit(make_model, one, options, line) for line, one in enumerate(todo)]
+        given = recipe_of(options), options.data_dir, options.device
+        jobs = [pool.submit(make_model, one, *given, line) for line, one in enumerate(todo)]
     for planned, job in zip(todo, jobs, strict=True):
         if job.exception() is None:
             planned.committed.append(True)
