@@ -21,18 +21,17 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs.attacks import recovered
+from model_diffs.attacks import recovered, runs
 from model_diffs.attacks.material import Attack, Material
-from model_diffs.core import folders, naming, results, step
-from model_diffs.core.errors import BadInput
-from model_diffs.core.options import Figures, Format, Models, option, recorded
+from model_diffs.core import folders, naming
+from model_diffs.core.options import Figures, Format, Models, option
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step, seed_everything
-from model_diffs.core.step import Claims, Figure, Measure, Step, Table, model_runs
+from model_diffs.core.step import Claims, Figure, Measure, Step, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,33 +150,8 @@ class Options(Models, Attack):
 
 
 def planned_runs(options: Options) -> list[PlannedRun]:
-    """A folder per model, and one over all of them unless --outdir places a single one.
-
-    The filtered model comes first. The one over all covers the models of this call and those
-    attacked with the same options before.
-    """
-    planned = model_runs(options, STEP.folder)
-    if options.outdir:
-        return planned
-    shared = json.loads(json.dumps(recorded(options)))
-    labels = [one.label for one in planned]
-    for record in sorted(Path(options.outroot).glob(f"*/{STEP.folder}/{results.RECORD}")):
-        old = (results.read_record(record.parent) or {}).get("arguments", {})
-        if {name: value for name, value in old.items() if name != "model"} == shared:
-            labels.append(record.parent.parent.name)
-    # Base and filtered models before the unlearned ones, whose names are longer.
-    base = naming.model_label(options.base) if options.base else ""
-    order = sorted(dict.fromkeys(labels), key=lambda label: (label != base, "__" in label, label))
-    folder = Path(options.outroot) / STEP.folder
-    return [*planned, PlannedRun(folder, "all models", {**shared, "attacked": order})]
-
-
-def filtered_run(options: Options) -> PlannedRun | None:
-    """The result folder of the filtered model, whatever --model and --outdir name."""
-    if options.filtered is None:
-        return None
-    alone = replace(options, model=(options.filtered,), outdir=None)
-    return step.planned_runs(sys.modules[__name__], alone)[0]
+    """A folder per model, and one over all of them unless --outdir places a single one."""
+    return runs.planned_runs(options, STEP.folder)
 
 
 def write_attacks(
@@ -192,7 +166,7 @@ def write_attacks(
     from model_diffs.models.checkpoints import Checkpoint
 
     model, label = run.planned.model_a, run.planned.label
-    filtered, references = filtered_run(options), {}
+    filtered, references = runs.filtered_run(sys.modules[__name__], options), {}
     if filtered and filtered.label != label and material.questions:
         run.reads(*(filtered.folder / f"{name}.csv" for name in ("relearning", "per_question")))
         references = relearning_tables.read_references(filtered.folder, material, options.steps)
@@ -234,7 +208,7 @@ def draw_overview(run: Run, options: Options) -> None:
 
     from model_diffs.attacks import relearning_overview
 
-    outroot, labels = Path(options.outroot), run.planned.arguments["attacked"]
+    outroot, labels = Path(options.outroot), run.planned.arguments[runs.ATTACKED]
     found = []
     for label in labels:
         folder = outroot / label / STEP.folder
@@ -261,19 +235,15 @@ def attack_models(options: Options, todo: list[PlannedRun]) -> None:
     """Attack the models of `todo`, the filtered one first: the others are compared with it."""
     from model_diffs.attacks import material
 
-    given, filtered = material.read_material(options), filtered_run(options)
-    first = filtered.label if filtered else ""
-    known = not filtered or first in [one.label for one in todo]
-    if filtered and not known and results.state(filtered).status != "complete":
-        why = "is not attacked with these options; add it to --model"
-        raise BadInput(f"--filtered: {options.filtered} {why}")
+    given = material.read_material(options)
+    ordered = runs.filtered_first(sys.modules[__name__], options, todo)
     if options.dtype in ("fp16", "bf16"):
         print(
             f"warning: weights are trained in {options.dtype}: updates below its resolution "
             "vanish, and the attack looks weaker than it is",
             file=sys.stderr,
         )
-    attack_each(sorted(todo, key=lambda one: one.label != first), given, options)
+    attack_each(ordered, given, options)
 
 
 def attack_each(ordered: "Sequence[PlannedRun]", material: Material, options: Options) -> None:
@@ -302,19 +272,13 @@ def attack_each(ordered: "Sequence[PlannedRun]", material: Material, options: Op
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Attack the models that are not complete, then draw all of them together."""
-    models = [planned for planned in todo if planned.model_a]
-    if models:
-        attack_models(options, models)
-    # What was compared with an older result of the filtered model is stale now, and attacked models
-    # make the overview stale, also where it was complete.
-    every = step.planned_runs(sys.modules[__name__], options)
-    stale = [p for p in every if p.model_a and results.state(p).status != "complete"]
-    if stale:
-        attack_models(options, stale)
-    for planned in every:
-        if not planned.model_a:
-            with open_run(planned) as run:
-                draw_overview(run, options)
+
+    def draw(planned: PlannedRun) -> None:
+        with open_run(planned) as run:
+            draw_overview(run, options)
+
+    own = sys.modules[__name__]
+    runs.make_all(own, options, todo, lambda found: attack_models(options, found), draw)
 
 
 if __name__ == "__main__":
