@@ -20,6 +20,7 @@ from model_diffs.core.step import load_steps
 from model_diffs.pipeline import closing, executor, lock, prepared, studies, units
 from model_diffs.pipeline.environment import (
     Settings,
+    cpu_cores,
     visible_gpus,
     with_all_methods,
     with_environment,
@@ -38,7 +39,11 @@ class Options:
     steps: str = option("", "only these: numbers, ranges, names, such as 1,4-6,report")
     dry_run: bool = option(False, "say what would run, and run nothing")
     keep_going: bool = option(False, "go on with what does not depend on a step that failed")
-    jobs: int = option(1, "units to run at a time on this machine", check=positive)
+    jobs: int | None = option(
+        None,
+        "units to run at a time on this machine; none: the study's number, or 1",
+        check=positive,
+    )
     all_methods: bool = option(False, "one unlearned model per method; compare nothing")
     verify: bool = option(False, "check the hash of every file, even where its time is unchanged")
 
@@ -131,17 +136,18 @@ def _end_by_signal(number: int, _: FrameType | None) -> None:
 
 
 def _shared(study: Study, settings: Settings, chosen: Options, held: int) -> executor.Shared:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = max(1, (cores or 1) // chosen.jobs) if chosen.jobs > 1 else 0
+    cores = cpu_cores()
+    jobs = chosen.jobs or min(study.jobs, cores)
+    share = max(1, cores // jobs) if jobs > 1 else 0
     return executor.Shared(
         outroot=settings.outroot,
         launcher=settings.launcher,
         lock=held,
         force=chosen.force,
-        keep_going=chosen.keep_going or chosen.all_methods or chosen.jobs > 1,
-        jobs=chosen.jobs,
+        keep_going=chosen.keep_going or chosen.all_methods or jobs > 1,
+        jobs=jobs,
         threads=study.threads or share,
-        gpus=visible_gpus() if chosen.jobs > 1 else (),
+        gpus=visible_gpus() if jobs > 1 else (),
         forks=prepared.FORKS,
     )
 
@@ -163,7 +169,7 @@ def _run(planner: Planner, found: list[Unit], chosen: Options) -> int:
         ran: list[tuple[Unit, int]] = []
         todo = [one for one in planned if one.todo]
         try:
-            executor.run_units(for_jobs(todo, chosen.jobs), shared, ran)
+            executor.run_units(for_jobs(todo, shared.jobs), shared, ran)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             closing.print_closing(planned, ran, settings.outroot, chosen.all_methods)

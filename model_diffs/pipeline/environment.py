@@ -41,6 +41,12 @@ def program(name: str) -> str:
     return found
 
 
+def cpu_cores() -> int:
+    """The cores that this process may use."""
+    known = hasattr(os, "sched_getaffinity")  # not on macOS
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """The GPUs that CUDA_VISIBLE_DEVICES names, else all that the driver lists."""
     named = environment.get("CUDA_VISIBLE_DEVICES")

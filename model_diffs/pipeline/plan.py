@@ -7,6 +7,7 @@ models, texts, dictionaries and the report is known by name.
 import itertools
 import typing
 from collections.abc import Iterator, Sequence
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.methods import METHODS
 from model_diffs.core.step import Script
 from model_diffs.pipeline.environment import Settings
-from model_diffs.pipeline.studies import Arguments, Study, typed, unknown, with_likes
+from model_diffs.pipeline.studies import Arguments, Study, with_likes
+from model_diffs.pipeline.typed import typed, unknown
 from model_diffs.pipeline.units import DATASETS, REPORT, TRAIN, UNLEARN, Unit
 
 # ── words ─────────────────────────────────────────────────────────────────────────────────────────
@@ -95,6 +97,15 @@ class Planner:
                 raise unknown(name, known, f"{self.study.path}: steps.{number}")
         return {name: value for name, value in given.items() if script.accepts(name)}
 
+    def _lacks(self, script: Script) -> bool:
+        """Whether the script has to have questions or attack texts, and the study has none."""
+        had = {"questions": self.study.texts.questions, "attack_data": self.study.texts.attack}
+        every = script.module.Options.__dataclass_fields__
+        return any(
+            name in every and every[name].default is MISSING and not value
+            for name, value in had.items()
+        )
+
     def _unit(self, script: Script, given: Arguments, name: str = "", **extra: Any) -> Unit:
         shared = {} if script.name == UNLEARN else _shared(script, self.study, self.settings)
         shared |= extra
@@ -148,7 +159,7 @@ class Planner:
         dictionary = self.study.dictionary
         for script in self.scripts.values():
             step = script.step
-            if step.scope == "other" or script.name == REPORT:
+            if step.scope == "other" or script.name == REPORT or self._lacks(script):
                 continue
             if "dictionary" in step.needs:
                 if dictionary is None:

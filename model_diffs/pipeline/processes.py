@@ -31,6 +31,7 @@ LINGERING = 10.0
 """Seconds to wait for what a process started and left behind."""
 LOOK = 0.2
 """Seconds between looks at processes that say nothing."""
+ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _CHUNK = 1 << 16
 
 
@@ -209,7 +210,7 @@ def start_fork(
     `words`: the command that it does the work of.
     """
 
-    def run(output: int, given: dict[str, str]) -> None:
+    def run(output: int, given: dict[str, str], mask: set[signal.Signals]) -> None:
         for standard in (1, 2):
             os.dup2(output, standard)
         for stream in (sys.stdout, sys.stderr):
@@ -220,14 +221,21 @@ def start_fork(
         for one in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(one) is not signal.SIG_IGN:
                 signal.signal(one, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         work()
 
     def begin(output: int, given: dict[str, str], kept: list[int]) -> tuple[_Child, Callable]:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()  # else the fork says it once more
-        child = multiprocessing.get_context("fork").Process(target=run, args=(output, given))
-        child.start()
+        # What Python calls after a fork would swallow the exception of a signal.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            fork = multiprocessing.get_context("fork")
+            child = fork.Process(target=run, args=(output, given, mask))
+            child.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return child, lambda: child.exitcode
 
     return _start(begin, log, environment, lock, line)

@@ -4,19 +4,17 @@ Every table has a dataclass here; keys and types are checked against it, and arg
 against the script's own Options. Nothing in a study is ever evaluated.
 """
 
-import difflib
 import tomllib
-import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args
 
 from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
 from model_diffs.core.methods import METHODS
 from model_diffs.core.step import SCRIPTS
+from model_diffs.pipeline.typed import fill, table
 
 FOLDER = SCRIPTS / "studies"
 Arguments = Mapping[str, Any]
@@ -85,6 +83,8 @@ class Study:
     """Scripts that make models and texts, run first."""
     seeds: tuple[int, ...] = (42,)
     """Each unlearned model is made once per seed."""
+    jobs: int = 1
+    """Units that run at a time, at most one per core, unless --jobs says so."""
     threads: int = 0
     """Threads of each process (OMP_NUM_THREADS); 0: what the libraries choose."""
     models: Models = field(default_factory=Models)
@@ -166,71 +166,6 @@ def entry_of(method: str) -> Unlearn:
     return Unlearn(method, method, METHODS[method].role)
 
 
-# ── types ─────────────────────────────────────────────────────────────────────────────────────────
-
-_WORDS = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
-
-
-def typed(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the type `kind`: lists become tuples, tables dataclasses.
-
-    Raises BadInput that names `where`.
-    """
-    if isinstance(kind, UnionType):
-        (kind,) = (part for part in get_args(kind) if part is not type(None))
-    if is_dataclass(kind):
-        return _fill(kind, value, f"{where}.")
-    if get_origin(kind) is tuple:
-        values = value if isinstance(value, list | tuple) else [value]
-        return tuple(typed(get_args(kind)[0], one, where) for one in values)
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise BadInput(f"{where} = {value!r}: one of {', '.join(map(str, get_args(kind)))}")
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise BadInput(f"{where} = {value!r}: not {_WORDS[kind]}")
-    # A value becomes one word of a command, and is said in one line.
-    if kind is str and (not value.strip() or any(c in value for c in "\t\n\r\0")):
-        raise BadInput(f"{where} = {value!r}: empty, or with a tab or line break")
-    return value
-
-
-def unknown(key: str, known: Iterable[str], where: str) -> BadInput:
-    """The refusal of a key, with the nearest known one."""
-    near = difflib.get_close_matches(key, list(known), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
-    return BadInput(f"{where}: unknown key {key}; {hint}")
-
-
-def _table(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise BadInput(f"{where} = {value!r}: not a table")
-    return {key.replace("-", "_"): one for key, one in value.items()}
-
-
-def _fill(kind: Any, table: Any, prefix: str, **given: Any) -> Any:
-    """A dataclass from a TOML table. Keys that it lacks become its `arguments`, if it has these.
-
-    `prefix`: what stands before a key in messages.
-    """
-    hints = typing.get_type_hints(kind)
-    known = [name for name in hints if name not in (*given, "arguments")]
-    others: dict[str, Any] = {}
-    for key, value in _table(table, prefix.rstrip(": .")).items():
-        if key in known:
-            given[key] = typed(hints[key], value, f"{prefix}{key}")
-        elif "arguments" in hints:
-            others[key] = value
-        else:
-            raise unknown(key, known, prefix.rstrip(": ."))
-    needed = (one.name for one in fields(kind) if one.default is one.default_factory is MISSING)
-    if absent := [name for name in needed if name not in (*given, "arguments")]:
-        raise BadInput(f"{prefix}{absent[0]} is missing")
-    return kind(**given, **({"arguments": others} if "arguments" in hints else {}))
-
-
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -254,12 +189,12 @@ def find_study(study: str, folder: Path = FOLDER) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _entry(name: str, table: Any, where: str) -> Unlearn:
-    one: Unlearn = _fill(Unlearn, table, f"{where}.", name=name)
+def _entry(name: str, given: Any, where: str) -> Unlearn:
+    one: Unlearn = fill(Unlearn, given, f"{where}.", name=name)
     one = replace(one, method=one.method or name)
     if one.method not in METHODS:
         raise BadInput(f"{where}: {one.method} is no method; there are: {', '.join(METHODS)}")
-    if "role" not in table:
+    if "role" not in given:
         one = replace(one, role=METHODS[one.method].role)
     if name != naming.model_label(name) or "__" in name:
         raise BadInput(f"{where}: {name} is not a name for a folder")
@@ -271,6 +206,9 @@ def check(study: Study) -> Study:
     if not study.base:
         raise BadInput(f"{study.path}: [models] names no base")
     named = [study.base, *(m for role in ROLES for m in getattr(study.models, role))]
+    for key, least in (("jobs", 1), ("threads", 0)):
+        if getattr(study, key) < least:
+            raise BadInput(f"{study.path}: {key} = {getattr(study, key)}: at least {least}")
     for model in named:
         if named.count(model) > 1:
             raise BadInput(f"{study.path}: {model} is named twice in [models]")
@@ -291,12 +229,12 @@ def read_study(study: str, folder: Path = FOLDER) -> Study:
         raise BadInput(f"{path}: not a TOML file: {error}") from None
     given: dict[str, Any] = {"name": path.stem, "path": path}
     entries = content.pop("unlearn", {})
-    _table(entries, f"{path}: unlearn")  # its keys are names and stay as they are
-    steps = _table(content.pop("steps", {}), f"{path}: steps")
+    table(entries, f"{path}: unlearn")  # its keys are names and stay as they are
+    steps = table(content.pop("steps", {}), f"{path}: steps")
     given["unlearn"] = tuple(
-        _entry(name, table, f"{path}: unlearn.{name}") for name, table in entries.items()
+        _entry(name, entry, f"{path}: unlearn.{name}") for name, entry in entries.items()
     )
     given["steps"] = {
-        number: _table(table, f"{path}: steps.{number}") for number, table in steps.items()
+        number: table(options, f"{path}: steps.{number}") for number, options in steps.items()
     }
-    return check(_fill(Study, content, f"{path}: ", **given))
+    return check(fill(Study, content, f"{path}: ", **given))

@@ -31,11 +31,23 @@ def test_a_pipeline_that_is_ended_says_what_was_done(
     process.send_signal(getattr(signal, name))
     said += process.stdout.read()
     assert process.wait() == status and not kills.processes(world)
-    if name == "SIGINT":  # the closing table up to the step that was interrupted
-        table = said[said.index("interrupted") :].splitlines()
-        assert [line.split()[0] for line in table if "base__to__" in line] == ["1", "1"]
+    if name == "SIGINT":
+        table = [line.split() for line in said[said.index("interrupted") :].splitlines()]
+        steps = [(line[0], line[2]) for line in table if "base__to__" in str(line)]
+        assert [one for one in steps if one[0] == "1"] == [("1", "done")] * 2
     again = world.pipeline("--steps", "1,4")
     assert not again.communicate()[1] and again.returncode == 0
+
+
+def test_several_units_at_a_time_give_the_same_bytes(world: kills.World) -> None:
+    process = world.pipeline("--jobs", "3", "--steps", "1,4,14", OUTROOT="other")
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    one = kills.contents(world.root, ("outputs",))
+    several = kills.contents(world.root, ("other",))
+    found = {name.replace("other/", "outputs/", 1): data for name, data in several.items()}
+    assert found and found == {name: one[name] for name in found}
+    assert {name for name in one if "/report/" not in name} == found.keys()
 
 
 def test_kills_cover_every_signal_and_target() -> None:
