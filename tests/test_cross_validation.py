@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.metrics import roc_auc_score
 
 from model_diffs.core.errors import BadInput
 from model_diffs.data.texts import Split
@@ -138,6 +139,43 @@ def test_auc_and_mean_by_hand() -> None:
     left, right = np.array([[1.0, 2], [0, 1]]), np.array([[1.0, 0, 1], [2, 1, 0]])
     matrix = np.array([[1.0, 2, 3], [4, 5, 6]])
     np.testing.assert_allclose(cross_validation.quadratic(left, matrix, right), [24.0, 13.0])
+
+
+def test_folds_are_stratified_and_seeded() -> None:
+    plan = cross_validation.design(23, 41, 5, seed=3)
+    for members, size in ((plan.labels, 23), (~plan.labels, 41)):
+        counts = np.bincount(plan.folds[members])
+        assert counts.max() - counts.min() <= 1 and counts.sum() == size
+    again = cross_validation.design(23, 41, 5, seed=3)
+    assert all(np.array_equal(x, y) for x, y in zip(plan, again, strict=True))
+    assert not np.array_equal(plan.folds, cross_validation.design(23, 41, 5, seed=4).folds)
+    equal = cross_validation.design(20, 20, 5, seed=3)
+    assert not np.array_equal(equal.forget, equal.retain), "the classes are drawn independently"
+
+
+def test_auc_is_scikit_learns_within_folds_and_resamples_repeat_documents() -> None:
+    plan = cross_validation.design(20, 30, 5, seed=0)
+    draw = np.random.default_rng(1)
+    scores = np.round(draw.normal(size=50) + plan.labels, 1)  # rounding makes ties
+    found = cross_validation.auc(scores, plan)
+    folds = [plan.folds == fold for fold in range(5)]
+    expected = np.mean([roc_auc_score(plan.labels[f], scores[f]) for f in folds])
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    for i in (0, 7, 99):
+        counts = np.concatenate([plan.forget[i], plan.retain[i]])
+        right = total = 0.0
+        for fold in folds:
+            pairs = counts[fold & plan.labels].sum() * counts[fold & ~plan.labels].sum()
+            if pairs:
+                area = roc_auc_score(plan.labels[fold], scores[fold], sample_weight=counts[fold])
+                right, total = right + pairs * area, total + pairs
+        assert found.resampled[i] == pytest.approx(right / total, abs=1e-12)
+
+
+def test_leaves_out_resamples_without_a_common_fold() -> None:
+    plan = cross_validation.design(2, 2, 2, seed=0)
+    assert 0 < len(plan.forget) == len(plan.retain) < 1000
+    assert np.isfinite(cross_validation.auc(np.arange(4.0), plan).resampled).all()
 
 
 # ── the discriminant ──────────────────────────────────────────────────────────────────────────────

@@ -78,46 +78,6 @@ def test_auc_of_noise_in_many_dimensions_is_one_half() -> None:
     assert np.mean(aucs) == pytest.approx(0.5, abs=0.08)
 
 
-# ── folds and AUC ─────────────────────────────────────────────────────────────────────────────────
-
-
-def test_folds_are_stratified_and_seeded() -> None:
-    plan = cross_validation.design(23, 41, 5, seed=3)
-    for members, size in ((plan.labels, 23), (~plan.labels, 41)):
-        counts = np.bincount(plan.folds[members])
-        assert counts.max() - counts.min() <= 1 and counts.sum() == size
-    again = cross_validation.design(23, 41, 5, seed=3)
-    assert all(np.array_equal(x, y) for x, y in zip(plan, again, strict=True))
-    assert not np.array_equal(plan.folds, cross_validation.design(23, 41, 5, seed=4).folds)
-    equal = cross_validation.design(20, 20, 5, seed=3)
-    assert not np.array_equal(equal.forget, equal.retain), "the classes are drawn independently"
-
-
-def test_auc_is_scikit_learns_within_folds_and_resamples_repeat_documents() -> None:
-    plan = cross_validation.design(20, 30, 5, seed=0)
-    draw = np.random.default_rng(1)
-    scores = np.round(draw.normal(size=50) + plan.labels, 1)  # rounding makes ties
-    found = cross_validation.auc(scores, plan)
-    folds = [plan.folds == fold for fold in range(5)]
-    expected = np.mean([roc_auc_score(plan.labels[f], scores[f]) for f in folds])
-    assert found.value == pytest.approx(expected, abs=1e-12)
-    for i in (0, 7, 99):
-        counts = np.concatenate([plan.forget[i], plan.retain[i]])
-        right = total = 0.0
-        for fold in folds:
-            pairs = counts[fold & plan.labels].sum() * counts[fold & ~plan.labels].sum()
-            if pairs:
-                area = roc_auc_score(plan.labels[fold], scores[fold], sample_weight=counts[fold])
-                right, total = right + pairs * area, total + pairs
-        assert found.resampled[i] == pytest.approx(right / total, abs=1e-12)
-
-
-def test_leaves_out_resamples_without_a_common_fold() -> None:
-    plan = cross_validation.design(2, 2, 2, seed=0)
-    assert 0 < len(plan.forget) == len(plan.retain) < 1000
-    assert np.isfinite(cross_validation.auc(np.arange(4.0), plan).resampled).all()
-
-
 # ── centroids ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -136,6 +96,30 @@ def test_centroid_metrics_equal_their_definitions() -> None:
     plan = cross_validation.design(25, 35, 5, seed=0)
     found = separation.centroid_metrics(x, y, plan)
     np.testing.assert_allclose(found.value, direct(x, y), rtol=1e-9)
+
+
+def test_metrics_of_states_of_any_size() -> None:
+    x, y = clouds(25, 35, 12)
+    plan = cross_validation.design(25, 35, 5, seed=0)
+    for scale in (1e-4, 1e4):
+        found = separation.centroid_metrics(scale * x, scale * y, plan)
+        np.testing.assert_allclose(found.value, direct(scale * x, scale * y), rtol=1e-7)
+
+
+def test_a_resampled_centroid_within_its_excess_has_no_direction(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """One class is centred at zero: less the excess, about half of its centroids have no length."""
+    draw = np.random.default_rng(0)
+    noise, far = draw.normal(size=(20, 30)), 5 + draw.normal(size=(24, 30))
+    noise -= noise.mean(0)
+    for x, y, column in ((noise, far, 3), (far, noise, 4)):
+        plan = cross_validation.design(len(x), len(y), 5, seed=0)
+        found = separation.centroid_metrics(x, y, plan).resampled
+        none = found[:, column] == 0
+        assert 0 < none.sum() < len(none)
+        np.testing.assert_array_equal(np.isnan(found[:, 0]), none)
+    assert not recwarn.list
 
 
 def test_resampled_metrics_equal_repeated_documents_minus_the_known_excess() -> None:
@@ -196,6 +180,7 @@ def test_tables_of_estimates_by_hand() -> None:
     table = separation.metric_table("m", a)
     assert table["layer"].tolist() == [0, 1, 2, 3] and (table["model"] == "m").all()
     changes = separation.change_table(a, b)
+    assert changes.columns[0] == "layer" and changes["layer"].tolist() == [0, 1, 2, 3]
     for i, metric in enumerate(separation.METRICS):
         np.testing.assert_allclose(table[metric], a.value[:, i])
         np.testing.assert_allclose(changes[f"{metric}_change"], (b.value - a.value)[:, i])
@@ -210,13 +195,22 @@ def test_tables_of_estimates_by_hand() -> None:
     np.testing.assert_allclose(kept["cosine_distance_change"], expected)
 
 
+def test_states_are_chosen_in_values_and_resamples() -> None:
+    """The last state is there twice: after the final norm, and before it."""
+    every = estimates_of(2, states=5)
+    for which, states in (("hidden", [0, 1, 2, 3]), ("residual", [0, 1, 2, 4])):
+        found = separation.of_states(every, which)
+        np.testing.assert_array_equal(found.value, every.value[states])
+        np.testing.assert_array_equal(found.resampled, every.resampled[:, states])
+
+
 def test_summary_by_hand() -> None:
     a, b = (separation.metric_table(n, estimates_of(i)) for i, n in enumerate("ab"))
     ends = {f"{m}_change{end}": 0.0 for m in separation.METRICS for end in ("", "_low", "_high")}
     changes = pd.DataFrame([{"layer": layer, **ends} for layer in range(4)])
     changes["auc_change"] = [0.1, -0.4, 0.3, 0.2]
     changes["auc_change_low"] = [0.0, -0.5, 0.1, -0.1]
-    changes["auc_change_high"] = [0.2, -0.1, 0.4, 0.4]
+    changes["auc_change_high"] = [0.2, -0.1, 0.4, 0.0]
     changes.loc[[0, 1], "cosine_distance_change"] = np.nan
     changes["variance_ratio_change"] = np.nan
     a.loc[0, "cosine_distance"] = np.nan
@@ -234,7 +228,7 @@ def test_summary_by_hand() -> None:
     assert found["cosine_distance"]["mean_a"] == pytest.approx(a["cosine_distance"][1:].mean())
 
 
-def test_variance_ratio_without_spread_is_undefined() -> None:
+def test_variance_ratio_without_spread_is_undefined(recwarn: pytest.WarningsRecorder) -> None:
     plan = cross_validation.design(5, 6, 5, seed=0)
     x, y = np.tile([1.0, 2.0], (5, 1)), np.tile([2.0, 1.0], (6, 1))
     found = separation.centroid_metrics(x, y, plan).value
@@ -243,6 +237,8 @@ def test_variance_ratio_without_spread_is_undefined() -> None:
     assert found[3] == found[4] == pytest.approx(5**0.5)
     same = separation.centroid_metrics(x, x[:1].repeat(6, 0), plan).value
     assert same[0] == pytest.approx(0, abs=1e-12) and same[1] == 0
+    nothing = separation.centroid_metrics(0 * x, 0 * y, plan).value
+    assert np.isnan(nothing[[0, 2]]).all() and not recwarn.list
 
 
 # ── the script ────────────────────────────────────────────────────────────────────────────────────
