@@ -4,9 +4,10 @@
 
 Each outroot holds the report of the miniature study, made from models of another training seed:
 in a clone of its own, `uv run create_miniature.py --seed 43`, then `./pipeline.sh` with a copy of
-studies/miniature.toml without its `make` line. Prints a table in Markdown: mean ± standard
-deviation over the seeds for every model, and whether the measure told every unlearned model from
-harmless training in all of them, or which controls refute it.
+studies/miniature.toml without its `make` line. Prints two tables in Markdown, mean ± standard
+deviation over the seeds: what the relearning attack brings back of each model; and every measure,
+with whether it told every unlearned model from harmless training in all runs, or which controls
+refute it.
 """
 
 import sys
@@ -48,18 +49,50 @@ def held(rows: list["pd.Series[str]"]) -> str:
     return f"{word}: {why}" if why else word
 
 
+COLUMNS = {
+    "before": ("facts", "start_heldout_accuracy"),
+    "facts: attacked": ("facts", "attack_accuracy"),
+    "facts: held-out": ("facts", "heldout_accuracy"),
+    "facts, over filtered": ("facts", "heldout_over_filtered"),
+    "retain: step": ("retain", "step"),
+    "retain: held-out": ("retain", "heldout_accuracy"),
+    "retain, over filtered": ("retain", "heldout_over_filtered"),
+}
+"""Of the table of the attack: arm and column of relearning_summary.csv."""
+
+
+def short_name(label: str) -> str:
+    """A model's name in the tables."""
+    return label.removeprefix("miniature-").removeprefix("base__")
+
+
+def print_attack(outroots: list[str]) -> None:
+    """What each arm brings back at the rate and step picked; empty where a run did not test it."""
+    read = [
+        read_table(Path(one) / "relearning/relearning_summary.csv", "run step 14 first")
+        for one in outroots
+    ]
+    found = pd.concat(read).set_index(["model", "arm"])
+    print(f"| model | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
+    for model in dict.fromkeys(found.index.get_level_values("model")):
+        rows = [found.loc[(model, arm), column] for arm, column in COLUMNS.values()]
+        print(f"| {short_name(str(model))} | {' | '.join(map(cell, rows))} |")
+    print()
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     outroots = sys.argv[1:]
     if not outroots or outroots[0].startswith("-"):
         print(__doc__)
         return
+    print_attack(outroots)
     found = [read_report(one) for one in outroots]
     models = found[0][0].index
     if any(set(numbers.index) != set(models) for numbers, _ in found):
         raise BadInput(f"{', '.join(outroots)} hold other models: run the same study in each")
     numbers = pd.concat([one for one, _ in found], keys=outroots, names=["seed", "model"])
-    short = [str(name).removeprefix("miniature-").removeprefix("base__") for name in models]
+    short = [short_name(str(name)) for name in models]
     print(f"| measure | {' | '.join(short)} | told apart |\n|{'---|' * (len(models) + 2)}")
     for measure in found[0][1].index.intersection(numbers.columns):
         by_model = numbers[measure].groupby(level="model", sort=False)
