@@ -157,8 +157,9 @@ def draw_overview(planned: PlannedRun, options: Options) -> None:
             run.reads(folder / "elicitation.csv", folder / "summary.json")
         found = [overview.read(folder) for folder in folders]
         run.table("elicitation_summary", overview.overview_rows(found))
-        base = naming.model_label(options.base) if options.base else ""
-        for name, figure in overview.figures(found, base):
+        labels = [naming.model_label(one) if one else ""
+                  for one in (options.base, options.filtered)]  # fmt: skip
+        for name, figure in overview.figures(found, *labels):
             run.figure(name, figure)
 
 

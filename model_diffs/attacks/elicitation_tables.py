@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Groups = Mapping[str, "Sequence[Question]"]
+CHANCE = 0.25
 ENDS = ("", "_low", "_high")
 SIDES = ("general", "adjacent")
 OVER_FILTERED = tuple(f"over_filtered{end}" for end in ENDS)

@@ -4,6 +4,8 @@ One model is in memory. Its own stored weights, the base's and the filtered mode
 from mapped files, a tensor at a time: to change weights, and to put them back.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +28,11 @@ T = TypeVar("T")
 Questions = Sequence[Question]
 Ask = Callable[[Questions], list[Answer]]
 """Answers to questions, in their order."""
+
+
+def squared(tensor: Tensor) -> float:
+    """‖·‖² in fp64, a few rows at a time."""
+    return math.fsum(float(p.double().square().sum()) for p in checkpoints.chunks(tensor))
 
 
 class NotApplicable(Exception):
@@ -139,13 +146,15 @@ class Victim:
         found = (architectures.matrices(name, one.shape, kind) for name, one in named)
         return [one for of_tensor in found for one in of_tensor if one.layer != OUTSIDE]
 
+    def inside_blocks(self) -> Iterator[tuple[Matrix, Tensor]]:
+        """Every matrix of the blocks as stored, `[out, in]` in fp32."""
+        for matrix in self.matrices():
+            yield matrix, matrix.take(self._read(self.stored, self._stored_name(matrix.tensor)))
+
     def changed(self, change: Callable[[Matrix, Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """The tensors of the blocks' matrices, each matrix `[out, in]` in fp32 replaced by what
         `change` makes of it."""
-        by_tensor: dict[str, list[Matrix]] = {}
-        for matrix in self.matrices():
-            by_tensor.setdefault(matrix.tensor, []).append(matrix)
-        for name, inside in by_tensor.items():
+        for name, inside in itertools.groupby(self.matrices(), key=lambda one: one.tensor):
             tensor = self._read(self.stored, self._stored_name(name)).clone()
             for matrix in inside:
                 W = matrix.take(tensor)
@@ -181,6 +190,6 @@ class Victim:
         """‖W − W_other‖² over all weights, in fp64."""
 
         def total() -> float:
-            return sum(float((W - B).double().square().sum()) for _, W, B in self.tensors(other))
+            return sum(squared(W - B) for _, W, B in self.tensors(other))
 
         return self.once(f"distance {other.model}", total)

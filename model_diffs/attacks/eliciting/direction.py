@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model_diffs.activations.passes import SplitPass
+from model_diffs.activations.tokens import TokenBatch
 from model_diffs.attacks.registry import Declaration
 from model_diffs.attacks.victim import NotApplicable, Opened, Victim
 from model_diffs.models import loading
@@ -33,28 +35,29 @@ ATTACK = Declaration(
 )
 
 
+@torch.inference_mode()
+def mean_outputs(victim: Victim, split: SplitPass) -> Tensor:
+    """Mean over a split's tokens of each block's output, `[blocks, hidden]`, in fp64."""
+    sums, tokens = [torch.zeros(()) for _ in range(victim.blocks + 2)], 0
+
+    def add(at: TokenBatch) -> None:
+        def receive(state: int, hidden: Tensor) -> None:
+            sums[state] = hidden[at.counted].double().sum(0) + sums[state].to(hidden.device)
+
+        loading.stream_states(victim.anatomy, at.batch, receive, before_norm=True)
+
+    for at in split.batches("directions"):
+        add(at)
+        tokens += int(at.counted.sum())
+    # The output of the last block is the state before the final norm.
+    return torch.stack([*sums[1 : victim.blocks], sums[-1]]) / tokens
+
+
 def directions(victim: Victim) -> Tensor:
     """Unit vectors `[blocks, hidden]`, fp32: mean over forget-set tokens minus mean over retain-set
     tokens of each block's output; zero where the two are equal."""
-    means = []
-    for split in victim.sample():
-        sums: list[Any] = [0.0] * (victim.blocks + 2)
-        tokens = 0
-
-        def receive(state: int, hidden: Tensor, counted: Tensor, sums: list[Any] = sums) -> None:
-            sums[state] = sums[state] + hidden[counted].double().sum(0)
-
-        for at in split.batches("directions"):
-            with torch.inference_mode():
-                reader: Callable[[int, Tensor], None] = lambda state, hidden: receive(  # noqa: E731
-                    state, hidden, at.counted
-                )
-                loading.stream_states(victim.anatomy, at.batch, reader, before_norm=True)
-            tokens += int(at.counted.sum())
-        # The output of the last block is the state before the final norm.
-        means.append(torch.stack([*sums[1 : victim.blocks], sums[-1]]) / tokens)
-    difference = means[0] - means[1]
-    return torch.nn.functional.normalize(difference, dim=-1).float()
+    forget, retain = (mean_outputs(victim, split) for split in victim.sample())
+    return torch.nn.functional.normalize(forget - retain, dim=-1).float()
 
 
 def without(direction: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
