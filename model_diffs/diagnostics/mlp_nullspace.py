@@ -108,7 +108,7 @@ def layer_rows(rows: Sequence[Row]) -> list[Row]:
     """Lines of layer_nullspace_summary.csv: the MLP matrices of each block together.
 
     Norms are roots of sums of squares; energies are shares of the block's whole update, Σ‖dW‖²,
-    None where nothing changed.
+    None where nothing changed; those that W alone gives also where a W that changed is zero.
     """
     found = []
     for layer, of in groupby(sorted(rows, key=itemgetter("layer")), itemgetter("layer")):
@@ -116,13 +116,7 @@ def layer_rows(rows: Sequence[Row]) -> list[Row]:
         changed = [row for row in block if row["nullspace_energy"] is not None]
         update = math.hypot(*(row["update_norm"] for row in block))
         original = math.hypot(*(row["original_norm"] for row in block))
-        energies = {
-            column: math.fsum(row["update_norm"] ** 2 * row[column] for row in changed)
-            for column in (*ENERGIES, *NULLS)
-        }
-        shares = {
-            column: sum_ / update**2 if changed else None for column, sum_ in energies.items()
-        }
+        shares = {column: _share_of_update(changed, column) for column in (*ENERGIES, *NULLS)}
         means = {
             "layer": layer,
             **{column: shares[column] for column in ENERGIES},
@@ -137,3 +131,11 @@ def layer_rows(rows: Sequence[Row]) -> list[Row]:
         }
         found.append(means)
     return found
+
+
+def _share_of_update(changed: Sequence[Row], column: str) -> float | None:
+    """A share of Σ‖dW‖² from the shares of each matrix; None where one has none."""
+    if not changed or any(row[column] is None for row in changed):
+        return None
+    parts = math.fsum(row["update_norm"] ** 2 * row[column] for row in changed)
+    return parts / math.hypot(*(row["update_norm"] for row in changed)) ** 2
