@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -200,6 +201,39 @@ def test_angles_of_planes_by_hand() -> None:
     turned = eye[:, :3] * angles.cos() + eye[:, 3:] * angles.sin()
     found = subspaces.principal_angles(eye[:, :3], turned[:, [2, 0, 1]])
     torch.testing.assert_close(found, angles, rtol=1e-7, atol=1e-12)
+
+
+def test_random_pairs_are_sixteen_draws_of_the_seed() -> None:
+    for side, k, seed in ((9, 2, 5), (9, 2, 6), (7, 4, 5)):
+        generator, means = torch.Generator().manual_seed(seed), []
+        for _ in range(16):
+            drawn = torch.randn(side, k, generator=generator, dtype=torch.float64)
+            first = np.linalg.qr(drawn.numpy())[0][:k]
+            means.append(np.linalg.svd(first, compute_uv=False).mean())
+        found = subspaces.random_alignment.__wrapped__(side, k, seed)
+        assert found == pytest.approx(np.mean(means), abs=1e-12)
+
+
+def test_changes_are_measured_matrix_by_matrix_in_fp32(tmp_path: Path) -> None:
+    folders = [tiny_models.save("llama", tmp_path / str(i), seed=i) for i in range(3)]
+    for folder in folders:
+        half = {n: t.bfloat16() for n, t in load_file(folder / "model.safetensors").items()}
+        save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
+    base, *changed = (Checkpoint.open(str(folder)) for folder in folders)
+    stored = [load_file(folder / "model.safetensors") for folder in folders]
+    matrices = subspaces.mlp_matrices(base)
+    assert {m.name for m in matrices} == {name for name in stored[0] if ".mlp." in name}
+
+    def measure(matrix: Matrix, found: Any, W_B: torch.Tensor, dW: torch.Tensor) -> dict[str, Any]:
+        return {"name": matrix.name, "W_A": found.W, "W_B": W_B, "dW": dW}
+
+    rows = subspaces.measure_changes(base, changed, matrices[1:3], torch.device("cpu"), measure)
+    assert [[row["name"] for row in of] for of in rows] == 2 * [[m.name for m in matrices[1:3]]]
+    for of, tensors in zip(rows, stored[1:], strict=True):
+        for row in of:
+            W_A, W_B = (one[row["name"]].float() for one in (stored[0], tensors))
+            assert torch.equal(row["W_A"], W_A) and torch.equal(row["W_B"], W_B)
+            assert torch.equal(row["dW"], W_B - W_A)
 
 
 # ── scripts ───────────────────────────────────────────────────────────────────────────────────────
