@@ -160,6 +160,8 @@ def test_the_judgement_is_of_the_tokens_read_last() -> None:
         used = {int(j) for j, c in zip(codes.indices.flatten(), codes.values.flatten(), strict=True)
                 if c}  # fmt: skip
         assert judged.dead_share == pytest.approx(1 - len(used) / found.count)
+    # Slots that are not used name the first atom, which is not used therefore.
+    assert grown([torch.eye(D)[:2], 2 * torch.eye(D)[1:2]]).judged.dead_share == 1 / 2
     atoms_only = grown([torch.eye(D)], fvu_threshold=0.5)
     assert atoms_only.judged.dead_share is None and atoms_only.judged.dead_tokens == 0
     assert atoms_only.judged.fvu_tokens == 1
@@ -174,6 +176,14 @@ def test_a_direction_becomes_an_atom_once() -> None:
         assert found.count == 20
         np.testing.assert_allclose(found.atoms, x / x.norm(dim=1, keepdim=True), atol=1e-6)
     assert grown([]).atom_indices.shape == (0, 2)
+    assert found.atom_indices.dtype == torch.int64
+
+
+def test_an_error_of_the_threshold_is_not_above_it() -> None:
+    """Of (1, 1, 1, 1) one axis leaves three quarters unexplained."""
+    first, second = torch.eye(D)[:1], (torch.arange(D) < 4).float()[None]
+    for threshold, count in ((0.75, 1), (0.74, 2)):
+        assert grown([first, second], fvu_threshold=threshold, k=1).count == count
 
 
 def test_a_token_at_the_threshold_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
