@@ -263,8 +263,8 @@ def test_a_finished_dictionary_reads_no_more(
     assert READER.read == [[0], [1], [2], [3], [4]]
     assert found[0].finished and [one.tokens for one in found] == [5, 12]
     READER.read.clear()
-    training.train(READER, TEXTS, 0, [0], options)
-    assert READER.read == [[0], [1]]
+    (one,), _ = training.train(READER, TEXTS, 0, [0], options)
+    assert READER.read == [[0], [1]] and one.rows == found[0].rows
 
 
 def test_a_layer_without_an_atom_is_refused(states: dict[int, Tensor]) -> None:
