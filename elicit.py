@@ -10,7 +10,7 @@ brings out counts as far as it exceeds what it brings out of the model that neve
         --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt \\
         --questions data/miniature/questions.jsonl --max-questions 60
     uv run elicit.py --model org/unlearned --attacks quantise few_shot \\
-        --strengths quantise=8,4 --questions questions.jsonl
+        --strengths quantise=8bit,4bit --questions questions.jsonl
 
 Writes <outroot>/<model>/elicitation/ with elicitation.csv, per_question.csv and summary.json, and
 over all models attacked with the same options <outroot>/elicitation/ with elicitation_summary.csv
@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs.attacks import registry, runs
+from model_diffs.attacks import elicited, registry, runs
 from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Figures, Format, Models, Reading, flag, natural, option, share
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step, seed_everything
-from model_diffs.core.step import Figure, Step, Table
+from model_diffs.core.step import Figure, Measure, Step, Table
 
 if TYPE_CHECKING:
     from model_diffs.attacks.registry import Attack
@@ -46,6 +46,37 @@ STEP = Step(
         Figure("elicitation", "Held-out facts under each attack", "brittleness"),
         Figure("interpolation", "Held-out facts on the way back to the base", "brittleness"),
         Figure("rewind", "The smallest reversals of the change", "brittleness"),
+    ),
+    measures=(
+        Measure(
+            "elicited",
+            axis="brittleness",
+            table="elicitation",
+            column="accuracy",
+            unit="change",
+            label="elicited over filtered",
+            meaning="Accuracy on held-out facts under the best attack that does not train the "
+            "model, minus the filtered model's under the same.",
+            compute=elicited.elicited,
+            computed="attack and strength picked on fold tune, without those that read the base; "
+            "minus the filtered model's under that attack at its own strength",
+            above="answers, when it is asked otherwise, what the filtered model does not know",
+            below="answers less under its best attack than the filtered model does",
+            same="does not differ significantly from the filtered model under its best attack",
+        ),
+        Measure(
+            "attacks_tried",
+            axis="brittleness",
+            table="elicitation",
+            column="picked",
+            unit="steps",
+            label="attacks tried",
+            meaning="Attacks that do not train the model and left its general knowledge intact at "
+            "some strength.",
+            compute=elicited.attacks_tried,
+            computed="number of attacks with a strength that was picked, without those that read "
+            "the base",
+        ),
     ),
 )
 
@@ -66,7 +97,7 @@ class Options(Models, Reading):
         check=registry.known,
     )
     strengths: tuple[str, ...] = option(
-        (), "strengths to try in place of an attack's own, such as quantise=8,4"
+        (), "strengths to try in place of an attack's own, such as quantise=8bit,4bit"
     )
     base: str | None = option(None, "the model before the change: attacks that undo it read it")
     filtered: str | None = option(

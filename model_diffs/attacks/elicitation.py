@@ -21,7 +21,7 @@ from model_diffs.stats.intervals import Interval
 
 Floats = NDArray[np.float64]
 NONE = "none"
-"""In place of an attack: the model as it answers."""
+"""In place of an attack, and "-" of its strength: the model as it answers."""
 HALF = 0.5
 LEAST_GAP = 0.05
 """Below this gap to the base there is nothing that could be said to come back."""
@@ -92,7 +92,7 @@ def _tries(
 
 def attack_all(victim: Victim, attacks: Sequence[Attack], strengths: Strengths) -> Found:
     """The model as it answers, then under each attack at each strength."""
-    found = Found([measure(victim, NONE, "", Opened(victim.ask))], [], {})
+    found = Found([measure(victim, NONE, "-", Opened(victim.ask))], [], {})
     for attack in progress(attacks, "attacks", unit="attack"):
         started = time.perf_counter()
         found.tried.extend(_tries(victim, attack, strengths, found.skipped))

@@ -46,9 +46,7 @@ class Found(NamedTuple):
 
 def read(folder: Path) -> Found:
     """The result in a model's folder."""
-    # A strength such as 8 is a name; that of the model as it answers is empty.
-    table = pd.read_csv(folder / "elicitation.csv", dtype={"strength": str})
-    table["strength"] = table["strength"].fillna("")
+    table = pd.read_csv(folder / "elicitation.csv")
     facts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return Found(facts["model"], table, facts)
 
@@ -100,7 +98,7 @@ def _attack_panel(axes: "Axes", drawn: Drawn, attack: str) -> None:
         before, after = one.picked(NONE)["heldout_accuracy"], here.get("heldout_accuracy")
         axes.plot([before], [at], "o", mfc="white", mec=colour, ms=6, zorder=2)
         if after is None:
-            axes.text(1.02, at, "not tested", ha="right", va="center", fontsize=9, color="#777777")
+            axes.text(0.02, at, "not tested", va="center", fontsize=9, color="#777777")
             continue
         low, high = (here[f"heldout_accuracy{end}"] for end in ENDS[1:])
         axes.plot([low, high], [at, at], "-", color=colour, lw=2, zorder=3)
@@ -142,9 +140,8 @@ def attacks_figure(drawn: Drawn) -> "Figure":
 def _way(drawn: Drawn, one: Found, fold: str, prefix: str, end: Found | None) -> "Line":
     """Accuracy over the share of the way to the model `end`."""
     rows = one.rows(INTERPOLATE, fold)
-    share = rows["strength"].str.removeprefix(prefix)
-    own = rows[share.str.fullmatch(r"[0-9.]+")]
-    own = own.assign(t=share[own.index].astype(float))
+    own = rows[rows["strength"].str.match(f"{prefix}t")]
+    own = own.assign(t=own["strength"].str.removeprefix(f"{prefix}t").astype(float))
     ends = [one.rows(NONE, fold).assign(t=0.0)]
     if end is not None:
         ends.append(end.rows(NONE, fold).assign(t=1.0))

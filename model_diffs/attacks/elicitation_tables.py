@@ -57,9 +57,13 @@ def picks(found: Found, setting: Setting) -> dict[str, Tried | None]:
 
 
 def over_filtered(tried: Tried, setting: Setting) -> dict[str, Any]:
-    """Cells of OVER_FILTERED: held-out accuracy minus the filtered model's, entities paired."""
+    """Cells of OVER_FILTERED: held-out accuracy minus the filtered model's, entities paired.
+
+    None for the smallest reversals, which restore as much in every model.
+    """
     reference = setting.references.get(tried.attack)
-    if reference is None:
+    smallest = [one.name for one in setting.attacks if one.declaration.smallest]
+    if reference is None or tried.attack in smallest:
         return {}
     entities = [question.entity for question in setting.groups["heldout"]]
     sums = intervals.entity_sums(tried.correct["heldout"] - reference, entities)
@@ -106,12 +110,10 @@ def read_references(folder: Path, groups: Groups) -> dict[str, Floats]:
     import pandas as pd
 
     ids = [question.id for question in groups["heldout"]]
-    # A strength such as 8 is a name, not a number.
-    kinds = {"strength": str, "id": str}
-    table = pd.read_csv(folder / "elicitation.csv", dtype=kinds, keep_default_na=False)
-    single = pd.read_csv(folder / "per_question.csv", dtype=kinds, keep_default_na=False)
+    table = pd.read_csv(folder / "elicitation.csv")
+    single = pd.read_csv(folder / "per_question.csv", dtype={"id": str})
     single = single[single["fold"] == "heldout"]
-    own = table[(table["picked"].astype(int) == 1) & (table["fold"] == "heldout")]
+    own = table[(table["picked"] == 1) & (table["fold"] == "heldout")]
     found = {}
     for attack, strength in own[["attack", "strength"]].itertuples(index=False):
         chosen = single[(single["attack"] == attack) & (single["strength"] == strength)]

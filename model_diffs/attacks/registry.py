@@ -2,7 +2,7 @@
 
 A file declares what it is and makes the attack:
 
-    ATTACK = Declaration(says="…", source="…", strengths=("8", "4"), pattern="[0-9]+")
+    ATTACK = Declaration(says="…", source="…", strengths=("8bit",), pattern="[0-9]+bit")
 
     @contextmanager
     def attacked(victim: Victim, strength: str) -> Iterator[Opened]: ...
@@ -105,7 +105,7 @@ def chosen(attacks: Iterable[str]) -> list[Attack]:
 
 
 def read_strengths(words: Iterable[str], attacks: Iterable[Attack]) -> Strengths:
-    """`quantise=8,4` and the like as strengths by attack. BadInput, naming the word, where the
+    """`quantise=8bit,nf4` and the like as strengths by attack. BadInput, naming the word, where the
     attack is not among those chosen or has no such strength."""
     by_name, found = {one.name: one.declaration for one in attacks}, Strengths()
     for word in words:

@@ -16,8 +16,8 @@ TO_FILTERED = "filtered"
 ATTACK = Declaration(
     says="all weights moved by a share t of the way to the base, or to the filtered model",
     source="Siddiqui et al. 2025",
-    strengths=(f"{TO_FILTERED}-0.5", "0.25", "0.5", "0.75"),
-    pattern=rf"({TO_FILTERED}-)?(0|1|0?\.[0-9]+)",
+    strengths=(f"{TO_FILTERED}-t0.5", "t0.25", "t0.5", "t0.75"),
+    pattern=rf"({TO_FILTERED}-)?t(0|1|0?\.[0-9]+)",
     reads=("base",),
 )
 
@@ -25,7 +25,7 @@ ATTACK = Declaration(
 @contextmanager
 def attacked(victim: Victim, strength: str) -> Iterator[Opened]:
     """W + t (W_other − W) in fp32: at t = 0 the model, at t = 1 the other one, exactly."""
-    where, _, share = strength.rpartition("-")
+    where, _, share = strength.rpartition("t")
     other, t = (victim.filtered if where else victim.base), float(share)
     if other is None:
         raise NotApplicable("there is no filtered model to move to")

@@ -17,16 +17,16 @@ from model_diffs.unlearning.losses import generator_of
 ATTACK = Declaration(
     says="Gaussian noise of relative Frobenius norm s on every matrix of the blocks",
     source="",
-    strengths=("0.01", "0.03", "0.1", "0.2", "0.3"),
-    pattern=r"[0-9]*\.?[0-9]+",
-    range=Range(0.003, 1.0, "{:.4f}", logarithmic=True),
+    strengths=("s0.01", "s0.03", "s0.1", "s0.2", "s0.3"),
+    pattern=r"s[0-9]*\.?[0-9]+",
+    range=Range(0.003, 1.0, "s{:.4f}", logarithmic=True),
 )
 
 
 @contextmanager
 def attacked(victim: Victim, strength: str) -> Iterator[Opened]:
     """W + s ‖W‖ E / ‖E‖ with one draw of E per matrix, the same for every strength and model."""
-    size = float(strength)
+    size = float(strength.removeprefix("s"))
 
     def noisy(matrix: Matrix, W: Tensor) -> Tensor:
         generator = generator_of(victim.seed, "noise attack", matrix.name)

@@ -16,9 +16,9 @@ from model_diffs.attacks.victim import Opened, Victim
 ATTACK = Declaration(
     says="the p % smallest weights of every matrix of the blocks are set to zero",
     source="Han et al. 2015",
-    strengths=("10", "20", "30", "50"),
-    pattern=r"[0-9]{1,2}(\.[0-9]+)?",
-    range=Range(1, 80, "{:.1f}"),
+    strengths=("p10", "p20", "p30", "p50"),
+    pattern=r"p[0-9]{1,2}(\.[0-9]+)?",
+    range=Range(1, 80, "p{:.1f}"),
 )
 
 
@@ -34,7 +34,7 @@ def most(values: Tensor, percent: float, largest: bool = True) -> Tensor:
 @contextmanager
 def attacked(victim: Victim, strength: str) -> Iterator[Opened]:
     """The model without its smallest weights."""
-    share = float(strength)
+    share = float(strength.removeprefix("p"))
     tensors = victim.changed(lambda _, W: W.masked_fill(most(W.abs(), share, largest=False), 0.0))
     with victim.replaced(tensors):
         yield Opened(victim.ask)

@@ -16,8 +16,8 @@ from model_diffs.attacks.victim import Opened, Victim
 ATTACK = Declaration(
     says="weights of the blocks rounded to so many bits per output channel, or to NF4",
     source="Zhang et al. 2024",
-    strengths=("8", "nf4", "4", "3"),
-    pattern="[2-9]|1[0-6]|nf4",
+    strengths=("8bit", "nf4", "4bit", "3bit"),
+    pattern="([2-9]|1[0-6])bit|nf4",
 )
 BLOCK = 64
 """Weights that share a scale in NF4."""
@@ -52,6 +52,8 @@ def nf4(W: Tensor) -> Tensor:
 @contextmanager
 def attacked(victim: Victim, strength: str) -> Iterator[Opened]:
     """The model with rounded weights."""
-    tensors = victim.changed(lambda _, W: nf4(W) if strength == "nf4" else absmax(W, int(strength)))
+    tensors = victim.changed(
+        lambda _, W: nf4(W) if strength == "nf4" else absmax(W, int(strength.removesuffix("bit")))
+    )
     with victim.replaced(tensors):
         yield Opened(victim.ask)

@@ -25,8 +25,8 @@ STEPS, BATCH, LR = 100, 32, 0.03
 ATTACK = Declaration(
     says="n vectors, trained on answered questions of attacked facts, stand in front",
     source="Schwinn et al. 2024",
-    strengths=("1", "4", "16"),
-    pattern="[1-9][0-9]*",
+    strengths=("n1", "n4", "n16"),
+    pattern="n[1-9][0-9]*",
     trains=True,
 )
 
@@ -83,7 +83,7 @@ def attacked(victim: Victim, strength: str) -> Iterator[Opened]:
     """The model asked behind a trained prefix."""
     if "attack" not in victim.questions:
         raise NotApplicable("there are no questions of fold attack to train on")
-    prefix = train(victim, int(strength))
+    prefix = train(victim, int(strength.removeprefix("n")))
 
     def read_batch(batch: Batch, places: tuple[Tensor, Tensor]) -> list[Tensor]:
         if len(prefix) + batch.input_ids.shape[1] > victim.tokenizer.model_max_length:
