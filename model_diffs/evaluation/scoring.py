@@ -5,6 +5,7 @@ the model's answer. There is no sampling and no parsing of output.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +104,10 @@ def what_to_read(tokenizer: Any, questions: Sequence[Question]) -> Reads:
     return Reads([[*context] for context in place], needed, terms, choices)
 
 
+# A model that is trained or attacked is asked the same questions again and again.
+_again = lru_cache(maxsize=2)(what_to_read)
+
+
 def answers(questions: Sequence[Question], scores: NDArray[np.float64]) -> list[Answer]:
     """Compare the scores of the choices, `[questions, choices]`.
 
@@ -149,7 +154,7 @@ def read_answers(
     `batch_size` counts sequences and affects speed and memory only. Padding on the right is behind
     every place that is read.
     """
-    reads = what_to_read(tokenizer, questions)
+    reads = _again(tokenizer, tuple(questions))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     device = next(model.parameters()).device
     by_context: dict[int, list[tuple[int, int, int]]] = {}
