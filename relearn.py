@@ -18,7 +18,6 @@ summary.json, and over all models attacked with the same options <outroot>/relea
 """
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -226,9 +225,8 @@ def draw_overview(run: Run, options: Options) -> None:
             title = f"What relearning brings back, {which}"
             run.figure(name, relearning_overview.overview_figure(found, base, arms, chosen, title))
     name = f"relearning.{options.format}"
-    partial = outroot / f".{name}.{os.getpid()}{folders.PARTIAL}"
-    shutil.copyfile(run.path / name, partial)
-    partial.replace(outroot / name)
+    with folders.whole_file(outroot / name) as partial:
+        shutil.copyfile(run.path / name, partial)
 
 
 def attack_models(options: Options, todo: list[PlannedRun]) -> None:

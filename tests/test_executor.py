@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from model_diffs.core import results
+from model_diffs.core import folders, results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.parent import PIPELINE, here, pid_of, process_lives
 from model_diffs.core.results import PlannedRun
@@ -313,7 +313,8 @@ def test_a_file_system_without_locks_is_said_in_one_line(
 def test_leftovers_of_dead_processes_go_and_an_old_result_returns(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    dead, alive = gone.pid, os.getpid()
+    here = folders.unfinished_name("x").partition("@")[2].removesuffix(folders.PARTIAL)
+    dead, alive = f"{gone.pid}@{here}", f"{os.getpid()}@{here}"
     deep = tmp_path / "a__to__b"
     for name in (f".step.{dead}.partial", f".kept.{alive}.partial", f".old.{dead}.old.partial",
                  f".made.{dead}.old.partial", "made", ".notes.partial", "x.partial"):  # fmt: skip
@@ -326,3 +327,16 @@ def test_leftovers_of_dead_processes_go_and_an_old_result_returns(tmp_path: Path
     }  # fmt: skip
     assert (deep / "made/file").read_text() == "made"
     assert (deep / "old/file").read_text() == f".old.{dead}.old.partial"
+
+
+def test_what_another_host_writes_is_left_alone_for_a_day(tmp_path: Path) -> None:
+    name = f".step.{2**22 + 1}@elsewhere.partial"  # a number that no process here has
+    (tmp_path / name).mkdir()
+    table = tmp_path / name / "table.csv"
+    table.write_text("half")
+    lock.remove_leftovers([tmp_path])
+    assert table.exists()
+    for path in (table, table.parent):
+        os.utime(path, (0, time.time() - folders.FORGOTTEN - 60))
+    lock.remove_leftovers([tmp_path])
+    assert not table.parent.exists()

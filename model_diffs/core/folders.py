@@ -1,18 +1,66 @@
 """Folders and files written whole or not at all: a hidden sibling that is renamed into place."""
 
 import errno
+import glob
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.parent import process_lives
 
 PARTIAL = ".partial"
+_UNFINISHED = re.compile(
+    r"\.(?P<name>.+)\.(?P<pid>\d{1,9})@(?P<host>[\w-]+)(?P<old>\.old)?" + re.escape(PARTIAL)
+)
+FORGOTTEN = 86400.0
+"""Seconds after which what a process of another host left untouched counts as left behind."""
+
+
+class Unfinished(NamedTuple):
+    """What the name of a hidden sibling says."""
+
+    final: str
+    """Name of what it was to become."""
+    old: bool
+    """An earlier result that made way for it."""
+    left: bool
+    """Whether the process that wrote it is gone."""
+
+
+def _host() -> str:
+    return re.sub(r"\W", "-", socket.gethostname().partition(".")[0]) or "here"
+
+
+def unfinished_name(name: str, old: bool = False) -> str:
+    """Name of the hidden sibling that this process writes for `name`.
+
+    It holds process and host: several machines may share a folder.
+    """
+    return f".{name}.{os.getpid()}@{_host()}{'.old' if old else ''}{PARTIAL}"
+
+
+def unfinished(path: Path) -> Unfinished | None:
+    """What is known of a hidden sibling by its name; None for any other file or folder.
+
+    Of another host's processes nothing is known: theirs are left behind after a day.
+    """
+    found = _UNFINISHED.fullmatch(path.name)
+    if not found:
+        return None
+    if found["host"] == _host():
+        left = not process_lives(int(found["pid"]))
+    else:
+        every = [path, *path.rglob("*")] if path.is_dir() else [path]
+        left = time.time() - max(one.lstat().st_mtime for one in every) > FORGOTTEN
+    return Unfinished(found["name"], bool(found["old"]), left)
 
 
 def read_json(path: Path) -> Any:
@@ -28,7 +76,7 @@ def read_json(path: Path) -> Any:
 def replace(new: Path, final: Path) -> None:
     """Put `new` where `final` is. Between the two renames there is no folder, never half a one."""
     if final.exists():
-        old = final.parent / f".{final.name}.{os.getpid()}.old{PARTIAL}"
+        old = final.parent / unfinished_name(final.name, old=True)
         final.rename(old)
         new.rename(final)
         shutil.rmtree(old)
@@ -38,9 +86,9 @@ def replace(new: Path, final: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the hidden siblings of `folder` that killed runs left behind."""
-    for sibling in folder.parent.glob(f".{folder.name}.*{PARTIAL}"):
-        pid = sibling.name[len(folder.name) + 2 :].split(".")[0]
-        if pid.isdigit() and not process_lives(int(pid)):
+    for sibling in folder.parent.glob(f".{glob.escape(folder.name)}.*{PARTIAL}"):
+        found = unfinished(sibling)
+        if found and found.final == folder.name and found.left:
             shutil.rmtree(sibling, ignore_errors=True)
 
 
@@ -49,7 +97,7 @@ def working_folder(folder: Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        path = folder.parent / f".{folder.name}.{os.getpid()}{PARTIAL}"
+        path = folder.parent / unfinished_name(folder.name)
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir()
     except OSError as error:
@@ -75,7 +123,7 @@ def scratch_folder(name: Path) -> Iterator[Path]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A hidden sibling of `path` to write, renamed to `path` when the block ends without error."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    partial = path.with_name(unfinished_name(path.name))
     try:
         yield partial
         partial.replace(path)

@@ -145,7 +145,7 @@ def check_places(options: Options) -> None:
             raise BadInput(f"--save-consolidated: {path.parent} is no folder that can be written")
         # Permissions do not tell of file systems that take no file, or of names that are too long.
         probe = consolidated_path(options.save_consolidated)
-        probe = probe.with_name(f".{probe.name}.{os.getpid()}{folders.PARTIAL}")
+        probe = probe.with_name(folders.unfinished_name(probe.name))
         try:
             probe.touch()
             probe.unlink()

@@ -6,6 +6,7 @@ python -m model_diffs.pipeline [STUDY] [options]
 import os
 import platform
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.options import option, positive
 from model_diffs.core.script import run_script
 from model_diffs.core.step import load_steps
-from model_diffs.pipeline import closing, executor, lock, prepared, studies, units
+from model_diffs.pipeline import closing, cluster, executor, lock, prepared, studies, units
 from model_diffs.pipeline.environment import (
     Settings,
     cpu_cores,
@@ -25,7 +26,7 @@ from model_diffs.pipeline.environment import (
     with_all_methods,
     with_environment,
 )
-from model_diffs.pipeline.graph import for_jobs
+from model_diffs.pipeline.graph import divided, for_jobs
 from model_diffs.pipeline.plan import Planner
 from model_diffs.pipeline.studies import Study
 from model_diffs.pipeline.units import Unit
@@ -44,11 +45,15 @@ class Options:
         "units to run at a time on this machine; none: the study's number, or 1",
         check=positive,
     )
+    slurm: bool = option(False, "submit each unit as a job of a SLURM cluster, and follow them")
+    slurm_args: str = option("", "in place of the study's [cluster]: partition=gpu,gpus=1,time=90")
+    status: bool = option(False, "how the units of a study stand on the cluster")
+    cancel: bool = option(False, "end the study's jobs on the cluster")
     all_methods: bool = option(False, "one unlearned model per method; compare nothing")
     verify: bool = option(False, "check the hash of every file, even where its time is unchanged")
 
 
-VALUED = ("--steps", "--jobs")
+VALUED = ("--steps", "--jobs", "--slurm-args")
 """Options that a value follows."""
 
 HELP = """\
@@ -131,6 +136,11 @@ def _print_plan(planner: Planner, planned: list[Unit]) -> None:
 # ── the run ───────────────────────────────────────────────────────────────────────────────────────
 
 
+def _name_invocation(study: Study) -> None:
+    now = time.strftime("%Y%m%d-%H%M%S")
+    os.environ.setdefault(results.INVOCATION, f"{study.name}-{now}")
+
+
 def _end_by_signal(number: int, _: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
@@ -152,15 +162,24 @@ def _shared(study: Study, settings: Settings, chosen: Options, held: int) -> exe
     )
 
 
+def _refuse_beside_jobs(outroot: str) -> None:
+    """Jobs of a cluster hold no lock."""
+    there = cluster.log_folder(outroot).is_dir() and shutil.which("squeue")
+    if there and (count := len(cluster.active(outroot))):
+        raise BadInput(
+            f"{count} jobs of a cluster write under {outroot}: wait for them (--status), or end "
+            "them (--cancel)"
+        )
+
+
 def _run(planner: Planner, found: list[Unit], chosen: Options) -> int:
     """Run what is not complete, print the closing table, and return the exit status."""
     settings = planner.settings
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _end_by_signal)
-    os.environ.setdefault(
-        results.INVOCATION, f"{planner.study.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+    _name_invocation(planner.study)
+    _refuse_beside_jobs(settings.outroot)
     with lock.hold(settings.outroot) as held:
         lock.remove_leftovers([settings.outroot, *lock.PRODUCED])
         planned = units.with_states(found, chosen.force)
@@ -177,6 +196,41 @@ def _run(planner: Planner, found: list[Unit], chosen: Options) -> int:
         closing.print_closing(planned, ran, settings.outroot, chosen.all_methods)
     failed = [status for _, status in ran if status]
     return (1 if shared.keep_going else failed[-1]) if failed else 0
+
+
+# ── on a cluster ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _submit(planner: Planner, found: list[Unit], chosen: Options) -> int:
+    """Submit what is not complete and follow it to its end; Ctrl-C leaves the jobs running."""
+    settings, study = planner.settings, planner.study
+    outroot = settings.outroot
+    asked = cluster.with_arguments(study.cluster, chosen.slurm_args)
+    submitter = cluster.Submitter(outroot, asked, settings.launcher, study.threads, chosen.force)
+    _name_invocation(study)
+    try:
+        with lock.hold(outroot):
+            planned = units.with_states(found, chosen.force)
+            _print_plan(planner, planned)
+            todo = divided([one for one in planned if one.todo], asked.models_per_unit)
+            count = submitter.submit(todo)
+        print(f"{count} jobs submitted, {len(todo) - count} were there already", flush=True)
+        looks = cluster.follow(todo, outroot)
+    except KeyboardInterrupt:
+        print(
+            f"\n{len(cluster.active(outroot))} jobs go on: --status shows them, --cancel ends them"
+        )
+        return 130
+    ran = [(one.unit, int(one.state != cluster.DONE)) for one in looks]
+    closing.print_closing(planned, ran, outroot, chosen.all_methods)
+    return int(any(status for _, status in ran))
+
+
+def _status(planner: Planner, found: list[Unit], chosen: Options) -> None:
+    planned = units.with_states(found, chosen.force)
+    asked = cluster.with_arguments(planner.study.cluster, chosen.slurm_args)
+    todo = divided([one for one in planned if one.todo], asked.models_per_unit)
+    cluster.print_status(cluster.look(todo, planner.settings.outroot))
 
 
 def _dry_run(planner: Planner, found: list[Unit], chosen: Options) -> None:
@@ -196,10 +250,14 @@ def main() -> None:
         os.environ[results.VERIFY] = "1"
     study = with_environment(studies.read_study(name))
     planner, found = _units(study, Settings.of(os.environ), chosen)
-    if chosen.dry_run:
+    if chosen.cancel:
+        print(f"{cluster.cancel(planner.settings.outroot)} jobs ended")
+    elif chosen.status:
+        _status(planner, found, chosen)
+    elif chosen.dry_run:
         _dry_run(planner, found, chosen)
     else:
-        sys.exit(_run(planner, found, chosen))
+        sys.exit((_submit if chosen.slurm else _run)(planner, found, chosen))
 
 
 if __name__ == "__main__":

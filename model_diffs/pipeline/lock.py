@@ -6,8 +6,8 @@ it ends with the last of them.
 
 import fcntl
 import os
-import re
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,14 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model_diffs.core.errors import BadInput
-from model_diffs.core.folders import PARTIAL
+from model_diffs.core.folders import PARTIAL, Unfinished, unfinished
 from model_diffs.core.parent import here, pid_of, process_lives
 
 PRODUCED = ("data", "models", "unlearned_models", "artifacts")
 """Folders beside OUTROOT in which scripts write."""
 PATIENCE = 30.0
 """Seconds that the processes of a killed pipeline have to end."""
-_LEFTOVER = re.compile(rf"\.(?P<name>.+)\.(?P<pid>\d{{1,9}})(?P<old>\.old)?{re.escape(PARTIAL)}")
 
 
 def _locked(handle: int) -> bool:
@@ -53,6 +52,16 @@ def _wait(handle: int, outroot: str) -> None:
         time.sleep(0.1)
 
 
+def _refuse_other_host(handle: int, path: Path) -> None:
+    """BadInput where the file names a pipeline of another host: its lock may not be seen here."""
+    holder = os.pread(handle, 300, 0).decode("utf-8", "replace").strip()
+    if "@" in holder and holder.partition("@")[2] != socket.gethostname():
+        raise BadInput(
+            f"a pipeline on another host writes there (process {holder}): wait for it, or, if it "
+            f"was killed, remove {path}"
+        )
+
+
 @contextmanager
 def hold(outroot: str) -> Iterator[int]:
     """Hold the lock of an outroot; gives its file descriptor, for children to inherit."""
@@ -72,6 +81,7 @@ def hold(outroot: str) -> Iterator[int]:
                 "pipeline on it",
                 file=sys.stderr,
             )
+        _refuse_other_host(handle, path)
         _name_holder(handle, here(os.getpid()))
         yield handle
         _name_holder(handle, "")
@@ -88,9 +98,9 @@ def _name_holder(handle: int, name: str) -> None:
 # ── leftovers ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _remove(path: Path, found: re.Match[str]) -> None:
-    final = path.with_name(found["name"])
-    if found["old"] and not final.exists():
+def _remove(path: Path, found: Unfinished) -> None:
+    final = path.with_name(found.final)
+    if found.old and not final.exists():
         path.rename(final)  # killed between the two renames of a replacement
     elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -106,8 +116,9 @@ def remove_leftovers(roots: Iterable[str | Path]) -> None:
     for root in roots:
         for folder, folders, files in os.walk(root):
             for name in [*folders, *files]:
-                found = _LEFTOVER.fullmatch(name)
-                if found and not process_lives(int(found["pid"])):
-                    with suppress(OSError):
-                        _remove(Path(folder) / name, found)
-            folders[:] = [one for one in folders if not _LEFTOVER.fullmatch(one)]
+                path = Path(folder) / name
+                with suppress(OSError):
+                    found = unfinished(path)
+                    if found and found.left:
+                        _remove(path, found)
+            folders[:] = [one for one in folders if not one.endswith(PARTIAL)]

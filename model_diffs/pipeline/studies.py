@@ -74,6 +74,24 @@ class Dictionary:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """`[cluster]`: what each job asks SLURM for; other keys are options of sbatch."""
+
+    partition: str = ""
+    account: str = ""
+    time: int = 1440
+    """Minutes."""
+    cpus: int = 2
+    gpus: int = 0
+    """Of a unit of one process; one of several asks for as many of each as it has processes."""
+    memory: int = 0
+    """GB; 0: the cluster's default."""
+    models_per_unit: int = 1
+    """Models that one job measures: more share what is read of the base."""
+    arguments: Arguments = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Study:
     """A study as its file says it."""
 
@@ -93,6 +111,7 @@ class Study:
     dictionary: Dictionary | None = None
     steps: Mapping[str, Arguments] = field(default_factory=dict)
     """Options of a step by its number."""
+    cluster: Cluster = field(default_factory=Cluster)
 
     @property
     def base(self) -> str:
