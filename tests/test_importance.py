@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -287,6 +288,39 @@ def test_loss_gradient_is_that_of_autograd_in_parts(
     loss, predictions, gradient = sites.loss_gradient(logits.detach(), batch)
     assert loss == pytest.approx(float(summed.detach()), rel=1e-6) and predictions == 5
     torch.testing.assert_close(gradient, expected)
+
+
+class Several(torch.nn.Module):
+    """Takes more than states, and gives more."""
+
+    def forward(self, hidden_states: Any, scale: Any, shift: float = 0.0) -> Any:
+        return hidden_states * scale + shift, scale, "cache"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_other_arguments_and_outputs_of_a_module_stay(named: bool) -> None:
+    module, seen = Several(), []
+    mlp: Any = SimpleNamespace(input_module=module, output_module=module, matrices={})
+    anatomy: Any = SimpleNamespace(blocks=[module], mlps=[mlp])
+
+    def receive(layer: int, x: torch.Tensor) -> torch.Tensor:
+        seen.append((layer, x.item()))
+        return x + 1
+
+    def call() -> Any:
+        x = torch.tensor(2.0)
+        return module(hidden_states=x, scale=3, shift=0.5) if named else module(x, 3, 0.5)
+
+    assert call() == (6.5, 3, "cache")
+    for site, given, result in (
+        ("mlp_in", 2.0, 9.5),
+        ("mlp_out", 6.5, 7.5),
+        ("residual", 6.5, 7.5),
+    ):
+        with sites.watch(anatomy, site, [0], receive):
+            assert call() == (result, 3, "cache")
+        assert seen.pop() == (0, given) and not seen
+    assert call() == (6.5, 3, "cache"), "hooks end with the block"
 
 
 def test_frozen_parameters_learn_again_but_those_that_did_not() -> None:

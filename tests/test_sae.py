@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from model_diffs.core.errors import BadInput
+from model_diffs.dictionaries import sae as sae_module
 from model_diffs.dictionaries import sae_files, sae_sources
 from model_diffs.dictionaries.sae import Features, Sae
 from model_diffs.dictionaries.sae_files import LEARNING, SAELENS, SPARSIFY, read_sae
@@ -237,6 +239,71 @@ def test_written_sae_is_read_back(tmp_path: Path) -> None:
         for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")
     )
     assert back.k == K and back.subtract and not back.transcoder
+
+
+# ── which features are active, and their slopes ───────────────────────────────────────────────────
+
+
+def plain(activation: str = "relu", **given: Any) -> Sae:
+    """Four features that are the entries of what goes in."""
+    parts = [torch.eye(4), torch.zeros(4), torch.eye(4), torch.zeros(4)]
+    return Sae(*parts, activation, subtract=False, **given)
+
+
+@pytest.mark.parametrize(
+    ("sae", "active"),
+    [
+        (plain(), {0: 0.5, 3: 2.0}),
+        (plain("topk", k=4), {0: 0.5, 3: 2.0}),
+        (plain("topk", k=1), {3: 2.0}),
+        # Nothing below zero is active, nor what equals its threshold.
+        (plain("jumprelu", threshold=torch.tensor([0.4, -2.0, -1.0, 2.0])), {0: 0.5}),
+        (plain("batchtopk", threshold=torch.tensor(0.5)), {3: 2.0}),
+        # Magnitudes 1.5, 0.5, 0, 3: a gate at zero is closed, and so is a magnitude of zero.
+        (replace(plain("gated", magnitude=torch.tensor([[1.0] * 4, [1.0, 1.5, 0.0, 1.0]])),
+                 encoder_bias=torch.tensor([-0.5, 1.0, 1.0, 0.0])), {3: 3.0}),
+    ],
+)  # fmt: skip
+def test_only_what_is_above_zero_and_its_threshold_is_active(
+    sae: Sae, active: dict[int, float]
+) -> None:
+    found = sae.encode(torch.tensor([[0.0] * 4, [0.5, -1.0, 0.0, 2.0]]))
+    of_second = found.tokens == 1
+    got = zip(found.features[of_second].tolist(), found.values[of_second].tolist(), strict=True)
+    assert dict(got) == active and (found.values > 0).all()
+    if sae.magnitude is None:
+        assert of_second.all(), "a token of zeros has none"
+
+
+@pytest.mark.parametrize("share", [0.0, 2.0])
+@pytest.mark.parametrize("entries", [1, 3 * D, 1 << 22])
+def test_slopes_are_the_gradients_of_the_features(
+    share: float, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By both ways to them, against autograd through the reconstruction."""
+    monkeypatch.setattr(sae_module, "_DENSE_SHARE", share)
+    monkeypatch.setattr(sae_module, "_DECODER_ROWS", entries)
+    w = weights()
+    parts = [w[name] for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")]
+    sae = Sae(*parts, "topk", subtract=True, k=K)
+    found = sae.encode(X)
+    direction = torch.randn(len(X), D, generator=torch.Generator().manual_seed(1))
+    values = found.values.clone().requires_grad_()
+    loss = (sae.decode(found._replace(values=values), len(X)) * direction).sum()
+    (expected,) = torch.autograd.grad(loss, values)
+    torch.testing.assert_close(sae.slopes(found, direction), expected, rtol=1e-5, atol=1e-6)
+    none = Features(*(column[:0] for column in found))
+    assert sae.slopes(none, direction).shape == (0,)
+    sizes = [len(part.values) for part in sae_module._parts(found, D)]
+    assert sum(sizes) == len(found.values) and max(sizes) <= max(1, entries // D)
+
+
+def test_an_autoencoder_moves_with_all_its_tensors() -> None:
+    sae = plain("jumprelu", threshold=torch.ones(4), magnitude=torch.ones(2, 4))
+    moved = sae.to(torch.device("meta"))
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 6 and all(one.is_meta for one in tensors)
+    assert (moved.activation, moved.k, moved.transcoder) == ("jumprelu", 0, False)
 
 
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────
