@@ -1,6 +1,7 @@
 """Sparse autoencoders in the loop of a model: values, gradients, and what stays sparse."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from model_diffs.activations.passes import Reader, Tokens
 from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries.sae import Features, Sae
 from model_diffs.importance import measuring
-from model_diffs.importance.lenses import SaeFeatures
+from model_diffs.importance.lenses import Neurons, SaeFeatures
 from model_diffs.importance.options import Options
 
 D, L, K = tiny_models.HIDDEN, 160, 6
@@ -221,3 +222,16 @@ def test_an_sae_moves_whole() -> None:
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
     assert len(tensors) == 5 and all(value.is_meta for value in tensors)
     assert (moved.activation, moved.subtract, moved.k) == ("gated", True, 0)
+
+
+def test_a_transcoder_alone_reads_what_entered_the_mlp() -> None:
+    """Also where other layers have autoencoders of what left it."""
+    coder = an_sae("relu")
+    lens = SaeFeatures({0: replace(coder, transcoder=True), 1: coder})
+    assert lens.wants_entered
+    assert not SaeFeatures({1: coder}).wants_entered and not Neurons().wants_entered
+    left, entered = X[:20], X[20:]
+    for layer, read in ((0, entered), (1, left)):
+        expected = dense(coder.encode(read), 20).double().sum(0)
+        found = lens.sums(layer, left, entered, None)
+        torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-6)
