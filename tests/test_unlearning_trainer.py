@@ -2,8 +2,11 @@
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 import tiny_models
@@ -11,11 +14,11 @@ import torch
 from accelerate import Accelerator
 
 from model_diffs.core.errors import BadInput
-from model_diffs.unlearning.data import Tokens, plan_epoch, share_of, split_batch
+from model_diffs.unlearning.data import SplitBatch, Tokens, plan_epoch, share_of, split_batch
 from model_diffs.unlearning.losses import get_loss
 from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.optimizers import choose_trainable, make_optimizers
-from model_diffs.unlearning.reference import CachedReference
+from model_diffs.unlearning.reference import AdapterOffReference, CachedReference, state_splits
 from model_diffs.unlearning.settings import (
     OptimizerName,
     Settings,
@@ -148,6 +151,58 @@ def test_large_cache_is_a_file_with_the_same_states(
     assert [file.name for file in tmp_path.iterdir()] == ["reference_retain.bin"]
     batch = trainer.batch("retain", [0, 1])
     assert torch.equal(large.states("retain", batch, 1), small.states("retain", batch, 1))
+
+
+def test_states_are_in_memory_up_to_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five tokens, two blocks, four entries of two bytes."""
+    for limit, files in ((80, []), (79, ["reference_retain.bin"])):
+        monkeypatch.setattr("model_diffs.unlearning.reference.IN_MEMORY", limit)
+        reference = CachedReference(torch.bfloat16, (0, 1), tmp_path)
+        reference.reserve("retain", {3: 2, 5: 3}, 4)
+        assert [file.name for file in tmp_path.iterdir()] == files
+    assert (tmp_path / "reference_retain.bin").stat().st_size == 80
+
+
+class Passes:
+    """In place of a network: counts its passes, and how many were with the adapter off."""
+
+    def __init__(self) -> None:
+        self.made, self.off, self.is_off = 0, 0, False
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        self.is_off = True
+        yield
+        self.is_off = False
+
+    def states(self, batch: SplitBatch, layers: list[int]) -> dict[int, torch.Tensor]:
+        self.made, self.off = self.made + 1, self.off + self.is_off
+        return {layer: torch.tensor([float(layer), len(batch.indices)]) for layer in layers}
+
+    def log_probs(self, batch: SplitBatch) -> torch.Tensor:
+        return self.states(batch, [7])[7]
+
+
+def test_states_of_a_batch_come_from_one_pass_without_the_adapter() -> None:
+    network, texts = Passes(), make_texts(4, 0)
+    reference = AdapterOffReference(cast(Any, network), (0, 2), network.adapter_off)
+    first, second = (split_batch(texts, rows, 0, torch.device("cpu")) for rows in ([0], [1, 2]))
+    for number, batch in enumerate((first, second, first), start=1):
+        for layer in (2, 0):
+            found = reference.states("retain", batch, layer)
+            assert found.tolist() == [layer, len(batch.indices)]
+        assert network.made == network.off == number
+    assert reference.log_probs("forget", second).tolist() == [7, 2]
+    assert network.made == network.off == 4 and not network.is_off
+
+
+@pytest.mark.parametrize("method", ["rmu", "cb", "cb_lat", "npo"])
+def test_forget_states_are_compared_where_they_are_turned_away_from_the_base(method: str) -> None:
+    loss = get_loss(method)
+    own = () if method == "npo" else ("retain",)
+    assert state_splits(loss, SETTINGS) == own
+    turned = state_splits(loss, replace(SETTINGS, cb_target="orthogonal"))
+    assert turned == ((*own, "forget") if "cb" in method else own)
 
 
 def test_state_norms_equal_a_mean_over_tokens_text_by_text() -> None:
