@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from model_diffs.core import results
 from model_diffs.core.errors import BadInput
+from model_diffs.core.step import planned_runs
 from model_diffs.pipeline import graph
 from model_diffs.pipeline.environment import program, search_path
 from model_diffs.pipeline.studies import Cluster
@@ -228,9 +229,19 @@ def last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line), "")
 
 
+def _states(unit: Unit) -> list[results.State]:
+    """Of its folders as they are now; what is made from all models is planned anew, since its plan
+    names the results that were there."""
+    todo = [one.planned for one in unit.todo]
+    if any(graph.gathers(one, unit) for one in unit.todo):
+        now = {one.folder: one for one in planned_runs(unit.script.module, unit.chosen)}
+        todo = [now[one.folder] for one in todo]
+    return [results.state(one) for one in todo]
+
+
 def _ended(unit: Unit, outroot: str) -> Look:
     """How a unit stands that neither waits nor runs."""
-    states = [results.state(one.planned) for one in unit.todo]
+    states = _states(unit)
     if all(one.status == "complete" for one in states):
         return Look(unit, DONE, "")
     log, folder = log_of(unit, outroot), log_folder(outroot) / unit.name

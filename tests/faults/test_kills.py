@@ -9,11 +9,6 @@ pytestmark = [pytest.mark.study, pytest.mark.xdist_group("kills")]
 STEPS = ("unlearn", "1", "4", "14")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> kills.World:
-    return kills.make_world(tmp_path_factory.mktemp("kills") / "project", ",".join(STEPS))
-
-
 # Three of the nine: each takes a step twice.
 @pytest.mark.parametrize("kill", kills.kills(9, 1, STEPS)[::3], ids=lambda one: one.environment)
 def test_a_rerun_at_once_gives_the_same_bytes(world: kills.World, kill: kills.Kill) -> None:
