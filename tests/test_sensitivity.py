@@ -1,14 +1,19 @@
 """Step 12's numbers on functions that are written down here, and its tables by hand."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_models
 import torch
 
+from model_diffs.activations.passes import Reader, SplitPass
 from model_diffs.activations.tokens import Tokens
+from model_diffs.core.errors import BadInput
+from model_diffs.data.texts import Split
 from model_diffs.diagnostics import lipschitz, sensitivity
 from model_diffs.models import loading
 from model_diffs.stats.intervals import mean_interval, ratio_interval
@@ -98,6 +103,8 @@ def test_a_sample_is_every_so_many_documents_from_a_seeded_start() -> None:
         starts.add(rows[0])
     assert starts == {0, 1}
     assert len(sensitivity.spread_sample(tokens, 9, 0).ids) == 9
+    assert len(sensitivity.spread_sample(tokens, 1, 0).ids) == 1
+    assert sensitivity.spread_sample(tokens, 0, 0) is tokens
     assert sensitivity.spread_sample(tokens, 10, 0) is tokens
 
 
@@ -143,6 +150,9 @@ def test_summary_rows_by_hand() -> None:
         np.testing.assert_allclose(cells, mean_interval(values, 4))
         spread = math.sqrt(((values - values.mean()) ** 2).sum() / (len(values) - 1))
         assert row[f"std_{metric}"] == pytest.approx(spread)
+    two = sensitivity.summary_rows(part[part["text"] < 2], 4)[0]
+    apart = part["lipschitz"].iloc[1] - part["lipschitz"].iloc[0]
+    assert two["std_lipschitz"] == pytest.approx(abs(apart) / math.sqrt(2))
     single = sensitivity.summary_rows(part[part["text"] == 3], 4)[0]
     assert single["std_lipschitz"] is None and single["avg_lipschitz"] > 0
     assert "avg_gradient_norm" not in single
@@ -172,4 +182,44 @@ def test_changes_are_paired_by_text() -> None:
     assert "relative" not in found["retain"]["lipschitz"]
     assert "relative" in found["forget"]["lipschitz"]
     none = a.assign(gradient_norm=np.nan)
-    assert "gradient_norm" not in sensitivity.changes(none, b, 4)["forget"]
+    found = sensitivity.changes(none, b, 4)["forget"]
+    assert [*found] == ["texts", *(one for one in sensitivity.METRICS if one != "gradient_norm")]
+    small = sensitivity.changes(a.assign(jacobian_norm=a["jacobian_norm"] / 9), b, 4)
+    assert "relative" in small["forget"]["jacobian_norm"]
+
+
+# ── a model ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def measured(model: Any) -> pd.DataFrame:
+    tokens = Tokens([[5, 6, 7], [8, 9]], [0, 0], np.array([0, 1]), {})
+    split = SplitPass(Split("forget", Path("f.txt"), []), tokens, 16, 0, torch.device("cpu"))
+    settings = sensitivity.Settings(0.01, 2, 1e-3, 50, 42)
+    return sensitivity.measure(Reader("tiny", model), split, settings)
+
+
+@pytest.mark.parametrize("apart", [None, 0, 1])
+def test_a_text_has_converged_where_states_and_logits_have(
+    apart: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, calls = tiny_models.build("gpt_neox"), []
+    lipschitz.make_differentiable(model)
+    norms = lipschitz.jacobian_norms
+
+    def not_in_one(*given: Any) -> lipschitz.JacobianNorm:
+        calls.append(len(calls))
+        found = norms(*given)
+        return found._replace(converged=found.converged & (calls[-1] != apart))
+
+    monkeypatch.setattr(lipschitz, "jacobian_norms", not_in_one)
+    assert measured(model)["jacobian_converged"].tolist() == [apart is None] * 2
+    assert calls == [0, 1]
+
+
+def test_an_embedding_of_zero_is_refused() -> None:
+    model = tiny_models.build("gpt_neox")
+    lipschitz.make_differentiable(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[6] = 0
+    with pytest.raises(BadInput, match="tiny: a token's embedding is zero"):
+        measured(model)
