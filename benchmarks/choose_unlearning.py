@@ -19,18 +19,25 @@ from model_diffs.core.script import execute, run_script
 from model_diffs.core.step import SCRIPTS, load_script
 
 DATA = "data/miniature"
-BLOCKS = {"batch-size": ("16",), "layer-id": ("1,2",), "epochs": ("2",)}
+SMALL = {"batch-size": ("16",)}
+RATES = ("5e-4", "1e-3", "1.5e-3")
+BLOCKS = {**SMALL, "layer-id": ("1,2",), "epochs": ("2",)}
 REROUTE = {**BLOCKS, "cb-target": ("orthogonal",), "alpha": ("3", "5"), "lr": ("2e-3", "3e-3")}
 GRIDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "npo": {
-        "batch-size": ("16",),
-        "beta": ("0.5",),
-        "retain-weight": ("1", "3"),
-        "lr": ("5e-4", "1e-3", "1.5e-3"),
-    },
+    "npo": {**SMALL, "beta": ("0.5",), "retain-weight": ("1", "3"), "lr": RATES},
     "rmu": {**BLOCKS, "steering-coeff": ("auto",), "alpha": ("10", "20"), "lr": ("1e-3", "2e-3")},
     "cb": REROUTE,
     "cb_lat": REROUTE,
+    "ga": {**SMALL, "retain-weight": ("1", "3"), "lr": RATES},
+    "grad_diff": {**SMALL, "forget-weight": ("0.3", "1"), "lr": RATES},
+    "dpo": {**SMALL, "beta": ("0.5", "1"), "lr": ("1e-4", "2e-4", "3e-4", "5e-4")},
+    "simnpo": {**SMALL, "beta": ("0.5",), "retain-weight": ("1", "3"), "lr": RATES},
+    "lat": {
+        **SMALL,
+        "layer-id": ("1,2",),
+        "retain-weight": ("2.5", "5"),
+        "lr": ("7e-4", "1.2e-3"),
+    },
 }
 KEPT = {"general": 0.95, "adjacent": 0.85}
 """Least share of the base's accuracy: agents share their names with the hazards."""
