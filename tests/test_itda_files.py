@@ -113,3 +113,29 @@ def test_jaccard_counts_atoms_found_at_the_same_places() -> None:
     assert itda.jaccard(a, b) == itda.jaccard(b, a) == 20 / 30
     b.atom_indices[:, 1] += 1
     assert itda.jaccard(a, b) == 0.0
+
+
+def test_activations_of_any_shape_and_precision_are_encoded() -> None:
+    found, x = dictionary(), torch.randn(3, 10, 8, generator=torch.Generator().manual_seed(1))
+    flat = found.encode(x.view(30, 8))
+    for given in (x, x.double(), x.transpose(0, 1).contiguous().transpose(0, 1)):
+        codes = found.encode(given)
+        assert all(map(torch.equal, codes, flat)) and codes.values.dtype == torch.float32
+    rebuilt = found.decode(flat)
+    expected = torch.zeros(30, 8)
+    for row, (indices, values) in enumerate(zip(flat.indices, flat.values, strict=True)):
+        for j, value in zip(indices, values, strict=True):
+            expected[row] += value * found.atoms[j]
+    torch.testing.assert_close(rebuilt, expected)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(BadInput, match="NaN or Inf"):
+            found.encode(x.masked_fill(x > 2, bad))
+
+
+def test_least_numbers_of_the_metadata_are_taken(tmp_path: Path) -> None:
+    ours = dictionary()
+    for metadata, k in (({"layer": 0, "k": 1, "skip_first": 0}, 1), ({"layer": 0}, 40)):
+        ITDA(ours.atoms, ours.atom_indices, metadata).save(tmp_path)
+        loaded = ITDA.from_pretrained(tmp_path)
+        assert (loaded.layer, loaded.k, loaded.metadata) == (0, k, metadata)
+    assert (loaded.size, loaded.activation_dim) == (20, 8)
