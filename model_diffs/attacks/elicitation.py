@@ -140,7 +140,7 @@ def restored(tried: Tried, start: Tried, whole: Tried) -> float | None:
 
 def smallest(tried: Sequence[Tried], start: Tried) -> Tried | None:
     """The reversal with the smallest share of ‖W − W_base‖² that restores half of the gap."""
-    whole = next((one for one in tried if one.undone == 1), None)
+    whole = next((one for one in reversed(tried) if one.undone == 1), None)
     if whole is None:
         return None
     half = [one for one in tried if (restored(one, start, whole) or 0) >= HALF]

@@ -92,4 +92,4 @@ def attacked(victim: Victim, strength: str) -> Iterator[Opened]:
         raise NotApplicable(f"the model has {victim.blocks} blocks")
     tensors, undone = directions(victim, base, blocks, int(k)) if k else whole(victim, base, blocks)
     with victim.replaced(tensors):
-        yield Opened(victim.ask, undone / total)
+        yield Opened(victim.ask, min(1.0, undone / total))  # σ² of all may exceed it by rounding
