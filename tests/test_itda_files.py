@@ -139,3 +139,36 @@ def test_least_numbers_of_the_metadata_are_taken(tmp_path: Path) -> None:
         loaded = ITDA.from_pretrained(tmp_path)
         assert (loaded.layer, loaded.k, loaded.metadata) == (0, k, metadata)
     assert (loaded.size, loaded.activation_dim) == (20, 8)
+    (tmp_path / "metadata.yaml").write_text("layer: 0\nk: null\n")
+    assert ITDA.from_pretrained(tmp_path).k == 40
+    assert {file.name for file in itda.files_of(tmp_path)} == {"atoms.safetensors", "metadata.yaml"}
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "k: 5", "layer: null", ""])
+def test_metadata_without_a_layer_are_refused(text: str, tmp_path: Path) -> None:
+    dictionary().save(tmp_path)
+    (tmp_path / "metadata.yaml").write_text(text)
+    with pytest.raises(BadInput, match="does not say which layer"):
+        ITDA.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("atoms", "indices"),
+    [((20, 8), (20, 3)), ((20, 8), (19, 2)), ((20,), (20, 2)), ((0, 8), (0, 2))],
+)
+def test_atoms_and_their_places_have_the_same_rows(
+    atoms: tuple[int, ...], indices: tuple[int, ...], tmp_path: Path
+) -> None:
+    given = torch.full(atoms, 8**-0.5), torch.zeros(indices, dtype=torch.int64)
+    published(tmp_path, *given)
+    with pytest.raises(BadInput, match=r"\[n, d\] and \[n, 2\] are expected"):
+        ITDA.from_pretrained(tmp_path)
+
+
+def test_published_atoms_are_scaled_and_ours_are_not(tmp_path: Path) -> None:
+    ours = dictionary()
+    found = ITDA.from_pretrained(published(tmp_path, 1.5 * ours.atoms, ours.atom_indices))
+    torch.testing.assert_close(found.atoms, ours.atoms)
+    ITDA(1.5 * ours.atoms, ours.atom_indices, {"layer": 0}).save(tmp_path)
+    with pytest.raises(BadInput, match="not of norm 1"):
+        ITDA.from_pretrained(tmp_path)
