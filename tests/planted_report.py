@@ -92,8 +92,8 @@ def signature() -> Signature:
         "base", COMPARISONS, axes, measures, values, base_values, sentences, missing,
         {(COMPARISONS[0].label, "back"): f"no gap to come back from: {HOSTILE}"},
         [f"Of 12 intervals <b>{HOSTILE}</b>."], _provenance(),
-        {"size": Verdict("no", HOSTILE, (COMPARISONS[1].label,), True),
-         "rank": Verdict("no", HOSTILE, (COMPARISONS[1].label,)),
+        {"size": Verdict("no", HOSTILE, {COMPARISONS[1].label: ("calm",)}, True),
+         "rank": Verdict("no", HOSTILE, {COMPARISONS[1].label: ("calm",)}),
          "hazard_accuracy": Verdict("yes", HOSTILE)},
     )  # fmt: skip
 

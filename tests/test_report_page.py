@@ -177,8 +177,8 @@ def test_what_is_not_told_apart_from_harmless_training_is_grey(browser: Any, wri
             assert [i for i in range(3) if found[i] != found[0]] == grey
             assert (heading != found[0]) == bool(grey)
         said = opened.texts("tr.unlike th small")
-        assert said[0] == "not told apart from harmless training"
-        assert said[1] == f"{said[0]}: {planted.HOSTILE}"
+        assert said[0] == "not told apart from controls (calm)"
+        assert said[1] == f"not told apart from controls: {planted.HOSTILE} (calm)"
         titles = opened.tab.locator("[data-measure=size] a.value").evaluate_all(
             "all => all.map(e => e.title.includes('not told apart'))"
         )

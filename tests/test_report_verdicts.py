@@ -67,7 +67,7 @@ def test_model_that_moved_as_harmless_training_does_is_not(study: Study) -> None
         assert found.verdicts[key].alike == {"base__to__rmu": names}
         assert found.verdicts[key].all_alike
     said = verdicts.in_words(found, "dh_forget")
-    assert said == "not told apart from harmless training (benign)"
+    assert said == "not told apart from controls (benign)"
     assert "inside the controls'" in found.verdicts["relative_change"].evidence
 
 
@@ -82,7 +82,7 @@ def test_one_model_like_harmless_training_is_enough(study: Study) -> None:
     found = read(study, "npo", "rmu", "benign")
     told = found.verdicts["dh_forget"]
     assert (told.separates, [*told.alike], told.all_alike) == ("no", ["base__to__rmu"], False)
-    assert verdicts.in_words(found, "dh_forget").endswith("training: rmu (benign)")
+    assert verdicts.in_words(found, "dh_forget").endswith("controls: rmu (benign)")
     assert told.evidence.startswith("npo: ") and "; rmu: " in told.evidence
 
 
@@ -216,7 +216,7 @@ def test_figure_shows_controls_dashed_and_says_what_is_like_harmless_training(st
     panel = panels["dh_forget"]
     # One of two models is like it: its mark is faint, and the panel is not greyed.
     assert "harmless" not in panel.get_title("left")
-    assert "like harmless training" in panels["changed_share"].get_title("left")
+    assert "like controls" in panels["changed_share"].get_title("left")
     marks = {
         float(line.get_ydata()[0]): line for line in panel.lines if line.get_marker() != "None"
     }

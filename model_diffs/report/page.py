@@ -43,7 +43,7 @@ class Cell(NamedTuple):
     """Id of its row among the axis's numbers; empty where it has none."""
     source: Source | None = None
     alike: bool = False
-    """Not told apart from harmless training."""
+    """Not told apart from controls."""
 
 
 def number_cell(one: Estimate, measure: Measure, name: str, anchor: str = "") -> Cell:

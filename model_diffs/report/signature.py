@@ -121,7 +121,7 @@ class Signature:
         return next((one for one in self.comparisons if one.role == "filtered"), None)
 
     def alike(self, label: str, key: str) -> bool:
-        """Whether this number is not told apart from harmless training."""
+        """Whether this number is not told apart from controls."""
         return key in self.verdicts and label in self.verdicts[key].alike
 
     def of_axis(self, key: str) -> list[Measure]:

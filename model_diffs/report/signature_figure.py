@@ -52,7 +52,7 @@ def _panel(axes: Axes, signature: Signature, measure: Measure, marks: Sequence[s
         if model == signature.filtered:
             axes.axvspan(*one.ends, color=FILTERED, alpha=0.18, lw=0)
             axes.axvline(one.value, color=FILTERED, lw=1.4)
-        # What is not told apart from harmless training stands back.
+        # What is not told apart from controls stands back.
         seen = 0.25 if signature.alike(model.label, measure.key) else 1.0
         style = DASHED if model.role == "control" else "-"
         axes.hlines(row, *one.ends, color=colour, lw=2.2, alpha=0.55 * seen, linestyle=style)
@@ -65,7 +65,7 @@ def _panel(axes: Axes, signature: Signature, measure: Measure, marks: Sequence[s
     axes.tick_params(labelsize=8, length=0)
     axis = next(one.title for one in signature.axes if one.key == measure.axis)
     alike = measure.key in signature.verdicts and signature.verdicts[measure.key].all_alike
-    title = f"{axis}\n{measure.heading}" + "\nlike harmless training" * alike
+    title = f"{axis}\n{measure.heading}" + "\nlike controls" * alike
     axes.set_title(title, loc="left", fontsize=9, color=SOFT if alike else "black")
 
 

@@ -13,8 +13,8 @@ from model_diffs.report.formatting import number
 from model_diffs.report.signature import Comparison, Signature, Verdict
 from model_diffs.stats.estimates import Estimate, difference
 
-ALIKE = "not told apart from harmless training"
-BOTH_SIDES = "on both sides of harmless training"
+ALIKE = "not told apart from controls"
+BOTH_SIDES = "on both sides of the controls"
 RULES = (
     f"A number is {ALIKE} unless the 95 % intervals of its paired differences from all controls "
     "made by harmless training lie on one side of zero; without intervals, where it is within 1 % "
