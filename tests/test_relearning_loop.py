@@ -14,6 +14,7 @@ from model_diffs.attacks import relearning
 from model_diffs.attacks.material import LORA_RANK, Attack, Material
 from model_diffs.data.questions import Question
 from model_diffs.models.checkpoints import Checkpoint
+from model_diffs.models.loading import load_tokenizer
 from model_diffs.stats.intervals import entity_interval, ratio_interval
 from model_diffs.unlearning.data import plan_epoch
 from model_diffs.unlearning.network import Network
@@ -62,12 +63,12 @@ def test_an_attack_equals_a_plain_loop_of_adamw(model: str) -> None:
     for one in (victim, plain):
         one.network.double()
     start = victim.measure(0)
-    found = victim.attack("facts", 1e-3, start)
+    found = victim.attack("facts", 2e-3, start)
     ids = plain.texts["arm facts"]
     lengths = [len(one) for one in ids]
     assert lengths == [len(text) for text in TEXTS], "a token per byte"
     weights = list(plain.network.parameters())
-    optimizer = torch.optim.AdamW(weights, 1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, 2e-3, weight_decay=0.0)
     tokens, steps = 0, (s for e in itertools.count() for s in plan_epoch(lengths, [], 3, 11, e))
     clipped = False
     for step in itertools.islice(steps, 4):
@@ -85,7 +86,7 @@ def test_an_attack_equals_a_plain_loop_of_adamw(model: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
     assert sorted(found.measured) == [0, 2, 4] and found.measured[0] is start
     assert found.end.tokens == tokens and found.steps == 4
-    assert (found.arm, found.lr) == ("facts", 1e-3)
+    assert (found.arm, found.lr) == ("facts", 2e-3)
 
 
 def test_numbers_of_a_model_are_those_of_its_texts_and_entities(model: str) -> None:
@@ -155,6 +156,7 @@ def test_every_arm_and_rate_begins_with_the_model_itself(model: str) -> None:
         assert alone.end.nll == one.end.nll and alone.took is one.took is None
         before = relearning.measure(model, material(False), given)
         assert one.measured[0].nll == before.nll != one.end.nll and before.tokens == 0
+        assert one.measured[0].tokens == 0 < one.end.tokens
 
 
 def test_an_adapter_trains_alone_and_is_taken_off(model: str) -> None:
@@ -166,6 +168,17 @@ def test_an_adapter_trains_alone_and_is_taken_off(model: str) -> None:
     after = victim.weights()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_all_weights_are_trained_again_after_an_adapter(model: str) -> None:
+    pytest.importorskip("peft")
+    _, after = relearning.attack(
+        model, material(False), options(arm=("lora", "facts"), steps=1, eval_steps="0")
+    )
+    (alone,) = relearning.attack(
+        model, material(False), options(arm=("facts",), steps=1, eval_steps="0")
+    )
+    assert after.end.nll == alone.end.nll != after.measured[0].nll
 
 
 @pytest.mark.parametrize(("asked", "rank"), [(3, 3), (None, LORA_RANK)])
@@ -195,6 +208,39 @@ def test_on_a_cpu_weights_are_trained_in_the_dtype_they_have(
     victim = relearning._Victim(model, material(False), options(dtype=dtype))
     assert next(victim.network.parameters()).dtype == weights
     assert isinstance(victim.autocast, nullcontext) and not victim.network.model.training
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+@pytest.mark.parametrize(
+    ("dtype", "weights", "mixed"),
+    [
+        ("auto", torch.float32, True),
+        ("fp32", torch.float32, False),
+        ("bf16", torch.bfloat16, False),
+    ],
+)
+def test_on_a_gpu_fp32_weights_are_trained_in_bfloat16_passes(
+    dtype: str, weights: torch.dtype, mixed: bool, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is told to be a GPU; the model is loaded onto the CPU."""
+    load, trusted = relearning.load_model, []
+
+    def load_here(name: str, device: torch.device, own: torch.dtype, trust: bool) -> Any:
+        trusted.append((device.type, own, trust))
+        return load(name, torch.device("cpu"), own, trust)
+
+    def tokenizer(name: str, trust: bool) -> Any:
+        trusted.append(trust)
+        return load_tokenizer(name)
+
+    monkeypatch.setattr(relearning, "pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(relearning, "load_model", load_here)
+    monkeypatch.setattr(relearning, "load_tokenizer", tokenizer)
+    given = options(dtype=dtype, trust_remote_code=True)
+    victim = relearning._Victim(model, material(False), given)
+    assert trusted == [("cuda", weights, True), True]
+    assert isinstance(victim.autocast, torch.autocast) == mixed
+    assert not mixed or victim.autocast.fast_dtype == torch.bfloat16
 
 
 def test_small_models_train_on_one_thread(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
