@@ -12,15 +12,15 @@ brings out counts as far as it exceeds what it brings out of the model that neve
     uv run elicit.py --model org/unlearned --attacks quantise few_shot \\
         --strengths quantise=8bit,4bit --questions questions.jsonl
 
-Writes <outroot>/<model>/elicitation/ with elicitation.csv, per_question.csv and summary.json, and
-over all models attacked with the same options <outroot>/elicitation/ with elicitation_summary.csv
-and figures.
+Writes <outroot>/<model>/elicitation/ with elicitation.csv, per_question.csv and summary.json (with
+--worst-case also worst_case.csv, and its trials beside the folder), and over all models attacked
+with the same options <outroot>/elicitation/ with elicitation_summary.csv and figures.
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model_diffs.attacks import elicited, registry, runs
 from model_diffs.core import naming
@@ -31,7 +31,10 @@ from model_diffs.core.script import run_step, seed_everything
 from model_diffs.core.step import Figure, Measure, Step, Table
 
 if TYPE_CHECKING:
+    from model_diffs.attacks.elicitation import Tried
+    from model_diffs.attacks.elicitation_tables import Setting
     from model_diffs.attacks.registry import Attack
+    from model_diffs.attacks.victim import Victim
     from model_diffs.data.questions import Question
 
 STEP = Step(
@@ -41,7 +44,12 @@ STEP = Step(
     scope="model",
     summary=True,
     needs=("forget", "retain", "questions"),
-    tables=(Table("elicitation"), Table("per_question"), Table("elicitation_summary")),
+    tables=(
+        Table("elicitation"),
+        Table("per_question"),
+        Table("worst_case"),
+        Table("elicitation_summary"),
+    ),
     figures=(
         Figure("elicitation", "Held-out facts under each attack", "brittleness"),
         Figure("interpolation", "Held-out facts on the way back to the base", "brittleness"),
@@ -106,6 +114,11 @@ class Options(Models, Reading):
     general_floor: float = option(
         0.5, "a strength counts only where general accuracy stays above this", check=share
     )
+    worst_case: int = option(
+        0,
+        "also search so many attacks and strengths for the worst case (needs the search extra)",
+        check=natural,
+    )
     format: Format = option(Figures.format, "file format of the figures")
 
 
@@ -121,7 +134,30 @@ def read_attacks(options: Options) -> "tuple[list[Attack], registry.Strengths]":
     for one in attacks:
         if "base" in one.declaration.reads and options.base is None:
             raise BadInput(f"--attacks {one.name} needs {flag('base')}: name it, or leave it out")
+    if options.worst_case:
+        from model_diffs.attacks import worst_case
+
+        worst_case.check_installed()
     return attacks, registry.read_strengths(options.strengths, attacks)
+
+
+def search_worst(
+    run: Run, victim: "Victim", strengths: "registry.Strengths", setting: "Setting"
+) -> "tuple[dict[str, Any], list[Tried]]":
+    """Search the worst case and write it. Its trials are kept beside the result folder."""
+    from model_diffs.attacks import worst_case
+
+    label, trials = run.planned.label, run.planned.arguments["worst_case"]
+    storage = run.planned.folder.with_name(f"{STEP.folder}.search.sqlite3")
+    found = worst_case.search(victim, setting.attacks, strengths, trials, setting.floor, storage)
+    row = worst_case.row(label, trials, found, setting)
+    run.table("worst_case", [row])
+    if found is None:
+        print(f"{label}, worst case: general accuracy stays above the floor in no trial")
+        return row, []
+    says = f"held-out {row['heldout_accuracy']} with {row['attack']} {row['strength']}"
+    print(f"{label}, worst case: {says}; tune minus held-out {row['optimism']:+.3f}")
+    return row, [found.tried._replace(attack=worst_case.WORST)]
 
 
 def attack_model(run: Run, groups: "dict[str, list[Question]]", options: Options) -> None:
@@ -142,8 +178,11 @@ def attack_model(run: Run, groups: "dict[str, list[Question]]", options: Options
     picked = elicitation_tables.picks(found, setting)
     rows = elicitation_tables.rows(label, found, picked, setting)
     run.table("elicitation", rows, elicitation_tables.COLUMNS)
-    run.table("per_question", elicitation_tables.question_rows(label, found, groups))
     facts = elicitation_tables.summary(label, found, picked, rows, setting)
+    if options.worst_case:
+        facts["worst_case"], tried = search_worst(run, victim, strengths, setting)
+        found.tried.extend(tried)
+    run.table("per_question", elicitation_tables.question_rows(label, found, groups))
     run.document("summary", facts)
     checkpoints = victim.checkpoints
     run.reads(*(file for one in checkpoints.values() for file in one.files))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from model_diffs.attacks.elicitation import NONE
-from model_diffs.attacks.elicitation_tables import CHANCE, ENDS, OVER_FILTERED
+from model_diffs.attacks.elicitation_tables import CHANCE, ENDS, OVER_FILTERED, WORST
 from model_diffs.core import figures as look
 from model_diffs.core.naming import short_label
 
@@ -60,6 +60,11 @@ def overview_rows(found: Sequence[Found]) -> list[dict[str, Any]]:
         start = one.picked(NONE)
         rows.append({"model": one.label, "attack": NONE, **{name: start[name] for name in names}})
         rows += [{"model": one.label, **attack} for attack in one.summary["attacks"]]
+        if worst := one.summary.get("worst_case"):
+            shown = ["tune_accuracy", *names[:1], *names[2:]]
+            cells = {name: worst[name] for name in shown}
+            strength = " ".join(filter(None, (worst["attack"], worst["strength"])))
+            rows.append({"model": one.label, "attack": WORST, "strength": strength, **cells})
     return rows
 
 

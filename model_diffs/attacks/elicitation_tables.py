@@ -28,6 +28,8 @@ COLUMNS = (
     *OVER_FILTERED,
     *("undone_share", "reads_base", "picked"),
 )
+WORST = "worst_case"
+"""In place of an attack, in rows of per_question.csv of the worst case that was searched."""
 References = Mapping[str, Floats]
 """By attack, the filtered model's held-out answers `[questions]` at the strength picked for it; an
 attack that did not test it is not there."""
@@ -118,6 +120,9 @@ def read_references(folder: Path, groups: Groups) -> dict[str, Floats]:
     for attack, strength in own[["attack", "strength"]].itertuples(index=False):
         chosen = single[(single["attack"] == attack) & (single["strength"] == strength)]
         found[str(attack)] = chosen.set_index("id")["correct"][ids].to_numpy(np.float64)
+    worst = single[single["attack"] == WORST]
+    if len(worst):
+        found[WORST] = worst.set_index("id")["correct"][ids].to_numpy(np.float64)
     return found
 
 
