@@ -8,6 +8,7 @@ set -euo pipefail
 FOLDER=$(realpath -m "${2:?usage: cluster.sh start|stop FOLDER [CPUS]}")
 CPUS=${3:-$(nproc)}
 NODE=$(hostname -s)
+PORT=$((20000 + RANDOM % 10000))
 
 stop() {
   for daemon in slurmd slurmctld munged; do
@@ -24,8 +25,8 @@ configure() {
   cat > "$FOLDER/slurm.conf" << CONF
 ClusterName=test
 SlurmctldHost=$NODE(127.0.0.1)
-SlurmctldPort=16817
-SlurmdPort=16818
+SlurmctldPort=$PORT
+SlurmdPort=$((PORT + 1))
 AuthType=auth/munge
 AuthInfo=socket=$FOLDER/munged.socket
 CryptoType=crypto/munge
@@ -45,6 +46,7 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000
 KillWait=5
 ReturnToService=2
 MpiDefault=none
+SlurmdParameters=config_overrides
 NodeName=$NODE NodeAddr=127.0.0.1 CPUs=$CPUS RealMemory=1000 State=UNKNOWN
 PartitionName=main Nodes=$NODE Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:1
 CONF
@@ -58,11 +60,14 @@ start() {
     --seed-file="$FOLDER/munge/seed" 2> "$FOLDER/log/munged.err"
   slurmctld
   slurmd
-  for _ in $(seq 100); do
-    if [ "$(sinfo --noheader --format=%T 2> /dev/null)" = idle ]; then return; fi
+  local until=$((SECONDS + 20))
+  while [ $SECONDS -lt $until ]; do
+    if [ "$(timeout 3 sinfo --noheader --format=%T 2> /dev/null)" = idle ]; then return; fi
     sleep 0.2
   done
-  echo "the cluster is not idle; see $FOLDER/log" >&2
+  echo "the cluster is not idle:" >&2
+  tail -n 5 "$FOLDER"/log/slurmctld.log "$FOLDER"/log/slurmd.log >&2
+  stop
   exit 1
 }
 
