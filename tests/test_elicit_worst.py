@@ -46,9 +46,10 @@ def trials(storage: Path) -> list[tuple[Any, ...]]:
     ]
 
 
-def test_it_finds_the_best_allowed_setting_without_seeing_held_out_questions(
+def test_the_best_allowed_setting_is_found_without_held_out_questions_also_after_a_stop(
     victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(worst_case, "STARTUP", 3)
     asked: list[list[str]] = []
     measure = elicitation.measure
 
@@ -57,11 +58,11 @@ def test_it_finds_the_best_allowed_setting_without_seeing_held_out_questions(
         return measure(victim, *given)
 
     monkeypatch.setattr(elicitation, "measure", spy)
-    found = search(victim, tmp_path / "s.sqlite3", 14)
+    found = search(victim, tmp_path / "s.sqlite3", 10)
     assert all(one == ["tune", "general"] for one in asked[:-1])
     assert asked[-1] == [*elicit_study.COUNTS] == [*victim.questions]
     every = trials(tmp_path / "s.sqlite3")
-    assert len(every) == found.trials == 14
+    assert len(every) == found.trials == 10
     allowed = [one for one in every if one[2] > FLOOR]
     assert 0 < len(allowed) == found.allowed
     assert elicitation.tune(found.tried) == max(one[3] for one in allowed)
@@ -71,24 +72,15 @@ def test_it_finds_the_best_allowed_setting_without_seeing_held_out_questions(
     names = {one[0] for one in every}
     assert names == {"quantise", "noise", "few_shot"}, "interpolate reads the base"
     assert len({one[1] for one in every if one[0] == "noise"}) > 2, "between the default strengths"
-
-
-def test_a_search_that_was_stopped_goes_on_as_if_it_had_not(
-    victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worst_case, "STARTUP", 3)
-    whole, parts = tmp_path / "a.sqlite3", tmp_path / "b.sqlite3"
-    search(victim, whole, 8)
-    search(victim, parts, 3)
+    # Stopped after three trials, killed in the fourth: it goes on as if it had not been.
     import optuna
 
-    (name,) = optuna.get_all_study_names(f"sqlite:///{parts}")
-    # Killed while a trial ran.
-    optuna.load_study(study_name=name, storage=f"sqlite:///{parts}").ask()
-    search(victim, parts, 8)
-    assert trials(parts) == trials(whole) and len(trials(whole)) == 8
-    again = search(victim, whole, 5)
-    assert again.trials == 5 and len(trials(whole)) == 8, "the first five are read again"
+    again = tmp_path / "again.sqlite3"
+    search(victim, again, 3)
+    (name,) = optuna.get_all_study_names(f"sqlite:///{again}")
+    optuna.load_study(study_name=name, storage=f"sqlite:///{again}").ask()
+    assert search(victim, again, 6).trials == 6 and trials(again) == every[:6]
+    assert search(victim, again, 5).trials == 5 and len(trials(again)) == 6, "five are read again"
 
 
 def test_without_an_allowed_setting_there_is_no_worst_case(victim: Victim, tmp_path: Path) -> None:
