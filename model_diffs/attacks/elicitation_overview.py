@@ -143,13 +143,13 @@ def attacks_figure(drawn: Drawn) -> "Figure":
 
 
 def _way(drawn: Drawn, one: Found, fold: str, prefix: str, end: Found | None) -> "Line":
-    """Accuracy over the share of the way to the model `end`."""
+    """Accuracy over the share of the way to the model `end`, in percent."""
     rows = one.rows(INTERPOLATE, fold)
     own = rows[rows["strength"].str.match(f"{prefix}t")]
-    own = own.assign(t=own["strength"].str.removeprefix(f"{prefix}t").astype(float))
+    own = own.assign(t=100 * own["strength"].str.removeprefix(f"{prefix}t").astype(float))
     ends = [one.rows(NONE, fold).assign(t=0.0)]
     if end is not None:
-        ends.append(end.rows(NONE, fold).assign(t=1.0))
+        ends.append(end.rows(NONE, fold).assign(t=100.0))
     table = pd.concat([ends[0], own, *ends[1:]]).sort_values("t", kind="stable")
     table = table if len(own) else table.iloc[:0]
     return look.column_line(table, "accuracy", drawn.name(one), drawn.colour(one), x="t")
@@ -166,7 +166,7 @@ def interpolation_figure(drawn: Drawn) -> "Figure":
             lines = [_way(drawn, one, fold, prefix, drawn.of(label)) for one in drawn.found]
             panel = look.Panel(f"{title}, towards the {where}", "four-choice accuracy", lines)
             panel = panel._replace(reference=CHANCE, reference_label="chance", from_zero=True)
-            panels.append(panel._replace(xlabel="share of the way"))
+            panels.append(panel._replace(xlabel="share of the way, %"))
     return look.layer_figure("Weights between two models", panels, legend="below")
 
 
