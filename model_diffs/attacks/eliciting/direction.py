@@ -1,8 +1,8 @@
 """The direction that tells forget from retain texts, projected out of the residual stream.
 
-Unlearning may leave knowledge in place behind a direction that says "do not tell". Arditi et al.
-(2024, arXiv:2406.11717) remove such a direction; Seyitoğlu et al. (2024, arXiv:2411.02631) bring
-unlearned knowledge back with it.
+Unlearning may leave knowledge in place and add a direction under which it is not told. Arditi et al.
+(2024, arXiv:2406.11717) find the direction of refusals by this difference and project it out;
+Seyitoğlu et al. (2024, arXiv:2411.02631) bring unlearned knowledge back by steering activations.
 """
 
 from collections.abc import Callable, Iterator

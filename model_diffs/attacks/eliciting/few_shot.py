@@ -1,6 +1,6 @@
 """Answered questions in front of the question.
 
-Doshi & Stickland (2024, arXiv:2410.19278) bring unlearned answers back by examples. Shown are
+Doshi & Stickland (2024, arXiv:2411.12103) bring unlearned answers back by examples. Shown are
 questions of the attacked fold, whose facts the reader knows, or of general facts; never of the
 facts that are read.
 """
