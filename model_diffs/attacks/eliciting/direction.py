@@ -1,6 +1,6 @@
 """The direction that tells forget from retain texts, projected out of the residual stream.
 
-Unlearning may leave knowledge in place and add a direction under which it is not told. Arditi et al.
+Unlearning may leave knowledge in place and add a direction that hides it. Arditi et al.
 (2024, arXiv:2406.11717) find the direction of refusals by this difference and project it out;
 Seyitoğlu et al. (2024, arXiv:2411.02631) bring unlearned knowledge back by steering activations.
 """
