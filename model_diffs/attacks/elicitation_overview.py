@@ -1,6 +1,5 @@
 """Eliciting attacks over all models: one table and the figures."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +9,8 @@ import pandas as pd
 from model_diffs.attacks.elicitation import NONE
 from model_diffs.attacks.elicitation_tables import CHANCE, ENDS, OVER_FILTERED, WORST
 from model_diffs.core import figures as look
+from model_diffs.core import folders, tables
+from model_diffs.core.errors import BadInput
 from model_diffs.core.naming import short_label
 
 if TYPE_CHECKING:
@@ -45,9 +46,14 @@ class Found(NamedTuple):
 
 
 def read(folder: Path) -> Found:
-    """The result in a model's folder."""
-    table = pd.read_csv(folder / "elicitation.csv")
-    facts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    """The result in a model's folder. BadInput where it is damaged."""
+    hint = "attack the model again with --force"
+    names: dict[str, tuple[str, ...]] = {"attack": (), "strength": (), "fold": ()}
+    numbers, empty = ("accuracy", "picked"), ("undone_share", *OVER_FILTERED)
+    table = tables.read_table(folder / "elicitation.csv", hint, numbers, empty, names)
+    facts = folders.read_json(folder / "summary.json")
+    if not isinstance(facts, dict) or not {"model", "start", "attacks"} <= {*facts}:
+        raise BadInput(f"{folder / 'summary.json'} is damaged; {hint}")
     return Found(facts["model"], table, facts)
 
 
