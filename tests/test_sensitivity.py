@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -214,6 +215,29 @@ def test_a_text_has_converged_where_states_and_logits_have(
     monkeypatch.setattr(lipschitz, "jacobian_norms", not_in_one)
     assert measured(model)["jacobian_converged"].tolist() == [apart is None] * 2
     assert calls == [0, 1]
+
+
+def test_a_model_is_measured_frozen_and_without_a_hook_left() -> None:
+    model = tiny_models.build("gpt_neox")
+    lipschitz.make_differentiable(model)
+    assert not any(weight.requires_grad for weight in model.parameters())
+    assert measured(model)["lipschitz"].gt(0).all()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("experts", [None, False, True])
+def test_only_models_with_experts_are_asked_for_other_experts(experts: bool | None) -> None:
+    called: list[tuple[str, Any]] = []
+    model = SimpleNamespace(
+        requires_grad_=lambda value: called.append(("gradients", value)),
+        set_attn_implementation=lambda name: called.append(("attention", name)),
+    )
+    if experts is not None:
+        model.set_experts_implementation = lambda name: called.append(("experts", name))
+        model._can_set_experts_implementation = lambda: experts
+    lipschitz.make_differentiable(model)
+    asked = [("experts", "eager")] if experts else []
+    assert called == [("gradients", False), ("attention", "eager"), *asked]
 
 
 def test_an_embedding_of_zero_is_refused() -> None:
