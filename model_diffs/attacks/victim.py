@@ -31,8 +31,10 @@ Ask = Callable[[Questions], list[Answer]]
 
 
 def squared(tensor: Tensor) -> float:
-    """‖·‖² in fp64, a few rows at a time."""
-    return math.fsum(float(p.double().square().sum()) for p in checkpoints.chunks(tensor))
+    """‖·‖², a few rows at a time, in fp64 where the device has it (MPS has not)."""
+    wide = torch.float32 if tensor.device.type == "mps" else torch.float64
+    parts = (part.to(wide).square().sum() for part in checkpoints.chunks(tensor))
+    return math.fsum(float(part) for part in parts)
 
 
 class NotApplicable(Exception):

@@ -42,7 +42,7 @@ def mean_outputs(victim: Victim, split: SplitPass) -> Tensor:
 
     def add(at: TokenBatch) -> None:
         def receive(state: int, hidden: Tensor) -> None:
-            sums[state] = hidden[at.counted].double().sum(0) + sums[state].to(hidden.device)
+            sums[state] = sums[state] + hidden[at.counted].float().sum(0).cpu().double()
 
         loading.stream_states(victim.anatomy, at.batch, receive, before_norm=True)
 
@@ -57,7 +57,7 @@ def directions(victim: Victim) -> Tensor:
     """Unit vectors `[blocks, hidden]`, fp32: mean over forget-set tokens minus mean over retain-set
     tokens of each block's output; zero where the two are equal."""
     forget, retain = (mean_outputs(victim, split) for split in victim.sample())
-    return torch.nn.functional.normalize(forget - retain, dim=-1).float()
+    return torch.nn.functional.normalize(forget - retain, dim=-1).float().to(victim.device)
 
 
 def without(direction: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
