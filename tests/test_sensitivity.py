@@ -56,6 +56,25 @@ def test_responses_equal_a_loop_over_texts_and_perturbations() -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_variances_of_logits_in_half_precision_are_summed_in_fp32() -> None:
+    """Of three texts, the last the same as the first."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 4, generator=generator)[[0, 1, 0]]
+    deltas = (0.3 * torch.randn(7, 2, 3, 4, generator=generator) * COUNTED[..., None])[:, [0, 1, 0]]
+    counted = COUNTED[[0, 1, 0]]
+
+    def half(x: torch.Tensor) -> lipschitz.Output:
+        return outputs(x)._replace(logits=outputs(x).logits.bfloat16())
+
+    found = lipschitz.respond(half, x, counted, deltas, per_pass=3)
+    for part in found:
+        assert part.shape == (3,) and part[0] == part[2] != part[1]
+    for row in range(3):
+        moved = torch.stack([half(x[row] + d[row]).logits[counted[row]] for d in deltas])
+        expected = float(moved.double().var(0).mean())
+        assert float(found.variance[row]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_gradients_are_of_each_texts_own_mean_loss() -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(3, 4, 5, generator=generator)
