@@ -155,7 +155,7 @@ def search_worst(
     if found is None:
         print(f"{label}, worst case: general accuracy stays above the floor in no trial")
         return row, []
-    says = f"held-out {row['heldout_accuracy']} with {row['attack']} {row['strength']}"
+    says = f"held-out {row['heldout_accuracy']:.3f} with {row['attack']} {row['strength']}"
     print(f"{label}, worst case: {says}; tune minus held-out {row['optimism']:+.3f}")
     return row, [found.tried._replace(attack=worst_case.WORST)]
 
@@ -197,8 +197,9 @@ def attack_model(run: Run, groups: "dict[str, list[Question]]", options: Options
     for reason in found.skipped:
         print(f"{label}: skipped {reason}")
     for one in facts["attacks"]:
-        says = f"held-out {one['heldout_accuracy']} at strength {one['strength']}"
-        print(f"{label}, {one['attack']}: {one['not_tested'] or says}")
+        read = one["heldout_accuracy"]
+        says = one["not_tested"] or f"held-out {read:.3f} at strength {one['strength']}"
+        print(f"{label}, {one['attack']}: {says}")
 
 
 def attack_models(options: Options, todo: list[PlannedRun]) -> None:
