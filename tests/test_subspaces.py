@@ -203,6 +203,16 @@ def test_angles_of_planes_by_hand() -> None:
     torch.testing.assert_close(found, angles, rtol=1e-7, atol=1e-12)
 
 
+def test_a_matrix_of_zeros_has_no_subspaces() -> None:
+    zero, some = torch.zeros(6, 4), torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    for W_A, W_B in ((zero, some), (some, zero), (zero, zero)):
+        row = vars(subspace_row(W_A, W_B, 3))
+        empty = ["subspace_alignment", "grassmann_distance", "alignment_right", "grassmann_right"]
+        empty += ["random_alignment", "random_alignment_right"]
+        assert row["k"] == 0 and [row[name] for name in empty] == [None] * 6
+        assert row["singular_value_ratio"] == (0 if W_A is some else None)
+
+
 def test_random_pairs_are_sixteen_draws_of_the_seed() -> None:
     for side, k, seed in ((9, 2, 5), (9, 2, 6), (7, 4, 5)):
         generator, means = torch.Generator().manual_seed(seed), []
