@@ -4,12 +4,14 @@ The right answer of every question is the one that the base gives: the base know
 """
 
 import random
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import tiny_models
 import tiny_study
 
+from model_diffs.attacks import registry
 from model_diffs.attacks.victim import Questions, Victim
 from model_diffs.core.options import Reading
 from model_diffs.data.questions import Question
@@ -76,3 +78,12 @@ def pair(family: str, root: Path, dtype: str = "float32") -> tuple[Path, Path]:
     made = (tiny_models.save(family, root / name, seed, dtype) for seed, name in enumerate("ab"))
     base, changed = made
     return base, changed
+
+
+def margins(victim: Victim, attack: str = "", strength: str = "") -> list[float]:
+    """Margins of the held-out questions under an attack, or without one."""
+    with ExitStack() as stack:
+        ask = victim.ask
+        if attack:
+            ask = stack.enter_context(registry.load(attack).attacked(victim, strength)).ask
+        return [one.margin for one in ask(victim.questions["heldout"])]
