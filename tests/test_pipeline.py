@@ -179,7 +179,7 @@ def test_a_retrained_model_makes_exactly_its_comparisons_stale(study: Study) -> 
     stale = [line.split(":")[0].split() for line in output.splitlines() if ": stale," in line]
     assert {(words[1], words[2]) for words in stale} == {
         (step, f"miniature-base__{'to__miniature-base__' if step != '13' else ''}rmu")
-        for step in (READ_WEIGHTS | READ_TEXTS) - {"17", "18"}  # beyond the steps that are asked for
+        for step in (READ_WEIGHTS | READ_TEXTS) - {"17", "18"}  # beyond the steps asked for
     }
 
 
