@@ -112,6 +112,26 @@ def test_the_largest_singular_value_is_reached_within_the_tolerance() -> None:
     assert float(found.value) == pytest.approx(2, rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_texts_of_a_batch_end_when_they_would_alone(scale: float) -> None:
+    """One token is only scaled, which is known at once; the other has a spectrum without a gap."""
+    factors = scale * torch.stack([torch.ones(40), torch.linspace(1.0, 2.0, 40)])
+    x, counted = torch.zeros(2, 2, 40), torch.eye(2, dtype=torch.bool)
+    both = lipschitz.jacobian_norms(lambda at: at * factors, x, counted, [5, 6], 1e-4, 40)
+    assert both.converged.tolist() == [True, True]
+    assert both.iterations[0] == 3 < both.iterations[1] < 40
+    for row in (0, 1):
+        one = slice(row, row + 1)
+        alone = lipschitz.jacobian_norms(
+            lambda at: at * factors, x[one], counted[one], [5 + row], 1e-4, 40
+        )
+        assert alone.iterations[0] == both.iterations[row] and alone.converged.all()
+        assert float(alone.value[0]) == pytest.approx(float(both.value[row]), rel=1e-6)
+        assert float(alone.value[0]) == pytest.approx((1 + row) * scale, rel=1e-3)
+    unit = lipschitz.jacobian_norms(lambda at: at * factors / scale, x, counted, [5, 6], 1e-4, 40)
+    assert unit.iterations.tolist() == both.iterations.tolist()
+
+
 def test_a_sample_is_every_so_many_documents_from_a_seeded_start() -> None:
     tokens = Tokens([[i] * (i + 1) for i in range(10)], [*range(10)], np.arange(5, 15), {})
     starts = set()
