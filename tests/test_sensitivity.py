@@ -128,6 +128,11 @@ def test_texts_of_a_batch_end_when_they_would_alone(scale: float) -> None:
         assert alone.iterations[0] == both.iterations[row] and alone.converged.all()
         assert float(alone.value[0]) == pytest.approx(float(both.value[row]), rel=1e-6)
         assert float(alone.value[0]) == pytest.approx((1 + row) * scale, rel=1e-3)
+    factors[0] = 1e-4 * factors[1]
+    found = lipschitz.jacobian_norms(lambda at: at * factors, x, counted, [6, 6], 1e-4, 40)
+    assert float(found.value[0] / found.value[1]) == pytest.approx(1e-4, rel=1e-5)
+    assert found.iterations[0] == found.iterations[1]
+    factors[0] = scale
     unit = lipschitz.jacobian_norms(lambda at: at * factors / scale, x, counted, [5, 6], 1e-4, 40)
     assert unit.iterations.tolist() == both.iterations.tolist()
 
