@@ -1,5 +1,6 @@
 """What produced a result: versions, memory, device, commit."""
 
+import os
 import platform
 import resource
 import subprocess
@@ -25,7 +26,7 @@ def peak_memory_bytes() -> int:
 
 
 def process_facts() -> dict[str, Any]:
-    """Time, peak memory, versions, device and commit of this process. No host name, no secret."""
+    """Time, peak memory, versions, device, commit, number of processes. No host name, no secret."""
     facts: dict[str, Any] = {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -34,6 +35,7 @@ def process_facts() -> dict[str, Any]:
             n: metadata.version(n) for n in PACKAGES if IMPORTED_AS.get(n, n) in sys.modules
         },
         "git_commit": _git_commit(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
     torch = sys.modules.get("torch")
     if torch is not None:

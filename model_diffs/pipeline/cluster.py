@@ -154,9 +154,10 @@ def parameters(unit: Unit, cluster: Cluster, launcher: Sequence[str]) -> dict[st
         "partition": cluster.partition or None,
         "account": cluster.account or None,
         "stderr_to_stdout": True,
+        "use_srun": False,  # whose own line would be the last of each log
         "additional_parameters": {name.replace("_", "-"): value for name, value in more.items()},
     }
-    return {name: value for name, value in asked.items() if value}
+    return {name: value for name, value in asked.items() if value or value is False}
 
 
 def _dependency(waits: Mapping[str, Sequence[str]]) -> str | None:

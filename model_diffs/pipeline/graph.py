@@ -104,35 +104,34 @@ def lost(unit: Unit, unmade: set[str]) -> list[Target]:
 # ── division ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _chunk(unit: Unit, targets: Sequence[Target], name: str) -> Unit:
-    return replace(unit, targets=[*targets], name=f"{unit.name}.{name}")
-
-
 def divided(units: Sequence[Unit], size: int) -> list[Unit]:
     """Units of at most `size` models each, so that several can run at once.
 
     Where a script also makes a result over all models, each model is a unit, and a last one makes
-    that result.
+    that result. Names of parts are the same whatever of them is complete.
     """
     found = []
     for unit in units:
-        single = [one for one in unit.todo if not gathers(one, unit)]
+        single = [one for one in unit.targets if not gathers(one, unit)]
+        if unit.script.step.scope not in ("comparison", "model") or len(single) <= 1:
+            found.append(unit)
+            continue
         # That which the others are compared with comes first.
         first = {path for one in single for path in inputs(one, unit)}
         single.sort(key=lambda one: os.path.abspath(one.planned.folder) not in first)
-        if unit.script.step.scope not in ("comparison", "model") or len(single) <= 1:
+        summary = len(single) < len(unit.targets)
+        own = 1 if summary else size
+        parts = [single[i : i + own] for i in range(0, len(single), own)]
+        if len(parts) == 1:
             found.append(unit)
-        elif len(single) < len(unit.todo):
-            for one in single:
-                alone = _chunk(unit, [one], one.planned.label)
-                alone.alone = True
-                found.append(alone)
+            continue
+        for number, part in enumerate(parts, 1):
+            name = part[0].planned.label if own == 1 else str(number)
+            made = replace(unit, targets=part, name=f"{unit.name}.{name}", alone=summary)
+            if made.todo:
+                found.append(made)
+        if summary and unit.todo:
             found.append(unit)
-        else:
-            parts = [single[i : i + size] for i in range(0, len(single), size)]
-            for number, part in enumerate(parts, 1):
-                name = part[0].planned.label if size == 1 else str(number)
-                found.append(_chunk(unit, part, name) if len(parts) > 1 else unit)
     return found
 
 
