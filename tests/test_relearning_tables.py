@@ -151,6 +151,13 @@ def test_an_arm_on_facts_is_read_where_it_took_alone() -> None:
     assert picked([one]) == (one, 99)
 
 
+def test_one_step_is_enough() -> None:
+    one = attacked(tune=[0.0, 0.5, 0.5])
+    for took in (True, None):
+        short = one._replace(measured={0: one.measured[0], 1: one.measured[9]}, took=took)
+        assert picked([short]) == (short, 1)
+
+
 def test_among_equal_rates_the_lowest_is_picked() -> None:
     rates = [attacked(lr=lr, tune=[0.0, 0.5, 0.5]) for lr in (0.2, 0.1, 0.3)]
     assert picked(rates) == (rates[1], 99)
@@ -208,6 +215,8 @@ def test_areas_over_the_filtered_model_are_paired_by_question() -> None:
     expected = tables.over_entities(own - right(0) / 2, ENTITIES, SEED)
     cells = [first[f"area_over_filtered{end}"] for end in tables.ENDS]
     assert cells == pytest.approx([*map(float, expected)])
+    cells = [first[f"area{end}"] for end in tables.ENDS]
+    assert cells == pytest.approx([*map(float, tables.over_entities(own, ENTITIES, SEED))])
 
 
 def test_each_answer_is_a_row() -> None:
@@ -254,6 +263,18 @@ def test_a_summary_tells_the_picked_rate_and_step_of_each_arm() -> None:
     assert base["base_heldout_accuracy"] is None and base["arms"][0]["steps_to_half"] is None
 
 
+def test_half_of_the_gap_is_half_exactly() -> None:
+    attacks, given = [attacked(tune=[0.0, 0.5, 0.5])], setting(right(*range(9)))
+    rows = tables.attack_rows("m", attacks, given)
+    for share, step in ((0.5, 9), (0.499, 99)):
+        changed = [{**row, "recovered_share": share} if row["step"] == 9 else row for row in rows]
+        assert tables.arm_summary(attacks, changed, given)["steps_to_half"] == step
+
+
+def test_chance_is_one_of_the_choices() -> None:
+    assert all(tables.CHANCE * len(one.choices) == 1 for one in asked("heldout"))
+
+
 def test_a_summary_of_an_arm_that_tested_nothing_is_empty() -> None:
     attacks = [attacked(took=False, attack=[0.1, 0.2, 0.3]), attacked("retain", took=None)]
     facts, retain = summarised(attacks, setting(right(*range(9))))["arms"]
@@ -275,7 +296,7 @@ def test_the_filtered_model_is_read_at_the_rate_picked_for_it(tmp_path: Path) ->
         row for one in attacks
         for row in tables.question_rows(given, "filtered", one.arm, one.lr, one.measured)
     ]  # fmt: skip
-    single += [{**row, "group": "tune"} for row in single]
+    single += [{**row, "group": "tune", "correct": 1 - row["correct"]} for row in single]
     pd.DataFrame(rows).to_csv(tmp_path / "relearning.csv", index=False)
     pd.DataFrame(single[::-1]).to_csv(tmp_path / "per_question.csv", index=False)
     found = tables.read_references(tmp_path, given, 999)
