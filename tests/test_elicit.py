@@ -216,6 +216,10 @@ def test_a_strength_that_breaks_the_model_is_not_picked() -> None:
     ties = [tried("a", 0.6, 0.8), tried("b", 0.6, 0.9), tried("c", 0.6, 0.9)]
     chosen = elicitation.pick(ties, floor=0.5)
     assert chosen is not None and chosen.strength == "b", "then general, then the milder"
+    for one in every:
+        del one.accuracy["general"]
+    chosen = elicitation.pick(every, floor=0.5)
+    assert chosen is not None and chosen.strength == "broken", "nothing says that it is"
 
 
 def test_the_smallest_reversal_restores_half_of_the_gap() -> None:
