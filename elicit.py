@@ -191,6 +191,7 @@ def attack_model(run: Run, groups: "dict[str, list[Question]]", options: Options
         models={role: one.identity() for role, one in checkpoints.items()},
         questions={group: len(asked) for group, asked in groups.items()},
         skipped=len(found.skipped),
+        attacks={one.name: one.declaration.said() for one in attacks},
         attack_seconds=found.seconds,
         seed=seed,
     )

@@ -119,6 +119,7 @@ def test_the_base_has_no_row_of_the_way_to_itself_and_says_so(study: Study) -> N
     found = table(study, "base")
     assert set(found.loc[found["attack"] == "interpolate", "strength"]) == {"filtered-t0.5"}
     facts = json.loads((study.root / "outputs/base/elicitation/run.json").read_text())
+    assert facts["attacks"]["interpolate"]["reads"] == ["base"]
     assert facts["skipped"] == 3 and set(facts["attack_seconds"]) == set(ATTACKS)
     summary = json.loads((study.root / "outputs/base/elicitation/summary.json").read_text())
     assert len(summary["skipped"]) == 3 and "its weights are those of" in summary["skipped"][0]

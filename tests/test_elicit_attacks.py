@@ -73,6 +73,15 @@ def test_an_attack_is_short_and_names_strengths_of_its_form(name: str) -> None:
             assert re.fullmatch(declaration.pattern, written.format(number))
 
 
+def test_the_documents_name_every_attack_and_its_source() -> None:
+    text = (Path(__file__).parent.parent / "docs/elicitation.md").read_text()
+    rows = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| `")}
+    for name in NAMES:
+        source = registry.load(name).declaration.source
+        assert all(one.split(" ")[0] in rows[name] for one in source.split(", ") if source), name
+        assert ("(default)" in rows[name]) == (name in registry.DEFAULT), name
+
+
 # ── planted truths ────────────────────────────────────────────────────────────────────────────────
 
 

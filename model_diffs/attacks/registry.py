@@ -62,6 +62,10 @@ class Declaration:
     with the highest accuracy."""
     range: Range | None = None
 
+    def said(self) -> dict[str, Any]:
+        """For run.json: what was done, from where, with what."""
+        return {name: getattr(self, name) for name in ("says", "source", "reads", "trains")}
+
 
 class Attack(NamedTuple):
     """An attack, loaded."""
