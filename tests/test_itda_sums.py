@@ -112,8 +112,9 @@ def test_totals_equal_those_over_all_documents() -> None:
     fires = np.zeros(LATENTS)
     for one in codes:
         np.add.at(fires, one.indices[one.values != 0].numpy(), 1)
-    np.testing.assert_allclose(found.mean, sums.sum(0) / tokens, atol=1e-9)
-    np.testing.assert_allclose(found.frequency, fires / tokens)
+    np.testing.assert_allclose(found.mean, sums.sum(0) / tokens, rtol=1e-12)
+    np.testing.assert_allclose(found.frequency, fires / tokens, rtol=1e-12)
+    assert found.activity.shape == (2, LATENTS)
     for source in (0, 1):
         expected = np.abs(sums[source == SOURCES]).sum(0)
         np.testing.assert_allclose(found.activity[source], expected, atol=1e-9)
