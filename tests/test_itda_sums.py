@@ -214,8 +214,7 @@ def test_equal_changes_in_m_documents_have_the_p_value_of_m_signs() -> None:
     with np.errstate(all="raise"):
         assert planted([0.0] * 7).changes()["p_value"][0] == 1
     half = [0.5, 0.5, 0.5, 0.5, 0.0, 0.0]  # squares add up to 1
-    found = planted(half).changes()["p_value"][0]
-    assert found == pytest.approx(stats.ttest_1samp(half, 0).pvalue)
+    assert stats.ttest_1samp(half, 0).pvalue < 2.0**-5 == planted(half).changes()["p_value"][0]
     assert planted([1.0, 2.0]).changes()["std_error"][0] == 0.25
     single = planted([0.5]).changes().iloc[0]
     assert np.isnan(single["std_error"]) and single["difference"] == 0.25
