@@ -11,13 +11,12 @@ from torch import Tensor
 from model_diffs.activations.saved import DifferenceStatistics, ModelStatistics
 from model_diffs.activations.tokens import TokenBatch
 from model_diffs.core.errors import BadInput
-from model_diffs.models.devices import sum_over_processes
+from model_diffs.models.devices import sum_over_processes, wide, wide_home
 
 
 def _zeros(device: torch.device, *shape: int) -> Tensor:
     """fp64 zeros on a device, on the CPU where it has no fp64."""
-    place = torch.device("cpu") if device.type == "mps" else device
-    return torch.zeros(shape, dtype=torch.float64, device=place)
+    return torch.zeros(shape, dtype=torch.float64, device=wide_home(device))
 
 
 def _norm(x: Tensor, order: int = 2) -> Tensor:
@@ -39,8 +38,7 @@ class _Sums:
         for name, value in values.items():
             if name not in sums:
                 sums[name] = _zeros(value.device, self.documents)
-            per_document = at.membership.to(value.device).double() @ value.double()
-            sums[name][at.rows] += per_document.to(sums[name].device)
+            sums[name][at.rows] += wide(at.membership.to(value.device)) @ wide(value)
 
     def _total(self, name: str, dim: int = 1) -> np.ndarray:
         """A sum of all states, stacked along `dim`, over all processes."""
@@ -69,15 +67,14 @@ class ModelSums(_Sums):
             sums["first_position"] = _zeros(h.device)
         if state == 0:
             self.count += len(h)
-        device = sums["first_moment"].device
-        sums["first_position"] += l2[at.first.to(l2.device)].sum().to(device, torch.float64)
+        sums["first_position"] += wide(l2[at.first.to(l2.device)].sum())
         membership = at.membership.to(h.device)
         sums["pooled"][at.rows] = (membership @ h / membership.sum(1, keepdim=True)).cpu()
         documents = torch.arange(len(at.rows), device=hidden.device)
         sums["last"][at.rows] = hidden[documents, at.last.to(hidden.device)].float().cpu()
         centred = h - sums["shift"]
-        sums["first_moment"] += centred.sum(0).to(device, torch.float64)
-        sums["second_moment"] += (centred.T @ centred).to(device)
+        sums["first_moment"] += wide(centred.sum(0))
+        sums["second_moment"] += (centred.T @ centred).to(sums["second_moment"].device)
 
     def check(self) -> None:
         """Raise BadInput where a state was not finite, naming model and state."""

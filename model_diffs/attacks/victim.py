@@ -23,6 +23,7 @@ from model_diffs.models import architectures, checkpoints, loading
 from model_diffs.models.anatomy import Anatomy, locate
 from model_diffs.models.architectures import OUTSIDE, Matrix
 from model_diffs.models.checkpoints import Checkpoint
+from model_diffs.models.devices import wide
 
 T = TypeVar("T")
 Questions = Sequence[Question]
@@ -31,9 +32,8 @@ Ask = Callable[[Questions], list[Answer]]
 
 
 def squared(tensor: Tensor) -> float:
-    """‖·‖², a few rows at a time, in fp64 where the device has it (MPS has not)."""
-    wide = torch.float32 if tensor.device.type == "mps" else torch.float64
-    parts = (part.to(wide).square().sum() for part in checkpoints.chunks(tensor))
+    """‖·‖², a few rows at a time, in fp64."""
+    parts = (wide(part).square().sum() for part in checkpoints.chunks(tensor))
     return math.fsum(float(part) for part in parts)
 
 

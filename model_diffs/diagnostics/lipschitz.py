@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from model_diffs.models import loading
 from model_diffs.models.anatomy import Anatomy
+from model_diffs.models.devices import wide
 
 Function = Callable[[Tensor], Tensor]
 """`[B, T, d]` → `[B, T, e]`, each text by itself."""
@@ -222,7 +223,7 @@ def jacobian_norms(
     for step in range(max_iterations):
         product = product_of(v).float()
         basis.append(v.float())
-        tridiagonal[:, step, step] = _inner(basis[-1], product).double().cpu()
+        tridiagonal[:, step, step] = wide(_inner(basis[-1], product)).cpu()
         largest = np.linalg.eigvalsh(tridiagonal[:, : step + 1, : step + 1])[:, -1]
         running, found = quiet < 2, np.sqrt(largest.clip(0))
         iterations += running
@@ -233,7 +234,7 @@ def jacobian_norms(
             break
         v, beta = _next_direction(product, basis)
         v = v.to(x.dtype)
-        tridiagonal[:, step + 1, step] = beta.double().cpu()  # eigvalsh reads the lower triangle
+        tridiagonal[:, step + 1, step] = wide(beta).cpu()  # eigvalsh reads the lower triangle
     return JacobianNorm(*(torch.from_numpy(part) for part in (values, iterations, quiet == 2)))
 
 

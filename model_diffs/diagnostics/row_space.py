@@ -25,7 +25,7 @@ from model_diffs.models import loading
 from model_diffs.models.anatomy import Anatomy
 from model_diffs.models.architectures import Matrix
 from model_diffs.models.checkpoints import Checkpoint, lockstep
-from model_diffs.models.devices import sum_over_processes
+from model_diffs.models.devices import sum_over_processes, wide
 
 INPUT_COMPONENTS = ("mlp_in", "mlp_gate")
 # Singular values below this share of the largest add less than that to ‖dW x‖.
@@ -233,7 +233,7 @@ def watch(
                 else:
                     Wx = x @ target.W.to(x.device).T
                 for changed, reads in target.reads.items():
-                    values = token_values(x, Wx, reads).double().cpu()
+                    values = wide(token_values(x, Wx, reads)).cpu()
                     values[:, EFFECT:] *= own[:, None]
                     key = (one.split.name, target.matrix.name, changed)
                     totals[key][at.rows] += membership @ values

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from model_diffs.models.devices import wide
+
 # Rows of products worked on at a time, in bytes: the cache of a core, or launches worth their time.
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 # G is kept up to this size (16,384 atoms in fp32); beyond, every step forms the products anew.
@@ -74,11 +76,10 @@ def matching_pursuit(x: Tensor, atoms: Tensor, k: int, gram: Tensor | None) -> C
                     residual = residual.addcmul(atoms[j], c[:, None], value=-1)
                     torch.mm(residual, atoms.T, out=products)
     # Every step takes c² off the residual's squared norm.
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
-    energy = norms.to(wide).square()
-    left = (energy - values.to(wide).square().sum(1)).clamp_min(0.0)
-    fvu = torch.where(energy > 0, left / energy.clamp_min(torch.finfo(wide).tiny), 0.0)
-    return Codes(indices, values, fvu.float())
+    energy = wide(norms).square()
+    left = (energy - wide(values).square().sum(1)).clamp_min(0.0)
+    fvu = torch.where(energy > 0, left / energy.clamp_min(torch.finfo(energy.dtype).tiny), 0.0)
+    return Codes(indices, values, fvu.float().to(x.device))
 
 
 def _best(products: Tensor, work: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from model_diffs.core.progress import progress
 from model_diffs.dictionaries import pursuit, reading
 from model_diffs.dictionaries.options import Training
 from model_diffs.dictionaries.reading import Reading
+from model_diffs.models.devices import wide
 from model_diffs.stats.intervals import Interval, ratio_interval
 
 # Cosines above this are the same direction, to the rounding of fp32.
@@ -107,7 +108,7 @@ class Trained:
         self.recent.append((x, where, codes.fvu.cpu()))
         while sum(len(seen) for seen, *_ in self.recent) - len(self.recent[0][0]) >= JUDGED:
             self.recent.popleft()
-        fvu = float(codes.fvu.double().mean())
+        fvu = float(wide(codes.fvu).mean())
         self.rows.append(TrainingRow(len(self.rows) + 1, self.tokens, self.count, fvu))
 
     def _errors(self, x: Tensor, codes: pursuit.Codes) -> Tensor:

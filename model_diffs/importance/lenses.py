@@ -12,12 +12,9 @@ from torch import Tensor
 
 from model_diffs.core.errors import BadInput
 from model_diffs.dictionaries.sae import Sae
+from model_diffs.models.devices import wide
 
 _PRE_ACTIVATIONS = 1 << 24  # entries that are dense at a time: 64 MiB
-
-
-def _double(values: Tensor) -> Tensor:
-    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 class Neurons:
@@ -28,7 +25,7 @@ class Neurons:
     def sums(
         self, layer: int, x: Tensor, entered: Tensor | None, gradient: Tensor | None
     ) -> Tensor:
-        values = _double(x if gradient is None else gradient)
+        values = wide(x if gradient is None else gradient)
         return torch.stack([values.sum(0), values.abs().sum(0)])
 
 
@@ -57,14 +54,14 @@ class SaeFeatures:
                 f"layer {layer}: the MLP reads {x.shape[-1]} entries, its transcoder is for "
                 f"{coder.d_in}: use one of this model"
             )
-        sums = _double(x.new_zeros(2, coder.d_sae))
+        sums = wide(x.new_zeros(2, coder.d_sae))
         step = max(1, _PRE_ACTIVATIONS // coder.d_sae)  # tokens at a time
         for start in range(0, len(x), step):
             found = coder.encode(x[start : start + step])
             values = found.values
             if gradient is not None:
                 values = coder.slopes(found, gradient[start : start + step])
-            values, features = _double(values), found.features.to(sums.device)
+            values, features = wide(values), found.features.to(sums.device)
             sums[0].index_add_(0, features, values)
             sums[1].index_add_(0, features, values.abs())
         return sums

@@ -39,6 +39,16 @@ def dtype_name(dtype: torch.dtype) -> str:
     return next(name for name, value in DTYPES.items() if value == dtype)
 
 
+def wide_home(device: torch.device) -> torch.device:
+    """Where fp64 tensors of a device live: there, or on the CPU where it has none (mps)."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in fp64, on the CPU where its device has none. Every sum in fp64 goes through here."""
+    return x.to(wide_home(x.device)).double()
+
+
 def free_memory(device: torch.device) -> int:
     """Free bytes of a CUDA device, of the machine for any other."""
     if device.type == "cuda":
