@@ -163,3 +163,10 @@ def test_slots_that_are_not_used_name_the_first_atom() -> None:
     found = merged(codes)
     assert found.indices.tolist() == [[2, 0, 0, 0]] and found.values.tolist() == [[3.0, 0, 0, 0]]
     assert found.fvu.tolist() == [1]
+
+
+def test_the_best_atom_of_each_row_is_found_off_the_cpu_too() -> None:
+    """On a device without numbers: an atom and a coefficient per row come out."""
+    products = torch.empty(3, 5, device="meta")
+    j, c = pursuit._best(products, torch.empty_like(products), torch.empty(3, device="meta"))
+    assert (j.shape, j.dtype) == ((3,), torch.int64) and (c.shape, c.dtype) == ((3,), torch.float32)
