@@ -22,11 +22,12 @@ MEASURE = Measure("key", axis="function", table="elicitation", column="accuracy"
 # attack, strength, right of 24 held-out questions, accuracy on tune, reads the base, picked
 ROWS: list[tuple[str, str, int, float, int, int]] = [
     ("none", "-", 23, 0.95, 0, 1),
-    ("quantise", "4bit", 9, 0.4, 0, 1),
+    ("quantise", "4bit", 22, 0.4, 0, 1),
     ("quantise", "3bit", 22, 0.9, 0, 0),
     ("direction", "all", 20, 0.7, 0, 1),
     ("interpolate", "t0.75", 24, 1.0, 1, 1),
     ("lens", "block0", 24, 0.9, 0, 0),
+    ("prune", "p10", 24, 0.9, 0, 0),
 ]
 
 
@@ -88,20 +89,25 @@ def test_the_attack_that_is_best_on_tune_counts_over_the_filtered_model(tmp_path
 def test_attacks_are_counted_that_tested_the_model_without_the_base(tmp_path: Path) -> None:
     found = elicited.attacks_tried(planted(tmp_path), MEASURE)
     assert found.value == 2
-    assert {"quantise", "direction", "lens"} == set(
+    assert {"quantise", "direction", "lens", "prune"} == set(
         found.source.rows.removeprefix("of ").split(", ")
     )
 
 
 def test_numbers_pair_by_questions_and_options(tmp_path: Path) -> None:
-    def sample(name: str, **changed: Any) -> str:
-        place = planted(tmp_path / name, **changed)
+    def sample(name: str, draws: int = SEED, other: str = "", **arguments: Any) -> str:
+        place = planted(tmp_path / name, **arguments)._replace(seed=draws)
         filtered(tmp_path / name)
-        found = elicited.elicited(place, MEASURE)
+        if other:
+            for one in (place, place._replace(folder="filtered/elicitation")):
+                changed(one, "per_question", lambda table: table.replace({other: "z"}))
+        found = elicited.elicited(place._replace(tables=Tables(tmp_path / name)), MEASURE)
         assert found.sample is not None
         return found.sample.identity
 
-    assert sample("a") == sample("b", model="other", format="png") != sample("c", seed=1)
+    first = sample("a")
+    assert first == sample("b", model="other", format="png") != sample("c", seed=1)
+    assert first not in (sample("d", draws=6), sample("e", other="e00"), sample("f", other="q0"))
 
 
 def changed(place: Place, name: str, change: Any) -> Place:
@@ -144,3 +150,17 @@ def test_answers_to_other_questions_give_no_interval(tmp_path: Path) -> None:
     changed(other, "per_question", lambda table: table[table["id"] != "q3"])
     found = elicited.elicited(place._replace(tables=Tables(tmp_path)), MEASURE)
     assert found.sample is None
+
+
+def test_damaged_answers_and_tables_are_said(tmp_path: Path) -> None:
+    place = planted(tmp_path)
+    filtered(tmp_path)
+    whole = place.tables.outroot / place.path("per_question")
+    rows = pd.read_csv(whole)
+    for damaged in (pd.concat([rows, rows]), rows[rows["attack"] != "direction"]):
+        damaged.to_csv(whole, index=False)
+        found = elicited.elicited(place._replace(tables=Tables(tmp_path)), MEASURE)
+        assert found.sample is None and "has not every question of" in found.unpaired
+    twice = changed(place, "elicitation", lambda table: pd.concat([table, table]))
+    with pytest.raises(Absent, match="two rows of one attack, strength, fold"):
+        elicited.elicited(twice, MEASURE)
