@@ -58,7 +58,7 @@ STEP = Step(
     folder="param_stats",
     question="How large is the intervention in weight space, where is it, and what shape has it?",
     processes=True,
-    version=2,  # a zero has the smallest rounding, not that of 0.5
+    version=3,  # the error of a largest singular value bounds the largest, not just some value
     tables=(Table("per_matrix"), Table("per_layer"), Table("per_component")),
     measures=(
         Measure(
