@@ -43,7 +43,7 @@ def held(rows: list["pd.Series[str]"]) -> str:
     """Verdicts of all seeds in one, and the controls that refute them."""
     said = [row["verdict"] for row in rows]
     word = said[0] if len(set(said)) == 1 else f"{said.count('yes')} of {len(said)}"
-    refuting = {name for row in rows for name in row["refuted_by"].split(", ") if name}
+    refuting = {short_name(name) for row in rows for name in row["refuted_by"].split(", ") if name}
     both = any(row["evidence"].startswith(BOTH_SIDES) for row in rows)
     why = ", ".join([*sorted(refuting), *(["both sides"] if both else [])])
     return f"{word}: {why}" if why else word
