@@ -1,6 +1,8 @@
 """Eliciting attacks: planted truths, weights put back, every attack on every kind of model."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +334,22 @@ def test_every_attack_works_and_leaves_the_model_as_it_was(
         assert found.of(name), name
     assert same(before, weights(victim)) and margins(victim) == start
     assert sum(len(m._forward_hooks) for m in victim.model.modules()) == hooks
+
+
+def test_what_an_attack_keeps_is_released_before_the_next(tmp_path: Path) -> None:
+    victim = elicit_study.victim(tiny_models.save("gpt_neox", tmp_path / "model"), tmp_path)
+    made: list[str] = []
+
+    @contextmanager
+    def attacked(victim: Victim, strength: str) -> Iterator[elicitation.Opened]:
+        victim.once("sums", lambda: made.append(strength))
+        yield elicitation.Opened(victim.ask)
+
+    declared = registry.Declaration(says="", source="", strengths=("a", "b"), pattern="[ab]")
+    attacks = [registry.Attack(name, declared, attacked) for name in ("one", "two")]
+    elicitation.attack_all(victim, attacks, {})
+    assert made == ["a", "a"], "once for both strengths, anew for the second attack"
+    assert not victim._kept
 
 
 def test_weights_are_put_back_where_an_attack_fails(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ ROWS: list[tuple[str, str, int, float, int, int]] = [
     ("quantise", "4bit", 22, 0.4, 0, 1),
     ("quantise", "3bit", 22, 0.9, 0, 0),
     ("direction", "all", 20, 0.7, 0, 1),
+    ("direction", "block0", 9, 0.5, 0, 0),
     ("interpolate", "t0.75", 24, 1.0, 1, 1),
     ("lens", "block0", 24, 0.9, 0, 0),
     ("prune", "p10", 24, 0.9, 0, 0),
