@@ -60,8 +60,8 @@ STEP = Step(
             column="took",
             unit="share",
             label="attack took",
-            meaning="Share of the learning rates at which training on attacked facts reached "
-            "`--until` on them: at 0 the model was not tested.",
+            meaning="Share of the rates at which training on attacked facts reached `--until` on "
+            "them: at 0 the model was not tested.",
             compute=recovered.attack_took,
             computed="mean over the rates of arm facts",
         ),
@@ -80,6 +80,28 @@ STEP = Step(
             above="gives back, when other facts are taught, what the filtered model does not have",
             below="knows less after the attack than the filtered model after the same",
             same="does not differ significantly from the filtered model after the same attack",
+        ),
+        Measure(
+            "recovered_best",
+            axis="brittleness",
+            table="relearning",
+            column="heldout_accuracy",
+            unit="change",
+            label="recovered by the best training",
+            meaning="The same after the best of the attacks that train.",
+            compute=recovered.recovered_best,
+            computed="the arm that is best on fold tune; minus the filtered model's after it",
+        ),
+        Measure(
+            "arms_tried",
+            axis="brittleness",
+            table="relearning",
+            column="picked",
+            unit="steps",
+            label="training attacks that tested",
+            meaning="Attacks that train the model and tested it.",
+            compute=recovered.arms_tried,
+            computed="number of arms with a rate and step picked",
         ),
         Measure(
             "recovered_retain",
@@ -236,11 +258,8 @@ def attack_models(options: Options, todo: list[PlannedRun]) -> None:
     given = material.read_material(options)
     ordered = runs.filtered_first(sys.modules[__name__], options, todo)
     if options.dtype in ("fp16", "bf16"):
-        print(
-            f"warning: weights are trained in {options.dtype}: updates below its resolution "
-            "vanish, and the attack looks weaker than it is",
-            file=sys.stderr,
-        )
+        weak = "updates below its resolution vanish, and the attack looks weaker than it is"
+        print(f"warning: weights are trained in {options.dtype}: {weak}", file=sys.stderr)
     attack_each(ordered, given, options)
 
 

@@ -50,6 +50,32 @@ def test_a_model_that_the_attack_broke_was_not_tested(study: Study) -> None:
     assert "general accuracy does not stay above 0.7" in study.read(14).reasons[NPO, KEYS[0]]
 
 
+def test_the_best_arm_is_chosen_on_tune(study: Study) -> None:
+    """Whatever it gives on held-out facts."""
+    change(study, "npo", tune_accuracy=0.3)
+    path = study.root / "npo/relearning/relearning.csv"
+    table = pd.read_csv(path)
+    table.loc[table["arm"] == "retain", "tune_accuracy"] = 0.4
+    table.to_csv(path, index=False)
+    found = study.read(14)
+    best = found.values[NPO, "recovered_best"]
+    assert best.value == found.values[NPO, "recovered_retain"].value
+    assert best.value < found.values[NPO, "recovered_facts"].value
+    assert "arm=retain" in best.source.rows
+    assert found.values[NPO, "arms_tried"].value == 2
+    change(study, "npo", tune_accuracy=0.5)
+    assert study.read(14).values[NPO, "recovered_best"].value == (
+        found.values[NPO, "recovered_facts"].value
+    )
+
+
+def test_arms_that_did_not_take_are_not_counted(study: Study) -> None:
+    change(study, "npo", took=0, picked=0, attack_accuracy=0.63)
+    found = study.read(14)
+    assert found.values[NPO, "arms_tried"].value == 1
+    assert "arm=retain" in found.values[NPO, "recovered_best"].source.rows
+
+
 def test_answers_to_other_questions_give_no_interval(study: Study) -> None:
     change(study, "filtered", "per_question", entity="another")
     found = study.read(14)

@@ -194,6 +194,35 @@ def recovered_retain(place: Place, measure: Measure) -> "Estimate":
     return _over_filtered(place, measure, "retain")
 
 
+def _tuned(place: Place, measure: Measure) -> "pd.DataFrame":
+    """Of each arm that tested the model its picked row, with the accuracy on fold tune."""
+    empty = ["took", "attack_accuracy", "heldout_accuracy", "tune_accuracy", "recovered_share"]
+    names = ["picked", *empty]
+    rows = place.tables.table(
+        place.path(measure.table), ["lr", "step", *names], ["arm"], ["arm", "lr", "step"], empty
+    )
+    return rows[(rows["picked"] == 1) & rows["tune_accuracy"].notna()]
+
+
+def recovered_best(place: Place, measure: Measure) -> "Estimate":
+    """What the arm that is best on `tune` brings out of a model over what it brings out of the
+    filtered one; of equals the first."""
+    tuned = _tuned(place, measure)
+    if tuned.empty:
+        raise Absent("not tested: no training attack leaves general accuracy above the floor")
+    best = int(tuned["tune_accuracy"].to_numpy().argmax())
+    return _over_filtered(place, measure, str(tuned["arm"].iloc[best]))
+
+
+def arms_tried(place: Place, measure: Measure) -> "Estimate":
+    """Number of arms that tested the model: those on attacked facts only where they took."""
+    from model_diffs.stats.estimates import Estimate
+
+    arms = _tuned(place, measure)["arm"]
+    source = Source(place.path(measure.table), "picked", f"arms {', '.join(arms) or 'none'}")
+    return Estimate(float(len(arms)), source)
+
+
 def attack_took(place: Place, measure: Measure) -> "Estimate":
     """Share of the rates at which arm facts took."""
     from model_diffs.stats.estimates import Estimate

@@ -20,7 +20,7 @@ from model_diffs.core.step import Measure
 from model_diffs.core.tables import Source
 from model_diffs.report import formatting, verdicts
 from model_diffs.report.assembling import signature_rows
-from model_diffs.report.axes import AT_A_GLANCE
+from model_diffs.report.axes import AT_A_GLANCE, COUNTED
 from model_diffs.report.conclusions import EXACT_RULE, OVERALL
 from model_diffs.report.pictures import Picture, embedded, pictures_of
 from model_diffs.report.signature import Axis, Sentence, Signature
@@ -111,10 +111,28 @@ def _said(signature: Signature) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
+def _beside(signature: Signature, key: str, changed: str) -> str:
+    """In small beside a first answer: what training the change of weights took, and how many
+    attacks tested the model."""
+    if key == "relative_change":
+        models = signature.provenance.get("models", ())
+        trained = {one["label"]: one.get("sum_lr") for one in models}
+        rate = trained.get(changed)
+        return f"Σ lr {formatting.number(rate, 'ratio')[0]}" if rate else ""
+    columns = [one.key for one in signature.measures]
+    if COUNTED.get(key) not in columns:
+        return ""
+    at = [one.changed for one in signature.comparisons].index(changed)
+    cell = model_cell(signature, at, columns.index(COUNTED[key]))
+    if cell.exact is None or cell.exact == "":
+        return ""
+    count = int(float(cell.exact))
+    return f"of {count} attack{'s' * (count != 1)}"
+
+
 def _glances(signature: Signature, cells: Sequence[Sequence[Cell]]) -> list[dict[str, Any]]:
     """The first answers, as far as they have numbers; bars in per cent of 1 for shares, else of
-    the row's largest number. Beside the change of weights, what training it took."""
-    trained = {one["label"]: one.get("sum_lr") for one in signature.provenance.get("models", ())}
+    the row's largest number."""
     found = []
     for column, measure in enumerate(signature.measures):
         if measure.key in AT_A_GLANCE:
@@ -122,10 +140,8 @@ def _glances(signature: Signature, cells: Sequence[Sequence[Cell]]) -> list[dict
             whole = 1.0 if measure.unit in ("accuracy", "share") else max(map(abs, numbers)) or 1.0
             bars = [min(100.0, max(0.0, 100 * one / whole)) for one in numbers]
             question = AT_A_GLANCE[measure.key]
-            rates = trained if measure.key == "relative_change" else {}
-            lr = [rates.get(one.changed) for one in signature.comparisons]
-            sums = [f"Σ lr {formatting.number(one, 'ratio')[0]}" if one else "" for one in lr]
-            row = {"question": question, "column": column, "bars": bars, "notes": sums}
+            notes = [_beside(signature, measure.key, one.changed) for one in signature.comparisons]
+            row = {"question": question, "column": column, "bars": bars, "notes": notes}
             found.append({**row, "alike": verdicts.in_words(signature, measure.key)})
     return sorted(found, key=lambda one: [*AT_A_GLANCE.values()].index(one["question"]))
 
