@@ -187,6 +187,22 @@ def test_half_precision_reaches_the_tolerance_of_the_matrix_as_it_is_stored(recw
     assert not recwarn
 
 
+def test_a_falling_spectrum_takes_few_iterations():
+    found = largest(SPECTRA["decaying"]().float())
+    assert found.iterations <= 7
+
+
+def test_error_is_smaller_than_the_tolerance_where_more_is_known(recwarn):
+    single = torch.zeros(300, 300)
+    single[0, 0] = 3.0
+    for W in (single, torch.eye(300) * 3):
+        found = largest(W)
+        assert found.value == pytest.approx(3, rel=1e-5)
+        assert found.error < 3e-4
+        assert found.iterations <= 3
+    assert not recwarn
+
+
 def test_a_tolerance_beyond_fp32_takes_the_gram_matrix():
     W = flat((300, 320))
     found = spectra.top_singular_value(W.float(), 1e-6, 200, 0, "W")
