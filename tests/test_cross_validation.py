@@ -263,3 +263,13 @@ def test_out_of_fold_scores_never_see_their_own_fold() -> None:
         test = plan.folds == fold
         alone = discriminant.decision(states[~test], plan.labels[~test], states[test])
         np.testing.assert_array_equal(found[test], alone)
+
+
+def test_a_feature_that_is_constant_in_one_class_is_scaled_as_scikit_learn_does() -> None:
+    draw = np.random.default_rng(4)
+    train, labels = draw.normal(size=(40, 6)), np.arange(40) < 18
+    train[labels, 2] = 3.0
+    test = draw.normal(size=(15, 6))
+    expected = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(train, labels)
+    found = discriminant.decision(train, labels, test)
+    np.testing.assert_allclose(found, expected.decision_function(test), rtol=1e-9, atol=1e-9)
