@@ -61,13 +61,25 @@ def free_memory(device: torch.device) -> int:
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def processes() -> tuple[int, int]:
-    """Rank of this process and their number; the group is opened when first asked for."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1
+def _state() -> Any:
+    """The group of processes, opened when first asked for."""
     from accelerate import PartialState
 
-    state = PartialState()
+    # Asked for no device in particular, it takes processes of a machine without GPUs for strangers.
+    return PartialState(cpu=True) if not torch.cuda.is_available() else PartialState()
+
+
+def processes() -> tuple[int, int]:
+    """Rank of this process and their number. Raises BadInput where the launcher's differs."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return 0, 1
+    state = _state()
+    if state.num_processes != world:
+        raise BadInput(
+            f"{world} processes were started and {state.num_processes} found each other: check "
+            "the launcher"
+        )
     return state.process_index, state.num_processes
 
 
@@ -81,9 +93,7 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of a CPU tensor over all processes, on each of them."""
     if processes()[1] == 1:
         return tensor
-    from accelerate import PartialState
-
-    total = tensor.to(PartialState().device)
+    total = tensor.to(_state().device)
     torch.distributed.all_reduce(total)
     return total.cpu()
 

@@ -130,12 +130,14 @@ def test_nothing_is_submitted_twice_and_jobs_outlive_the_submitter(cluster: Clus
     assert "4 waits" in cluster.run("later", "--status", "--steps", "1,2")[1]
     assert "4 jobs ended" in cluster.run("later", "--cancel")[1]
     assert wait_until(
-        lambda: "waits" not in cluster.run("later", "--status", "--steps", "1,2")[1], 60
+        lambda: "4 waits" not in cluster.run("later", "--status", "--steps", "1,2")[1], 60
     )
 
 
 def test_a_unit_of_several_processes_gets_them(cluster: Cluster) -> None:
-    launcher = "accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launcher = (
+        "accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    )
     launcher += " --dynamo_backend no --main_process_port 0"
     status, said = cluster.run("two", "--slurm", "--steps", "1", LAUNCHER=launcher)
     assert status == 0, said
