@@ -43,10 +43,11 @@ MAKERS = {"trained": "model_diffs.unlearning.running", "edited": "model_diffs.un
 def planned_runs(options: Options) -> list[PlannedRun]:
     """The one folder that this command fills. Raises BadInput for what the method cannot use."""
     check(options)
-    label = f"{model_label(options.model)}__{options.method}"
-    folder = Path(options.outdir) if options.outdir else Path(STEP.folder) / label
+    usual = f"{model_label(options.model)}__{options.method}"
+    folder = Path(options.outdir) if options.outdir else Path(STEP.folder) / usual
     arguments = {**recorded(options), "model": options.model}
-    return [PlannedRun(folder, label, arguments, options.model)]
+    # Two models of one method are told apart by their folders.
+    return [PlannedRun(folder, folder.name, arguments, options.model)]
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
