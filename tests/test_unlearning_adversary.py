@@ -98,6 +98,7 @@ def test_states_at_the_base_turn_towards_the_direction_of_their_block() -> None:
         expected = expected + torch.relu(F.cosine_similarity(h, tilted.detach())).mean()
     assert float(terms.forget) == pytest.approx(float(expected), abs=1e-13)
     assert float(terms.forget) < len(settings.layers) - 1e-8, "a cosine below one"
+    assert float(terms.forget) > len(settings.layers) * (1 - 1e-6), "and not by more than a tilt"
     assert float(terms.retain) == pytest.approx(0.0, abs=1e-12)
     weight = base.blocks[0].attention.dense.weight
     found, wanted = (
