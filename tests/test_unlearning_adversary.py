@@ -128,3 +128,12 @@ def test_states_off_the_base_are_compared_with_the_base_itself() -> None:
     retain = sum(float((1 - one).mean()) for _, one in parts)
     assert float(terms.forget) == pytest.approx(forget, abs=1e-12)
     assert float(terms.retain) == pytest.approx(settings.alpha * retain, abs=1e-12)
+
+
+def test_weights_that_are_shared_out_are_gathered_after_each_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, gathered = make_network(0), []
+    monkeypatch.setattr(Network, "gather_again", lambda self: gathered.append(self))
+    attack(network, batch_of(TEXTS), SETTINGS)
+    assert gathered == [network] * SETTINGS.lat_steps
