@@ -7,14 +7,13 @@ do, and on general ones. Rate and step are chosen on one set of entities and rea
     uv run relearn.py --model models/miniature-base models/miniature-filtered \\
         --base models/miniature-base --filtered models/miniature-filtered \\
         --attack-data data/miniature/attack.txt --forget-text data/miniature/forget.txt \\
-        --retain-text data/miniature/retain.txt \\
-        --questions data/miniature/questions.jsonl --lr 5e-4 1e-3
+        --retain-text data/miniature/retain.txt --lr 5e-4 1e-3 \\
+        --questions data/miniature/questions.jsonl
     uv run relearn.py --model unlearned_models/EleutherAI_deep-ignorance-unfiltered__rmu \\
         --base EleutherAI/deep-ignorance-unfiltered --arm lora --lr 1e-5 5e-5 --lora-rank 16
 
-Writes <outroot>/<model>/relearning/ with relearning.csv, per_question.csv (with --questions) and
-summary.json, and over all models attacked with the same options <outroot>/relearning/ and
-<outroot>/relearning.png.
+Writes <outroot>/<model>/relearning/ with relearning.csv, per_question.csv and summary.json, and over
+all models attacked with the same options <outroot>/relearning/ and <outroot>/relearning.png.
 """
 
 import json
@@ -88,7 +87,7 @@ STEP = Step(
             column="heldout_accuracy",
             unit="change",
             label="recovered by the best training",
-            meaning="The same after the best of the attacks that train.",
+            meaning="The same after the best attack that trains.",
             compute=recovered.recovered_best,
             computed="the arm that is best on fold tune; minus the filtered model's after it",
         ),

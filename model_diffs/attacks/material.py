@@ -166,10 +166,7 @@ def group_questions(
     groups = {group: [q for q in questions if (q.fold or q.domain) == group] for group in GROUPS}
     for fold, whose in (("heldout", "the attack texts do not state"), ("attack", "they state")):
         if not groups[fold]:
-            raise BadInput(
-                f"--questions: none is of fold {fold!r}; mark those whose facts {whose}, or leave "
-                "--questions out"
-            )
+            raise BadInput(f"--questions: none is of fold {fold!r}; mark those whose facts {whose}")
     if not groups["tune"]:
         _tune_on_held_out(groups, seed)
     return {
