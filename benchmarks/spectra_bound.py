@@ -76,17 +76,20 @@ def by_residual(W: torch.Tensor, seed: int, width: int = 4) -> tuple[float, floa
     """σ₁, the bound of its residual and products: block Lanczos that stops at that bound."""
     generator = torch.Generator().manual_seed(seed)
     block = torch.randn(len(W), width, generator=generator)
-    V = Z = torch.empty(len(W), 0)
-    error = math.inf
+    basis, images = torch.empty(len(W), len(W)), torch.empty(len(W), len(W))
+    size, error = 0, math.inf
+    scale = float(W.abs().max()) if bool(W.any()) else 1.0
     while error > TOL:
         for _ in range(2):
-            block = torch.linalg.qr(block - V @ (V.T @ block))[0]
-        V, block = torch.cat([V, block], 1), W.T @ (W @ block)
-        Z = torch.cat([Z, block], 1)
+            block = torch.linalg.qr(block - basis[:, :size] @ (basis[:, :size].T @ block))[0]
+        new, size = slice(size, size + width), size + width
+        basis[:, new] = block
+        block = images[:, new] = spectra._gram_product(W, block, scale)
+        V, Z = basis[:, :size], images[:, :size]
         values, vectors = torch.linalg.eigh((V.T @ Z).double())
         theta, y = float(values[-1]), vectors[:, -1].float()
         error = float((Z @ y - theta * (V @ y)).norm()) / (2 * theta)
-    return math.sqrt(theta), error, V.shape[1]
+    return scale * math.sqrt(theta), error, size
 
 
 def seconds(function, *arguments):

@@ -26,7 +26,7 @@ FAILURE = 1e-9
 # The norm of BLOCK Gaussians is smaller than this with less than that probability:
 # P(χ² < t²) ≤ (t²/2)^(BLOCK/2) / Γ(BLOCK/2 + 1).
 SMALLEST = math.sqrt(2) * (FAILURE * math.gamma(BLOCK / 2 + 1)) ** (1 / BLOCK)
-# More than what products and bases in fp32 add to a residual, or to σ₁ (4e-6 at 4096 × 4096).
+# More than what products and bases in fp32 add to a residual, or to σ₁ (5e-6 at 4096 × 4096).
 ROUNDING = 1e-5
 
 
