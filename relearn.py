@@ -12,8 +12,8 @@ do, and on general ones. Rate and step are chosen on one set of entities and rea
     uv run relearn.py --model unlearned_models/EleutherAI_deep-ignorance-unfiltered__rmu \\
         --base EleutherAI/deep-ignorance-unfiltered --arm lora --lr 1e-5 5e-5 --lora-rank 16
 
-Writes <outroot>/<model>/relearning/ with relearning.csv, per_question.csv and summary.json, and over
-all models attacked with the same options <outroot>/relearning/ and <outroot>/relearning.png.
+Writes <outroot>/<model>/relearning/ (relearning.csv, per_question.csv, summary.json), and over all
+models attacked with the same options <outroot>/relearning/ and <outroot>/relearning.png.
 """
 
 import json
@@ -97,7 +97,6 @@ STEP = Step(
             table="relearning",
             column="picked",
             unit="steps",
-            label="training attacks that tested",
             meaning="Attacks that train the model and tested it.",
             compute=recovered.arms_tried,
             computed="number of arms with a rate and step picked",
