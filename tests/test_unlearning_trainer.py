@@ -283,6 +283,15 @@ def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     assert moved <= 2e-3 * 1.001
 
 
+def test_every_tenth_of_the_steps_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(make_trainer("ga", steps=21, forget=2), tmp_path)
+    lines = [one for one in capsys.readouterr().out.splitlines() if one.startswith("step ")]
+    of = [one.split(":")[0] for one in lines]
+    assert of == [f"step {step}/21" for step in (*range(2, 21, 2), 21)]
+
+
 def test_interval_evaluations_are_kept(tmp_path: Path) -> None:
     trainer = make_trainer("ga", eval_interval=2)
     trained(trainer, tmp_path)
