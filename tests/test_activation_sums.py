@@ -242,3 +242,11 @@ def test_each_process_has_batches(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(tokens.own_share([[0], [1]])) == 1
         with pytest.raises(BadInput, match="these: 2 processes share 1 batches"):
             tokens.own_share([[0]], "these")
+
+
+def test_sums_over_tokens_are_kept_in_fp64() -> None:
+    names = {"norm_l1", "norm_l2", "first_moment", "second_moment", "first_position"}
+    of_model, change = read(ORDER)
+    for kept in of_model.states:
+        assert {n for n, one in kept.items() if one.dtype == torch.float64} == names
+    assert all(one.dtype == torch.float64 for kept in change.states for one in kept.values())
