@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import tiny_study
 import torch
-from itda_study import LAYER, compare, diffing, edited, make
+from itda_study import LAYER, compare, diffing, edited, files, make
 from scipy import stats
 
 from model_diffs.activations.tokens import padded_batches
@@ -112,6 +112,21 @@ def test_base_is_encoded_once_for_all_changed_models(
     assert loaded == [study.model_a, study.model_b, study.model_a]
     (alone,) = compare(study, study.model_b)
     assert np.array_equal(alone.changes.difference, both[0].changes.difference)
+
+
+def test_a_dictionary_whose_metadata_say_no_more_reads_every_position(
+    study: tiny_study.Study,
+) -> None:
+    opened = ModelDiffing(
+        study.root / "itda", study.model_a, None, device="cpu", seq_len=9, batch_size=3
+    )
+    assert (opened.options.seq_len, opened.options.batch_size) == (9, 3)
+    for name in ("skip_first", "keep_bos"):
+        opened.itda.metadata.pop(name, None)
+    tokens = opened.read(files(study)).tokens
+    assert max(tokens.lengths) == 9 and set(tokens.starts) == {0}
+    opened.itda.metadata["skip_first"] = 2
+    assert set(opened.read(files(study)).tokens.starts) == {2}
 
 
 # ── errors and tests over documents ───────────────────────────────────────────────────────────────
