@@ -126,3 +126,8 @@ def test_totals_of_single_precision_are_added_in_double() -> None:
 def test_refuses_sums_without_their_counts(sums: list[float], counts: list[float]) -> None:
     with pytest.raises(ValueError, match="sums for"):
         ratio_interval(sums, counts, seed=0)
+
+
+def test_weights_that_are_kept_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        intervals.document_weights(5, 1)[0, 0] = 7

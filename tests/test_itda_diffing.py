@@ -129,6 +129,21 @@ def test_a_dictionary_whose_metadata_say_no_more_reads_every_position(
     assert set(opened.read(files(study)).tokens.starts) == {2}
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_codes_are_kept_where_asked_for_and_fits_are_of_each_data_set(
+    study: tiny_study.Study, keep: bool
+) -> None:
+    opened = diffing(study)
+    found = opened.run_model_diffing(study.model_a, study.model_b, files(study), 0, keep)
+    kept = [found["activations_M"], found["activations_MD"]]
+    assert [one is not None for one in kept] == [keep] * 2
+    (compared,) = compare(study, study.model_b)
+    assert {*compared.fits} == {"all", "forget", "retain"}
+    assert compared.base.activations() is None
+    tokens = [compared.fits[name].tokens for name in ("forget", "retain", "all")]
+    assert tokens[0] + tokens[1] == tokens[2] == found["fvu"].tokens
+
+
 # ── errors and tests over documents ───────────────────────────────────────────────────────────────
 
 
