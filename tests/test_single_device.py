@@ -1,33 +1,101 @@
-"""Every script on a device that has no fp64, with the numbers of the CPU."""
+"""Every script on a device that has no fp64, with the numbers of the CPU.
 
-from collections.abc import Sequence
+The scripts run in a process of their own: torch takes new devices only before its first gradient.
+"""
+
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import single_device
 import tiny_study
-import torch
+from single_device import NAME
 
-from model_diffs.core import script
 from model_diffs.core.methods import METHODS
-from model_diffs.core.step import load_script, load_steps
+from model_diffs.core.step import load_steps
 
-pytestmark = pytest.mark.study  # a minute for all
-ROOT = Path(__file__).parents[1]
-DEVICE = ("--device", single_device.NAME)
+pytestmark = [pytest.mark.study, pytest.mark.xdist_group("single_device")]
+HERE = Path(__file__).parent
+MORE = {
+    "local_lipschitzness_analysis.py": ["--num-perturbations", "2", "--max-iters", "4"],
+    "linear_probe_analysis.py": ["--folds", "2", "--max-iter", "20"],
+    "relearn.py": ["--lr", "1e-3", "--steps", "4", "--eval-steps", "0,4", "--batch-size", "4"],
+    "collect_param_stats.py": ["--empirical-rank"],
+}
+STEPS = {
+    one.name: one for one in load_steps() if one.step.scope in ("comparison", "model")
+    and one.accepts("device") and "dictionary" not in one.step.needs
+}  # fmt: skip
+IMPORTANCE = "important_acts_ftrs/layer_gradient_analysis.py"
+Words = list[str]
+
+
+def step_words(study: tiny_study.Study, name: str) -> Words:
+    """Models, texts and questions of a step, as far as it has options for them."""
+    texts = {f"{split}_text": study.root / f"{split}.txt" for split in ("forget", "retain")}
+    words = {"model_a": ["--model-a", study.model_a, "--model-b", study.model_b]}
+    words |= {"model": ["--model", study.model_a, study.model_b], "base": ["--base", study.model_a]}
+    words |= {name: [f"--{name.replace('_', '-')}", str(path)] for name, path in texts.items()}
+    words |= {"questions": ["--questions", str(study.root / "questions.jsonl")]}
+    given = [word for option, own in words.items() if STEPS[name].accepts(option) for word in own]
+    return [*given, *MORE.get(name, [])]
+
+
+def method_words(study: tiny_study.Study, method: str) -> Words:
+    words = ["--model", study.model_a, "--method", method, "--batch-size", "8", "--device", NAME]
+    words += ["--forget-text", str(study.root / "forget.txt")]
+    words += ["--retain-text", str(study.root / "retain.txt")]
+    more = {one: ["--layer-id", "0,1"] for one in ("rmu", "cb", "lat", "cb_lat")}
+    more |= {"noise": ["--like", study.model_b]}
+    more |= {"finetune": ["--text", str(study.root / "retain.txt")]}
+    return [*words, *more.get(method, []), "--outdir", str(study.root / "made" / method)]
+
+
+def jobs_of(study: tiny_study.Study) -> dict[str, tuple[str, Words]]:
+    """Name of each job → script and words."""
+    found = {
+        f"{name} {device}": (
+            name,
+            [*step_words(study, name), "--outroot", str(study.root / device), "--device", device],
+        )
+        for name in STEPS
+        for device in ("cpu", NAME)
+    }
+    found |= {f"unlearn {one}": ("unlearn.py", method_words(study, one)) for one in METHODS}
+    texts, folder = [str(study.root / f"{s}.txt") for s in ("forget", "retain")], study.root / "d"
+    own = ["--dataset", *texts, "--device", NAME]
+    train = ["--model", study.model_a, "--layer", "1", "--k", "2", "--outdir", str(folder)]
+    found["train"] = ("train_itda.py", [*train, *own])
+    pair = ["--model-a", study.model_a, "--model-b", study.model_b, "--itda", str(folder)]
+    found["diff"] = ("diff.py", [*pair, *own, "--outroot", str(study.root / "diff")])
+    for by in ("values", "gradients"):
+        words = ["--model", study.model_a, "--dataset", texts[0], "--aggregate-by", by]
+        words += ["--save-outputs", "--outroot", str(study.root / by), "--device", NAME]
+        found[f"importance {by}"] = (IMPORTANCE, words)
+    return found
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tiny_study.Study:
-    single_device.install()
+    """Two tiny models and their texts, after all jobs; jobs.json says how each ended."""
     found = tiny_study.make(tmp_path_factory.mktemp("single"), "llama")
     text = tiny_study.questions(found.root / "questions.jsonl", 24).read_text()
     for fold in ("heldout", "tune", "attack"):
         text = text.replace('"fold": null', f'"fold": "{fold}"', 5)
     (found.root / "questions.jsonl").write_text(text)
+    (found.root / "jobs.json").write_text(json.dumps(jobs_of(found)))
+    command = [sys.executable, HERE / "single_device_jobs.py", found.root / "jobs.json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     return found
+
+
+def ended(study: tiny_study.Study, job: str) -> str:
+    """`done`, or the error that ended the job."""
+    return json.loads((study.root / "jobs.json").read_text())[job]
 
 
 def tables(folder: Path) -> dict[str, pd.DataFrame]:
@@ -46,58 +114,18 @@ def equal(a: pd.DataFrame, b: pd.DataFrame) -> bool:
     )
 
 
-def run_on(study: tiny_study.Study, device: str, name: str, words: Sequence[str]) -> Path:
-    outroot = study.root / device
-    script.execute(
-        load_script(ROOT / name), [*words, "--outroot", str(outroot), "--device", device]
-    )
-    return outroot
+@pytest.mark.parametrize("rule", ["sums", "double", "cast", "zeros", "two devices", "gradient"])
+def test_the_device_refuses_what_a_mac_refuses(study: tiny_study.Study, rule: str) -> None:
+    assert ended(study, rule) == "done"
 
 
-def test_the_device_refuses_what_a_mac_refuses() -> None:
-    single_device.install()
-    x = torch.ones(3, 2, device=single_device.NAME)
-    assert (x.cpu().double() @ torch.ones(2, dtype=torch.float64)).tolist() == [2, 2, 2]
-    with pytest.raises(TypeError):
-        x.double()
-    with pytest.raises(TypeError):
-        x.to("cpu", torch.float64)
-    with pytest.raises(TypeError):
-        torch.zeros(2, dtype=torch.float64, device=single_device.NAME)
-    with pytest.raises(RuntimeError):
-        x + torch.ones(3, 2)
-    weight = torch.ones(2, 2, device=single_device.NAME, requires_grad=True)
-    (x @ weight).square().sum().backward()
-    assert weight.grad is not None and weight.grad.cpu().tolist() == [[12, 12], [12, 12]]
-
-
-MORE = {
-    "local_lipschitzness_analysis.py": ["--num-perturbations", "2", "--max-iters", "4"],
-    "linear_probe_analysis.py": ["--folds", "2", "--max-iter", "20"],
-    "relearn.py": ["--lr", "1e-3", "--steps", "4", "--eval-steps", "0,4", "--batch-size", "4"],
-    "collect_param_stats.py": ["--empirical-rank"],
-}
-STEPS = [
-    one for one in load_steps() if one.step.scope in ("comparison", "model")
-    and one.accepts("device") and "dictionary" not in one.step.needs
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", [one.name for one in STEPS])
+@pytest.mark.parametrize("name", STEPS)
 def test_steps_give_the_numbers_of_the_cpu(study: tiny_study.Study, name: str) -> None:
-    (step,) = (one for one in STEPS if one.name == name)
-    words = {"model_a": ["--model-a", study.model_a, "--model-b", study.model_b]}
-    words |= {"model": ["--model", study.model_a, study.model_b]}
-    words |= {
-        s + "_text": [f"--{s}-text", str(study.root / f"{s}.txt")] for s in ("forget", "retain")
-    }
-    words |= {"questions": ["--questions", str(study.root / "questions.jsonl")]}
-    words |= {"base": ["--base", study.model_a]}
-    given = [word for field, own in words.items() if step.accepts(field) for word in own]
-    found = [run_on(study, device, name, [*given, *MORE.get(name, [])])
-             for device in ("cpu", single_device.NAME)]  # fmt: skip
+    assert ended(study, f"{name} cpu") == ended(study, f"{name} {NAME}") == "done"
+    folder = STEPS[name].step.folder
     expected, got = (
-        {k: t for k, t in tables(root).items() if step.step.folder in k} for root in found
+        {key: table for key, table in tables(study.root / device).items() if folder in key}
+        for device in ("cpu", NAME)
     )
     assert expected and expected.keys() == got.keys()
     assert [key for key in expected if not equal(expected[key], got[key])] == []
@@ -105,43 +133,10 @@ def test_steps_give_the_numbers_of_the_cpu(study: tiny_study.Study, name: str) -
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(study: tiny_study.Study, method: str) -> None:
-    words = [
-        "--model",
-        study.model_a,
-        "--method",
-        method,
-        "--outdir",
-        str(study.root / "made" / method),
-    ]
-    words += ["--forget-text", str(study.root / "forget.txt"), *DEVICE]
-    words += ["--retain-text", str(study.root / "retain.txt"), "--batch-size", "8"]
-    if method in ("rmu", "cb", "lat", "cb_lat"):
-        words += ["--layer-id", "0,1"]
-    if method == "noise":
-        words += ["--like", study.model_b]
-    if method == "finetune":
-        words += ["--text", str(study.root / "retain.txt")]
-    script.execute(load_script(ROOT / "unlearn.py"), words)
+    assert ended(study, f"unlearn {method}") == "done"
     assert list((study.root / "made" / method).glob("*.safetensors"))
 
 
-def test_dictionaries_and_importance(study: tiny_study.Study) -> None:
-    texts = [str(study.root / f"{split}.txt") for split in ("forget", "retain")]
-    folder = str(study.root / "dictionary")
-    words = ["--model", study.model_a, "--dataset", *texts, "--layer", "1", "--k", "2"]
-    script.execute(load_script(ROOT / "train_itda.py"), [*words, "--outdir", folder, *DEVICE])
-    words = ["--model-a", study.model_a, "--model-b", study.model_b, "--itda", folder]
-    words += ["--dataset", *texts]
-    run_on(study, single_device.NAME, "diff.py", words)
-
-
-@pytest.mark.parametrize("by", ["values", "gradients"])
-def test_importance_of_dimensions(study: tiny_study.Study, by: str) -> None:
-    words = ["--model_name", study.model_a, "--dataset", str(study.root / "forget.txt")]
-    words += ["--aggregate_by", by, "--save_outputs", "--outroot", str(study.root / by), *DEVICE]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["layer_gradient_analysis.py", *words])
-        module = load_script(ROOT / "important_acts_ftrs" / "layer_gradient_analysis.py")
-        with pytest.raises(SystemExit) as left:
-            script.run_script(module.main)
-    assert left.value.code == 0
+@pytest.mark.parametrize("job", ["train", "diff", "importance values", "importance gradients"])
+def test_dictionaries_and_importance(study: tiny_study.Study, job: str) -> None:
+    assert ended(study, job) == "done"
