@@ -13,11 +13,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import single_device
-import torch
+import single_device  # noqa: E402
+import torch  # noqa: E402
 
-from model_diffs.core import script
-from model_diffs.core.step import load_script
+from model_diffs.core import script  # noqa: E402
+from model_diffs.core.step import load_script  # noqa: E402
 
 torch.set_num_threads(1)
 single_device.install()
@@ -37,7 +37,7 @@ def run(name: str, words: list[str]) -> None:
 def outcome(work: Callable[[], object]) -> str:
     try:
         work()
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 — whatever it is, it is told
         return "".join(traceback.format_exception(error))[-3000:]
     return "done"
 
