@@ -34,12 +34,46 @@ if TYPE_CHECKING:
 
     from model_diffs.activations.passes import SplitPass
 
+MEASURED = (
+    (
+        "lipschitz",
+        "lipschitz",
+        "noise response",
+        "response to noise",
+        "Mean response of the final hidden states, before the head, to random noise on the "
+        "embeddings",
+        (),
+        (),
+    ),
+    (
+        "lipschitz_logits",
+        "lipschitz_logits_relative",
+        "relative response of logits",
+        "relative response of the logits to noise",
+        "Mean relative change of the logits over the relative size of random noise on the "
+        "embeddings,",
+        (),
+        (),
+    ),
+    (
+        "jacobian",
+        "jacobian_norm",
+        "Jacobian norm",
+        "Jacobian norm",
+        "Mean norm of the Jacobian of the final hidden states, before the head, with respect to "
+        "the embeddings",
+        ("derivatives",),
+        ("max_iters", "tol", "jacobian_samples"),
+    ),
+)
+"""Key, column, label, name in sentences, meaning, weights and further options of a measure."""
+
 STEP = Step(
     number=12,
     folder="lipschitzness",
     question="Is the model rougher or smoother around its inputs?",
     needs=("forget", "retain"),
-    version=2,
+    version=3,
     tables=(Table("lipschitzness_summary"), Table("per_text")),
     figures=(Figure("lipschitzness_analysis", "Sensitivity by text kind", "stability"),),
     measures=tuple(
@@ -52,9 +86,10 @@ STEP = Step(
             over={"model": "{base}"},
             label=f"{label}, {split}",
             meaning=f"{meaning} on {split} texts, changed model over base.",
-            weights=(),
+            weights=weights,
+            may_be_empty=bool(weights),
             paired_by="text",
-            options=("epsilon", "num_perturbations", "max_iters", "tol", "seed"),
+            options=("epsilon", "num_perturbations", *options, "seed"),
             unchanged=1.0,
             logarithmic=True,
             above=f"has a higher {what} on {split} texts than the filtered model",
@@ -69,32 +104,7 @@ STEP = Step(
                 shown="{} times the base's",
             ),
         )
-        for key, column, label, what, meaning in (
-            (
-                "lipschitz",
-                "lipschitz",
-                "noise response",
-                "response to noise",
-                "Mean response of the final hidden states, before the head, to random noise on the "
-                "embeddings",
-            ),
-            (
-                "lipschitz_logits",
-                "lipschitz_logits_relative",
-                "relative response of logits",
-                "relative response of the logits to noise",
-                "Mean relative change of the logits over the relative size of random noise on the "
-                "embeddings,",
-            ),
-            (
-                "jacobian",
-                "jacobian_norm",
-                "Jacobian norm",
-                "Jacobian norm",
-                "Mean norm of the Jacobian of the final hidden states, before the head, with "
-                "respect to the embeddings",
-            ),
-        )
+        for key, column, label, what, meaning, weights, options in MEASURED
         for split in ("forget", "retain")
     ),
 )
@@ -135,14 +145,24 @@ class Options(Comparison, Reading, Figures):
     epsilon: float = option(
         0.01, "length of a perturbation relative to each token's embedding", check=positive
     )
-    num_perturbations: int = option(10, "random perturbations per text", check=at_least_two)
+    num_perturbations: int = option(2, "random perturbations per text", check=at_least_two)
     lipschitz_samples: int = option(
         64,
         "texts per split, evenly spread over those of --max-samples; 0 = all of them",
         check=natural,
     )
-    tol: float = option(1e-3, "relative error of the Jacobian norm", check=positive)
-    max_iters: int = option(100, "maximum number of products with JᵀJ", check=positive)
+    jacobian_samples: int = option(
+        10,
+        "texts per split whose Jacobian, gradient and loss are measured, evenly spread over those "
+        "of --lipschitz-samples; 0 = all of them",
+        check=natural,
+    )
+    tol: float = option(
+        1e-2, "relative change of the Jacobian norm in its last two iterations", check=positive
+    )
+    max_iters: int = option(
+        100, "maximum number of iterations of each Jacobian norm", check=positive
+    )
 
 
 def pick_dtype(options: Options) -> "torch.dtype":
@@ -172,12 +192,17 @@ def measure(
     from model_diffs.models import loading
 
     settings = sensitivity.Settings(
-        options.epsilon, options.num_perturbations, options.tol, options.max_iters, options.seed
+        epsilon=options.epsilon,
+        num_perturbations=options.num_perturbations,
+        tol=options.tol,
+        max_iters=options.max_iters,
+        seed=options.seed,
+        derivatives=options.jacobian_samples,
     )
     loaded = loading.load_model(model, sample[0].device, dtype, options.trust_remote_code)
     lipschitz.make_differentiable(loaded)
-    reader = Reader(model, loaded)
-    texts = pd.concat([sensitivity.measure(reader, one, settings) for one in sample])
+    subject = sensitivity.Subject.of(Reader(model, loaded), sample[0])
+    texts = pd.concat([sensitivity.measure(subject, one, settings) for one in sample])
     unfinished = int((~texts["jacobian_converged"]).sum())
     if unfinished:
         print(
@@ -272,6 +297,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     for one in sample:
         one.tokens = spread_sample(one.tokens, options.lipschitz_samples, options.seed)
     measured, dtype = {one.split.name: len(one.tokens.ids) for one in sample}, pick_dtype(options)
+    derived = {name: min(options.jacobian_samples or n, n) for name, n in measured.items()}
     of_base: pd.DataFrame | None = None
     for planned in todo:
         with open_run(planned) as run:
@@ -279,7 +305,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
                 of_base = measure(base.model, options, sample, dtype)
             write(run, of_base, measure(planned.model_b, options, sample, dtype), options)
             passes.describe(run, [base.model, planned.model_b], sample, dtype)
-            run.record(texts_measured=measured)
+            run.record(texts_measured=measured, texts_derivatives=derived)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = {
     "stats": "intervals seeds estimates cross_validation discriminant spectra",
     "diagnostics": "covariance projections param_stats row_space probes lipschitz "
-    "activation_norms mlp_nullspace selectivity sensitivity subspaces separation",
+    "activation_norms mlp_nullspace selectivity sensitivity subspaces separation jacobian",
     "evaluation": "logit_lens scoring",
     "activations": "sums tokens",
     "unlearning": "losses likelihood representation adversarial reference data optimizers edits "

@@ -15,7 +15,7 @@ from model_diffs.activations.tokens import Tokens
 from model_diffs.core.script import execute
 from model_diffs.core.step import load_script
 from model_diffs.data.texts import Split
-from model_diffs.diagnostics import lipschitz, sensitivity
+from model_diffs.diagnostics import jacobian, lipschitz, sensitivity
 from model_diffs.models import loading as models
 from model_diffs.models.anatomy import locate
 
@@ -31,6 +31,11 @@ IDS = [[1, 20, 30, 40, 50, 60], [1, 99, 98]]
 
 def split_of(tokens: Tokens) -> SplitPass:
     return SplitPass(Split("forget", Path("forget.txt"), []), tokens, 16, 0, CPU)
+
+
+def measured(model: Any, tokens: Tokens, settings: sensitivity.Settings = SETTINGS) -> pd.DataFrame:
+    one = split_of(tokens)
+    return sensitivity.measure(sensitivity.Subject.of(Reader("m", model), one), one, settings)
 
 
 @pytest.fixture
@@ -49,15 +54,6 @@ def linear() -> tuple[lipschitz.Function, torch.Tensor, torch.Tensor, torch.Tens
     return f, x, counted, sigma
 
 
-def test_jacobian_norm_of_linear_model_is_largest_singular_value(linear: Any) -> None:
-    f, x, counted, sigma = linear
-    found = lipschitz.jacobian_norms(f, x, counted, [1, 2], 1e-6, 100)
-    assert found.converged.all()
-    np.testing.assert_allclose(found.value, sigma, rtol=1e-5)
-    other_start = lipschitz.jacobian_norms(f, x, counted, [8, 9], 1e-3, 100)
-    np.testing.assert_allclose(other_start.value, sigma, rtol=2e-3)
-
-
 def test_responses_of_linear_model_are_at_most_largest_singular_value(linear: Any) -> None:
     f, x, counted, sigma = linear
     deltas = lipschitz.perturbations(x, counted, 0.01, 200, [3, 4])
@@ -71,6 +67,7 @@ def test_responses_of_linear_model_are_at_most_largest_singular_value(linear: An
     assert (many <= sigma * (1 + 1e-4)).all()
     assert (many >= few).all()
     assert torch.equal(found.logits, many), "the logits are the hidden states here"
+    torch.testing.assert_close(found.first, f(x + deltas[0]) - f(x))
     for row, c in enumerate(counted):
         scale = float(x[row, c].norm() / f(x)[row, c].norm())
         assert float(found.hidden_scale[row]) == pytest.approx(scale, rel=1e-5)
@@ -78,18 +75,6 @@ def test_responses_of_linear_model_are_at_most_largest_singular_value(linear: An
     variance = f(deltas.double().float()).double().var(0, correction=1).mean(-1)
     expected = torch.stack([variance[row, c].mean() for row, c in enumerate(counted)])
     np.testing.assert_allclose(found_variance, expected, rtol=1e-2)
-
-
-def test_reports_texts_that_do_not_converge(linear: Any) -> None:
-    f, x, counted, _ = linear
-    found = lipschitz.jacobian_norms(f, x, counted, [1, 2], 1e-12, max_iterations=2)
-    assert not found.converged.any() and (found.iterations == 2).all()
-
-
-def test_constant_function_has_zero_jacobian() -> None:
-    x, counted = torch.randn(1, 3, 4), torch.ones(1, 3, dtype=torch.bool)
-    found = lipschitz.jacobian_norms(lambda at: 0 * at, x, counted, [1], 1e-3, 100)
-    assert found.value.tolist() == [0] and found.converged.all()
 
 
 def test_perturbations_lie_on_spheres_and_leave_padding_unchanged() -> None:
@@ -117,7 +102,8 @@ def test_every_family_accepts_embeddings_and_matches_jacobian_of_torch(family: s
 
     lipschitz.make_differentiable(model)
     f = lipschitz.trunk_function(anatomy, batch.attention_mask)
-    found = lipschitz.jacobian_norms(f, x, mask, [1, 2], 1e-3, 100)
+    products, start = jacobian.products(f, x, mask), torch.randn(x.shape)
+    (found,) = jacobian.jacobian_norms(products, start, [torch.clone], 1e-3, 100)
     assert found.converged.all() and torch.isfinite(found.value).all()
     short = lipschitz.trunk_function(anatomy, torch.ones(1, 3))
     J = torch.autograd.functional.jacobian(short, x[1:, :3])
@@ -125,17 +111,17 @@ def test_every_family_accepts_embeddings_and_matches_jacobian_of_torch(family: s
     assert float(found.value[1]) == pytest.approx(float(sigma), rel=1e-3), "padding and all"
 
 
-@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+@pytest.mark.parametrize("family", ["gpt_neox", "phi", "gemma2"])
 def test_batched_rows_equal_single_texts(family: str) -> None:
-    """Batched, padded and with BOS held fixed, against each text by itself in plain torch."""
+    """Batched, padded and with BOS held fixed, against each text by itself in plain torch: with a
+    linear head, one with a bias, and one that caps its logits."""
     model = tiny_models.build(family, seed=2)
     plain = tiny_models.build(family, seed=2).double()
     starts = [1, 0]
     tokens = Tokens(IDS, starts, np.array([0, 1]), {})
     lipschitz.make_differentiable(model)
     settings = SETTINGS._replace(epsilon=0.02, num_perturbations=4, tol=1e-5)
-    reader = Reader("m", model)
-    rows = sensitivity.measure(reader, split_of(tokens), settings)
+    rows = measured(model, tokens, settings)
     for row, ids, start in zip(rows.itertuples(), IDS, starts, strict=True):
         anatomy, mask = locate(plain), torch.ones(1, len(ids), dtype=torch.long)
         x = anatomy.embedding(torch.tensor([ids])).detach()
@@ -200,7 +186,7 @@ def test_relative_response_ignores_scales_of_embeddings_and_head() -> None:
             model.get_output_embeddings().weight *= head
         lipschitz.make_differentiable(model)
         tokens = Tokens(IDS, [1, 0], np.array([0, 1]), {})
-        rows.append(sensitivity.measure(Reader("m", model), split_of(tokens), SETTINGS))
+        rows.append(measured(model, tokens))
     one, other = rows
     for metric in ("lipschitz", "jacobian_norm"):
         relative = [f"{metric}_relative", f"{metric}_logits_relative"]
@@ -215,9 +201,52 @@ def test_text_of_a_single_token_has_no_gradient() -> None:
     model = tiny_models.build("gpt_neox")
     lipschitz.make_differentiable(model)
     tokens = Tokens([[5], [5, 6, 7]], [0, 0], np.array([0, 1]), {})
-    rows = sensitivity.measure(Reader("m", model), split_of(tokens), SETTINGS)
+    rows = measured(model, tokens)
     assert rows["gradient_norm"].isna().tolist() == rows["loss"].isna().tolist() == [True, False]
     assert rows["jacobian_norm"][0] > 0
+
+
+@pytest.mark.parametrize(("family", "linear"), [("gpt_neox", True), ("phi", True),
+                                                ("opt", True), ("gemma2", False)])  # fmt: skip
+def test_short_head_has_the_lengths_of_logits(family: str, linear: bool) -> None:
+    model = tiny_models.build(family, seed=4)
+    anatomy = locate(model)
+    found = lipschitz.short_head(model, anatomy, IDS[0])
+    assert (found is not None) == linear
+    if found is None:
+        return
+    h = torch.randn(7, tiny_models.HIDDEN)
+    logits = anatomy.head(h).detach()
+    assert found.vocabulary == logits.shape[1] > found.logits(h).shape[1]
+    torch.testing.assert_close(found.logits(h).norm(dim=1), logits.norm(dim=1))
+    apart = (found.logits(h[1:]) - found.logits(h[:-1])).norm(dim=1)
+    torch.testing.assert_close(apart, (logits[1:] - logits[:-1]).norm(dim=1))
+    expected = (h @ anatomy.head.weight.T @ anatomy.head.weight).detach()
+    torch.testing.assert_close(found.metric(h), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_derivatives_of_fewer_texts_are_those_of_all() -> None:
+    """Empty cells where none were measured; whatever is measured does not depend on the others."""
+    model = tiny_models.build("gpt_neox", seed=5)
+    lipschitz.make_differentiable(model)
+    tokens = Tokens([[1 + i, 20, 30 + i, *range(40, 45 + i)] for i in range(6)], [0] * 6,
+                    np.arange(6), {})  # fmt: skip
+    every = measured(model, tokens)
+    few = measured(model, tokens, SETTINGS._replace(derivatives=2))
+    assert every["derivatives"].tolist() == [1] * 6
+    chosen = few["derivatives"] == 1
+    assert chosen.sum() == 2 and np.diff(np.flatnonzero(chosen)).tolist() == [3]
+    derived = [*sensitivity.DERIVED]
+    assert len(derived) == 8 and few.loc[~chosen, derived].isna().all(axis=None)
+    rest = [name for name in sensitivity.MEASURED if name not in derived]
+    np.testing.assert_allclose(few[rest], every[rest], rtol=1e-4)
+    found, expected = (one.loc[chosen, derived].astype(float) for one in (few, every))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    row = sensitivity.summary_rows(few, 1)[0]
+    assert (row["texts"], row["texts_derivatives"]) == (6, 2)
+    assert row["avg_jacobian_norm"] == pytest.approx(few.loc[chosen, "jacobian_norm"].mean())
+    change = sensitivity.changes(few, few, 1)["forget"]
+    assert change["texts"] == 6 and change["texts_derivatives"] == 2
 
 
 def test_samples_are_spread_evenly() -> None:
@@ -249,7 +278,7 @@ def test_script_loads_the_base_once_and_pairs_texts(
     texts = ["--forget-text", tmp_path / "forget.txt", "--retain-text", tmp_path / "retain.txt"]
     rest = ["--outroot", tmp_path / "out", "--device", "cpu", "--num-perturbations", 3]
     arguments = ["--model-a", a, "--model-b", b, same, *texts, *rest]
-    arguments += ["--lipschitz-samples", 2]
+    arguments += ["--lipschitz-samples", 2, "--jacobian-samples", 1]
     script = load_script(ROOT / "local_lipschitzness_analysis.py")
     execute(script, [str(word) for word in arguments])
     assert loaded == ["a", "b", "same"]
@@ -266,6 +295,7 @@ def test_script_loads_the_base_once_and_pairs_texts(
     assert len(part) == 2
     row = table.iloc[0]
     assert row["avg_jacobian_norm"] == pytest.approx(part["jacobian_norm"].mean())
+    assert part["jacobian_norm"].count() == part["derivatives"].sum() == 1
     assert row["std_lipschitz"] == pytest.approx(part["lipschitz"].std(ddof=1))
     assert row["avg_lipschitz_logits"] == pytest.approx(part["lipschitz_logits"].mean())
     assert row["avg_lipschitz_low"] <= row["avg_lipschitz"] <= row["avg_lipschitz_high"]
@@ -276,4 +306,8 @@ def test_script_loads_the_base_once_and_pairs_texts(
     assert json.loads((folders["b"] / "run.json").read_text())["texts_measured"] == {
         "forget": 2,
         "retain": 2,
+    }
+    assert json.loads((folders["b"] / "run.json").read_text())["texts_derivatives"] == {
+        "forget": 1,
+        "retain": 1,
     }

@@ -10,7 +10,8 @@ selectivity       step 11: forget over retain, averaged over matrices
 activation_norms  step 4: norms of hidden states and of their differences
 separation        step 8: distance of forget and retain documents
 covariance        step 9: spectra of covariances over tokens
-lipschitz         step 12: perturbations, gradients and Jacobian norms around a text
+lipschitz         step 12: perturbations and gradients around a text, the head in short
+jacobian          step 12: Jacobian norms around a text, of states and logits
 sensitivity       step 12: one model on a sample of texts, and its change
 probes            step 13: linear probes of the last token's state
 """

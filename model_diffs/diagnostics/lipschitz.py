@@ -1,26 +1,23 @@
-"""Sensitivity of a model around a text: perturbations, gradients and the norm of the Jacobian.
+"""Sensitivity of a model around a text: perturbations and gradients (the Jacobian: `jacobian`).
 
 x are the outputs of the embedding module `[B, T, d]`, which the trunk takes as `inputs_embeds`:
 scaling inside that module (Gemma) is part of x, positions (GPT-2, OPT) are not. f(x) are the final
 hidden states, before the head, g(x) the logits. Positions that do not count (padding, BOS) are held
-fixed and ignored. Every number is per text; texts of a batch do not interact, so one pass, or one
-product with the Jacobian, serves all of them.
+fixed and ignored. Every number is per text; texts of a batch do not interact, so one pass serves
+all of them.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model_diffs.diagnostics.jacobian import Function
 from model_diffs.models import loading
 from model_diffs.models.anatomy import Anatomy
 from model_diffs.models.devices import wide
-
-Function = Callable[[Tensor], Tensor]
-"""`[B, T, d]` → `[B, T, e]`, each text by itself."""
 
 # ── feeding embeddings ────────────────────────────────────────────────────────────────────────────
 
@@ -31,7 +28,7 @@ class Output(NamedTuple):
     hidden: Tensor
     """`[B, T, hidden]`, after the final norm."""
     logits: Tensor
-    """`[B, T, vocabulary]`."""
+    """`[B, T, vocabulary]`, or in short, `[B, T, hidden]` (`ShortHead`)."""
 
 
 def trunk_function(anatomy: Anatomy, attention_mask: Tensor) -> Function:
@@ -73,6 +70,59 @@ def make_differentiable(model: Any) -> None:
         model.set_experts_implementation("eager")
 
 
+# ── the head ──────────────────────────────────────────────────────────────────────────────────────
+
+_ROWS = 1 << 13
+"""Of the head's matrix that are multiplied at a time."""
+
+
+class ShortHead(NamedTuple):
+    """A linear head h ↦ W h + b by its Gram matrix: lengths and differences of logits without them.
+
+    With RᵀR the Gram matrix of (W, b), R (h, 1) has the length of the logits and differs between
+    two states by as much. It has hidden + 1 entries at most where the logits have a vocabulary's.
+    """
+
+    factor: Tensor
+    """`[entries, hidden]` fp32, the columns of R for h."""
+    shift: Tensor
+    """`[entries]` fp32, its column for 1: zero where there is no bias."""
+    vocabulary: int
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[…, entries]` fp32 for states `[…, hidden]`."""
+        return hidden.float() @ self.factor.T + self.shift
+
+    def metric(self, u: Tensor) -> Tensor:
+        """WᵀW u for changes of states `[…, hidden]`."""
+        return u.float() @ self.factor.T @ self.factor
+
+
+def short_head(model: nn.Module, anatomy: Anatomy, ids: Sequence[int]) -> ShortHead | None:
+    """The head in short; None where the logits are no linear map of the states.
+
+    That is looked up on the text `ids`: Gemma 2, for example, caps its logits.
+    """
+    head = anatomy.head
+    if not isinstance(head, nn.Linear):
+        return None
+    x = anatomy.embedding(torch.tensor([ids], device=anatomy.embedding.weight.device))
+    with torch.no_grad():
+        found = run(model, anatomy, x, torch.ones(x.shape[:2], dtype=torch.long, device=x.device))
+        gap = (head(found.hidden).float() - found.logits.float()).abs().max()
+    if not gap <= 1e-6 * found.logits.abs().max():
+        return None
+    W = head.weight.detach()
+    bias = W.new_zeros(len(W)) if head.bias is None else head.bias.detach()
+    gram = wide(W.new_zeros(W.shape[1] + 1, W.shape[1] + 1))
+    for rows, shifts in zip(W.split(_ROWS), bias.split(_ROWS), strict=True):
+        part = torch.cat([rows, shifts[:, None]], 1).float()
+        gram += wide(part.T @ part)
+    values, vectors = torch.linalg.eigh(gram)
+    factor = (values.clamp_min(0).sqrt()[:, None] * vectors.T).to(W.device, torch.float32)
+    return ShortHead(factor[:, :-1].contiguous(), factor[:, -1].contiguous(), len(W))
+
+
 # ── perturbations and gradients ───────────────────────────────────────────────────────────────────
 
 
@@ -112,18 +162,27 @@ class Response(NamedTuple):
     """‖x‖ / ‖f(x)‖: times it, a quotient is one of relative changes, (‖Δf‖/‖f‖) / (‖δ‖/‖x‖)."""
     logits_scale: Tensor
     """‖x‖ / ‖g(x)‖."""
+    first: Tensor
+    """f(x+δ) − f(x) for the first δ, `[B, T, hidden]` fp32."""
 
 
 def respond(
-    outputs: Callable[[Tensor], Output], x: Tensor, counted: Tensor, deltas: Tensor, per_pass: int
+    outputs: Callable[[Tensor], Output],
+    x: Tensor,
+    counted: Tensor,
+    deltas: Tensor,
+    per_pass: int,
+    vocabulary: int | None = None,
 ) -> Response:
     """Responses to the perturbations `deltas`, `per_pass` x + δ at a time.
 
-    ‖δ‖ is that of the difference in x's dtype. `outputs` takes `[rows · B, T, d]`.
+    ‖δ‖ is that of the difference in x's dtype. `outputs` takes `[rows · B, T, d]`. `vocabulary` is
+    the number of logits where `outputs` gives them in short.
     """
     centre = outputs(x)
     largest = torch.zeros(2, len(x), device=x.device)
-    first, second = (torch.zeros_like(centre.logits, dtype=torch.float32) for _ in range(2))
+    total, second = (torch.zeros_like(centre.logits, dtype=torch.float32) for _ in range(2))
+    first: Tensor | None = None
     for group in deltas.split(per_pass):
         moved = x + group
         found = outputs(moved.flatten(0, 1))
@@ -131,21 +190,23 @@ def respond(
         for i in range(len(group)):
             size = norms(moved[i].float() - x.float(), counted)
             shift = logits[i].float() - centre.logits.float()
-            moved_by = [norms(hidden[i].float() - centre.hidden.float(), counted)]
-            moved_by.append(norms(shift, counted))
+            change = hidden[i].float() - centre.hidden.float()
+            first = change if first is None else first
+            moved_by = [norms(change, counted), norms(shift, counted)]
             largest = torch.maximum(largest, torch.stack(moved_by) / size)
-            first += shift
+            total += shift
             second += shift.square()
     count = len(deltas)
-    variance = (second - first.square() / count) / (count - 1)
-    per_token = variance.clamp_min(0).mean(-1)
+    variance = (second - total.square() / count) / (count - 1)
+    per_token = variance.clamp_min(0).sum(-1) / (vocabulary or variance.shape[-1])
     mean_variance = torch.where(counted, per_token, 0.0).sum(1) / counted.sum(1)
     scales = [norms(x, counted) / norms(part, counted) for part in centre]
-    return Response(largest[0], largest[1], mean_variance, scales[0], scales[1])
+    assert first is not None, "there is a perturbation"
+    return Response(largest[0], largest[1], mean_variance, scales[0], scales[1], first)
 
 
 def gradient_norms(
-    outputs: Callable[[Tensor], Output], x: Tensor, batch: loading.Batch, counted: Tensor
+    g: Function, x: Tensor, batch: loading.Batch, counted: Tensor
 ) -> tuple[Tensor, Tensor]:
     """‖∂L/∂x‖ over the counted tokens and L, the text's mean next-token loss in nats: `[B]` each.
 
@@ -153,7 +214,7 @@ def gradient_norms(
     single token and so predicts none.
     """
     x = x.detach().requires_grad_()
-    logits = outputs(x).logits[:, :-1].float()
+    logits = g(x)[:, :-1].float()
     predicted = batch.attention_mask[:, 1:].bool()
     losses = nn.functional.cross_entropy(
         logits.transpose(1, 2), batch.input_ids[:, 1:], reduction="none"
@@ -164,94 +225,3 @@ def gradient_norms(
     (gradient,) = torch.autograd.grad(loss.sum(), x)
     norm = torch.where(tokens > 0, norms(gradient, counted), math.nan)
     return norm, torch.where(tokens > 0, loss.detach(), math.nan)
-
-
-# ── the Jacobian ──────────────────────────────────────────────────────────────────────────────────
-
-
-class JacobianNorm(NamedTuple):
-    """Largest singular value of ∂f/∂x per text `[B]`, over counted tokens on both sides."""
-
-    value: Tensor
-    iterations: Tensor
-    """Products with JᵀJ."""
-    converged: Tensor
-    """bool"""
-
-
-def _gram_product(f: Function, x: Tensor, counted: Tensor) -> Callable[[Tensor], Tensor]:
-    """v ↦ JᵀJ v for J = ∂f/∂x at x.
-
-    Jᵀu is a backward pass, and Jv the derivative of Jᵀu with respect to u: the forward pass is run
-    once and kept, which is cheaper than forward-mode derivatives.
-    """
-    mask = counted[..., None].to(x.dtype)
-    leaf = x.detach().requires_grad_()
-    output = f(leaf)
-    u = torch.zeros_like(output, requires_grad=True)
-    (pulled,) = torch.autograd.grad(output, leaf, u, create_graph=True)  # Jᵀu, linear in u
-
-    def product(v: Tensor) -> Tensor:
-        (moved,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
-        (back,) = torch.autograd.grad(output, leaf, moved * mask, retain_graph=True)
-        return back * mask
-
-    return product
-
-
-def jacobian_norms(
-    f: Function,
-    x: Tensor,
-    counted: Tensor,
-    seeds: Sequence[int],
-    tolerance: float,
-    max_iterations: int,
-) -> JacobianNorm:
-    """σ₁ of the Jacobian at x: power iteration on JᵀJ, accelerated by Lanczos (Golub, Kahan 1965).
-
-    The largest Ritz value over all powers so far replaces the Rayleigh quotient of the last one,
-    and is never smaller. A text has converged when two successive steps change its value by less
-    than `tolerance`, relatively. One `[B, T, d]` fp32 basis vector per step is kept, for
-    reorthogonalisation.
-    """
-    product_of = _gram_product(f, x, counted)
-    v = perturbations(torch.ones_like(x), counted, 1.0, 1, seeds)[0]
-    v = v / norms(v, counted)[:, None, None].to(x.dtype)
-    basis: list[Tensor] = []
-    tridiagonal = np.zeros((len(x), max_iterations + 1, max_iterations + 1))
-    values, quiet, iterations = np.zeros(len(x)), np.zeros(len(x), int), np.zeros(len(x), int)
-    for step in range(max_iterations):
-        product = product_of(v).float()
-        basis.append(v.float())
-        tridiagonal[:, step, step] = wide(_inner(basis[-1], product)).cpu()
-        largest = np.linalg.eigvalsh(tridiagonal[:, : step + 1, : step + 1])[:, -1]
-        running, found = quiet < 2, np.sqrt(largest.clip(0))
-        iterations += running
-        still = np.abs(found - values) <= tolerance * found
-        quiet = np.where(running, np.where(still, quiet + 1, 0), quiet)
-        values = np.where(running, found, values)
-        if (quiet == 2).all():
-            break
-        v, beta = _next_direction(product, basis)
-        v = v.to(x.dtype)
-        tridiagonal[:, step + 1, step] = wide(beta).cpu()  # eigvalsh reads the lower triangle
-    return JacobianNorm(*(torch.from_numpy(part) for part in (values, iterations, quiet == 2)))
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum((1, 2))
-
-
-def _next_direction(product: Tensor, basis: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The part of JᵀJv orthogonal to the basis, normalised, and its norm.
-
-    Orthogonalised twice, against rounding. Zero where the Krylov space is exhausted.
-    """
-    size = torch.linalg.vector_norm(product, dim=(1, 2))
-    for _ in range(2):
-        for q in basis:
-            product = product - _inner(q, product)[:, None, None] * q
-    beta = torch.linalg.vector_norm(product, dim=(1, 2))
-    beta = torch.where(beta > 1e-6 * size, beta, 0.0)
-    divisor = beta[:, None, None]
-    return torch.where(divisor > 0, product / divisor, 0.0), beta

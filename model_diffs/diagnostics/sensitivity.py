@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
-from model_diffs.diagnostics import lipschitz
+from model_diffs.diagnostics import jacobian, lipschitz
+from model_diffs.diagnostics.jacobian import Function, JacobianNorm
 from model_diffs.models import devices
 from model_diffs.stats.intervals import mean_interval, ratio_interval
 
@@ -27,13 +29,16 @@ _BESIDE = tuple(
 )
 METRICS = (*_FIRST, "jacobian_norm", *_BESIDE)
 MEASURED = (*METRICS[:4], "jacobian_iterations", "jacobian_converged", "loss", *_BESIDE)
-"""Of per_text.csv, after `model`, `data`, `text` (its position in the split) and counted `tokens`.
-Gradient norm and mean next-token loss (nats) are empty where a text has a single token."""
+"""Of per_text.csv, after `model`, `data`, `text` (its position in the split), counted `tokens` and
+`derivatives` (1 where the text's derivatives were measured, else 0). Gradient norm and mean
+next-token loss (nats) are empty where a text has a single token."""
+DERIVED = ("gradient_norm", "loss", *(name for name in MEASURED if name.startswith("jacobian")))
+"""Of these, empty where `derivatives` is 0."""
 COLUMNS = (
     *("model", "data", *(f"{kind}_{metric}" for metric in _FIRST for kind in ("avg", "std"))),
     *(f"avg_{metric}_{end}" for metric in _FIRST for end in ("low", "high")),
     *("avg_jacobian_norm", "std_jacobian_norm", "avg_jacobian_norm_low", "avg_jacobian_norm_high"),
-    *("texts", "tokens"),
+    *("texts", "tokens", "texts_derivatives"),
     *(
         name
         for metric in _BESIDE
@@ -45,6 +50,9 @@ COLUMNS = (
 # so many entries.
 _LOGITS = 1 << 26
 _STATES = 1 << 24
+# Tokens of texts whose Jacobians are sought together: enough for a CPU's matrix products, and few,
+# since the text that takes most steps holds up the others.
+_TOGETHER = 256
 
 
 class Settings(NamedTuple):
@@ -55,43 +63,88 @@ class Settings(NamedTuple):
     tol: float
     max_iters: int
     seed: int
+    derivatives: int = 0
+    """Texts per split whose derivatives are measured; 0: all."""
+
+
+def spread(total: int, count: int, seed: int) -> list[int]:
+    """`count` of `total` places evenly spread from a seeded first one; all where `count` is 0."""
+    if count == 0 or count >= total:
+        return list(range(total))
+    offset = np.random.default_rng(seed).random()
+    return [int(place) for place in np.floor((np.arange(count) + offset) * total / count)]
 
 
 def spread_sample(tokens: Tokens, count: int, seed: int) -> Tokens:
     """`count` documents at even distances from a seeded first one; all where `count` is 0."""
-    total = len(tokens.ids)
-    if count == 0 or count >= total:
+    rows = spread(len(tokens.ids), count, seed)
+    if len(rows) == len(tokens.ids):
         return tokens
-    offset = np.random.default_rng(seed).random()
-    rows = np.floor((np.arange(count) + offset) * total / count).astype(int)
     ids, starts = [tokens.ids[row] for row in rows], [tokens.starts[row] for row in rows]
     return tokens._replace(ids=ids, starts=starts, documents=tokens.documents[rows])
 
 
-def measure(reader: Reader, one: SplitPass, settings: Settings) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Subject:
+    """A model from `lipschitz.make_differentiable`, its head in short where it has one."""
+
+    reader: Reader
+    head: lipschitz.ShortHead | None
+
+    @classmethod
+    def of(cls, reader: Reader, one: SplitPass) -> "Subject":
+        """A model; whether its head is linear is seen on a text of the split."""
+        ids = one.tokens.ids[0]
+        return cls(reader, lipschitz.short_head(reader.model, reader.anatomy, ids))
+
+
+def measure(subject: Subject, one: SplitPass, settings: Settings) -> pd.DataFrame:
     """per_text.csv of one model on one split, documents in their order.
 
-    The model comes from `lipschitz.make_differentiable`. Processes share the texts and all get all
-    rows. Raises BadInput where an output is not finite.
+    Processes share the texts and all get all rows. Raises BadInput where an output is not finite.
     """
-    label, split, tokens = naming.model_label(reader.name), one.split.name, one.tokens
-    # Fewer texts at a time where the graph kept for their derivatives would be large.
-    per_token = reader.anatomy.embedding.weight.shape[1] * len(reader.anatomy.blocks)
-    most = _STATES // (max(tokens.lengths) * per_token)
-    order = length_batches(tokens.lengths, max(1, min(one.batch_size, most)))
+    reader, split, tokens = subject.reader, one.split.name, one.tokens
+    label = naming.model_label(reader.name)
+    derived = np.zeros(len(tokens.ids), bool)
+    derived[spread(len(tokens.ids), settings.derivatives, settings.seed)] = True
+    order = _batches(reader, one, derived)
     bar = progress(devices.share(order), f"{label} {split}", unit="batch")
     values = torch.zeros(len(tokens.ids), len(MEASURED), dtype=torch.float64)
     for at in padded_batches(tokens, bar, one.pad_id, one.device):
         seeds = [_seed(settings.seed, split, int(tokens.documents[row])) for row in at.rows]
-        values[at.rows] = _measure_batch(reader, at, seeds, settings)
+        columns = _measure_batch(subject, at, seeds, settings, bool(derived[at.rows[0]]))
+        for name, column in columns.items():
+            values[at.rows, MEASURED.index(name)] = column.cpu().double()
     found = pd.DataFrame(devices.sum_over_processes(values).numpy(), columns=[*MEASURED])
     finite = np.isfinite(found.drop(columns=["gradient_norm", "loss"])).all(axis=1)
     if not finite.all():
         text, advice = tokens.documents[finite.argmin()], "use --dtype fp32, or check the weights"
         raise BadInput(f"{label}: NaN or Inf on {split} text {text}: {advice}")
+    found.loc[~derived, [*DERIVED]] = np.nan
     places = {"model": label, "data": split, "text": tokens.documents, "tokens": tokens.counts}
-    kinds = {"jacobian_iterations": int, "jacobian_converged": bool}
-    return pd.DataFrame(places).join(found.astype(kinds))
+    kinds = {"jacobian_iterations": "Int64", "jacobian_converged": "boolean"}
+    table = pd.DataFrame({**places, "derivatives": derived.astype(int)})
+    return table.join(found.astype(kinds))
+
+
+def _batches(reader: Reader, one: SplitPass, derived: np.ndarray) -> list[list[int]]:
+    """Rows in batches, of texts whose derivatives are measured or of such where they are not.
+
+    Graphs kept for derivatives are cut by their size and by `_TOGETHER`.
+    """
+    lengths, order = one.tokens.lengths, []
+    per_token = reader.anatomy.embedding.weight.shape[1] * len(reader.anatomy.blocks)
+    for kind in (True, False):
+        rows = np.flatnonzero(derived == kind)
+        of_kind = [lengths[row] for row in rows]
+        if not of_kind:
+            continue
+        most = _STATES // (max(of_kind) * per_token)
+        if kind:
+            most = min(most, _TOGETHER // max(of_kind))
+        batches = length_batches(of_kind, max(1, min(one.batch_size, most)))
+        order += [[int(rows[i]) for i in batch] for batch in batches]
+    return order
 
 
 def _seed(seed: int, split: str, document: int) -> int:
@@ -101,37 +154,68 @@ def _seed(seed: int, split: str, document: int) -> int:
 
 
 def _measure_batch(
-    reader: Reader, at: TokenBatch, seeds: Sequence[int], settings: Settings
-) -> Tensor:
-    """MEASURED of the texts of a batch, `[B, 13]`."""
+    subject: Subject, at: TokenBatch, seeds: Sequence[int], settings: Settings, derived: bool
+) -> dict[str, Tensor]:
+    """MEASURED of the texts of a batch, `[B]` each; without DERIVED unless `derived`."""
+    reader, head = subject.reader, subject.head
     x, counted = reader.anatomy.embedding(at.batch.input_ids).detach(), at.counted
     if not bool((torch.linalg.vector_norm(x.float(), dim=-1)[counted] > 0).all()):
         raise BadInput(f"{reader.name}: a token's embedding is zero, no distance is relative to it")
 
     def outputs(embedded: Tensor) -> lipschitz.Output:
         mask = at.batch.attention_mask.repeat(len(embedded) // len(x), 1)
-        return lipschitz.run(reader.model, reader.anatomy, embedded, mask)
+        if head is None:
+            return lipschitz.run(reader.model, reader.anatomy, embedded, mask)
+        hidden = lipschitz.trunk_function(reader.anatomy, mask)(embedded)
+        return lipschitz.Output(hidden, head.logits(hidden))
 
     count = settings.num_perturbations
     deltas = lipschitz.perturbations(x, counted, settings.epsilon, count, seeds)
-    per_pass = max(1, _LOGITS // (counted.numel() * reader.anatomy.head.weight.shape[0]))
+    width = reader.anatomy.head.weight.shape[0] if head is None else x.shape[2]
+    per_pass = max(1, _LOGITS // (counted.numel() * width))
+    vocabulary = None if head is None else head.vocabulary
     with torch.no_grad():
-        response = lipschitz.respond(outputs, x, counted, deltas, per_pass)
-    gradient, loss = lipschitz.gradient_norms(outputs, x, at.batch, counted)
-    hidden, logits = (
-        lipschitz.jacobian_norms(f, x, counted, seeds, settings.tol, settings.max_iters)
-        for f in (
-            lipschitz.trunk_function(reader.anatomy, at.batch.attention_mask),
-            lipschitz.logits_function(reader.model, at.batch.attention_mask),
-        )
+        found = lipschitz.respond(outputs, x, counted, deltas, per_pass, vocabulary)
+    values = {"lipschitz": found.hidden, "lipschitz_logits": found.logits}
+    values["output_variance"] = found.variance
+    if derived:
+        values |= _derivatives(subject, at, x, found.first, settings)
+    scales = {"": found.hidden_scale.cpu(), "_logits": found.logits_scale.cpu()}
+    for metric in ("lipschitz", *(["jacobian_norm"] if derived else [])):
+        for where, scale in scales.items():
+            values[f"{metric}{where}_relative"] = values[f"{metric}{where}"].cpu() * scale
+    return values
+
+
+def _derivatives(
+    subject: Subject, at: TokenBatch, x: Tensor, start: Tensor, settings: Settings
+) -> dict[str, Tensor]:
+    """Gradient norm, loss and norms of both Jacobians of a batch; the search is from `start`."""
+    (model, anatomy), mask = (subject.reader.model, subject.reader.anatomy), at.batch.attention_mask
+    gradient, loss = lipschitz.gradient_norms(
+        lipschitz.logits_function(model, mask), x, at.batch, at.counted
     )
-    columns = [response.hidden, gradient, response.variance, hidden.value]
-    columns += [hidden.iterations, hidden.converged & logits.converged, loss]
-    scales = response.hidden_scale.cpu(), response.logits_scale.cpu()
-    pairs = (response.hidden.cpu(), response.logits.cpu()), (hidden.value, logits.value)
-    for of_hidden, of_logits in pairs:
-        columns += [of_hidden * scales[0], of_logits, of_logits * scales[1]]
-    return torch.stack([column.cpu().double() for column in columns], 1)
+
+    def norms(f: Function, start: Tensor, *metrics: Function) -> list[JacobianNorm]:
+        products = jacobian.products(f, x, at.counted)
+        limits = settings.tol, settings.max_iters
+        return jacobian.jacobian_norms(products, start, metrics, *limits)
+
+    f = lipschitz.trunk_function(anatomy, mask)
+    if subject.head is not None:
+        hidden, logits = norms(f, start, torch.clone, subject.head.metric)
+    else:  # another function, and its change under the first perturbation is not at hand
+        (hidden,) = norms(f, start, torch.clone)
+        g = lipschitz.logits_function(model, mask)
+        (logits,) = norms(g, anatomy.head(start.to(x.dtype)), torch.clone)
+    return {
+        "gradient_norm": gradient,
+        "loss": loss,
+        "jacobian_norm": hidden.value,
+        "jacobian_norm_logits": logits.value,
+        "jacobian_iterations": hidden.iterations,
+        "jacobian_converged": hidden.converged & logits.converged,
+    }
 
 
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────
@@ -145,6 +229,7 @@ def summary_rows(texts: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
     rows = []
     for (model, data), part in texts.groupby(["model", "data"], sort=False):
         row = {"model": model, "data": data, "texts": len(part), "tokens": part["tokens"].sum()}
+        row["texts_derivatives"] = int(part["derivatives"].sum())
         for metric in METRICS:
             values = part[metric].dropna().astype(float).to_numpy()
             if len(values):
@@ -162,7 +247,8 @@ def changes(base: pd.DataFrame, changed: pd.DataFrame, seed: int) -> dict[str, A
     found: dict[str, Any] = {}
     for data, part in base.groupby("data", sort=False):
         pairs = part.merge(changed, on=["data", "text"], suffixes=("_a", "_b"))
-        of_split: dict[str, Any] = {"texts": len(pairs)}
+        derived = int((pairs["derivatives_a"] * pairs["derivatives_b"]).sum())
+        of_split: dict[str, Any] = {"texts": len(pairs), "texts_derivatives": derived}
         for metric in METRICS:
             both = pairs[[f"{metric}_a", f"{metric}_b"]].dropna().astype(float).to_numpy()
             if not len(both):
