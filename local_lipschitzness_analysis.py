@@ -10,8 +10,7 @@ every device: half precision rounds by as much as the perturbations are large.
         --model-b ./models/miniature-filtered ./unlearned_models/miniature-base__rmu \\
         --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt
     uv run local_lipschitzness_analysis.py --model-a EleutherAI/deep-ignorance-unfiltered \\
-        --model-b EleutherAI/deep-ignorance-unfiltered-cb-lat --max-length 128 \\
-        --lipschitz-samples 32
+        --model-b EleutherAI/deep-ignorance-unfiltered-cb-lat --max-length 128
 
 Writes <outroot>/<A>__to__<B>/lipschitzness/{lipschitzness_summary.csv, per_text.csv,
 lipschitzness_analysis.png, summary.json}.
@@ -40,33 +39,25 @@ MEASURED = (
         "lipschitz",
         "noise response",
         "response to noise",
-        "Mean response of the final hidden states, before the head, to random noise on the "
-        "embeddings",
-        (),
-        (),
+        "Mean response of the final hidden states, before the head, to noise on the embeddings",
     ),
     (
         "lipschitz_logits",
         "lipschitz_logits_relative",
         "relative response of logits",
         "relative response of the logits to noise",
-        "Mean relative change of the logits over the relative size of random noise on the "
-        "embeddings,",
-        (),
-        (),
+        "Mean relative change of the logits over the relative size of noise on the embeddings,",
     ),
     (
         "jacobian",
         "jacobian_norm",
         "Jacobian norm",
         "Jacobian norm",
-        "Mean norm of the Jacobian of the final hidden states, before the head, with respect to "
-        "the embeddings",
-        ("derivatives",),
-        ("max_iters", "tol", "jacobian_samples"),
+        "Mean norm of the Jacobian of the final hidden states with respect to the embeddings",
     ),
 )
-"""Key, column, label, name in sentences, meaning, weights and further options of a measure."""
+"""Key, column, label, name in sentences and meaning of a measure."""
+SEARCH = ("max_iters", "tol", "jacobian_samples")  # decide Jacobian norms
 
 STEP = Step(
     number=12,
@@ -86,10 +77,15 @@ STEP = Step(
             over={"model": "{base}"},
             label=f"{label}, {split}",
             meaning=f"{meaning} on {split} texts, changed model over base.",
-            weights=weights,
-            may_be_empty=bool(weights),
+            weights=("derivatives",) if key == "jacobian" else (),
+            may_be_empty=key == "jacobian",
             paired_by="text",
-            options=("epsilon", "num_perturbations", *options, "seed"),
+            options=(
+                "epsilon",
+                "num_perturbations",
+                *(SEARCH if key == "jacobian" else ()),
+                "seed",
+            ),
             unchanged=1.0,
             logarithmic=True,
             above=f"has a higher {what} on {split} texts than the filtered model",
@@ -104,7 +100,7 @@ STEP = Step(
                 shown="{} times the base's",
             ),
         )
-        for key, column, label, what, meaning, weights, options in MEASURED
+        for key, column, label, what, meaning in MEASURED
         for split in ("forget", "retain")
     ),
 )
@@ -157,9 +153,7 @@ class Options(Comparison, Reading, Figures):
         "of --lipschitz-samples; 0 = all of them",
         check=natural,
     )
-    tol: float = option(
-        1e-2, "relative change of the Jacobian norm in its last two iterations", check=positive
-    )
+    tol: float = option(1e-2, "relative change that ends the search for a norm", check=positive)
     max_iters: int = option(
         100, "maximum number of iterations of each Jacobian norm", check=positive
     )
@@ -191,14 +185,8 @@ def measure(
     from model_diffs.diagnostics import lipschitz, sensitivity
     from model_diffs.models import loading
 
-    settings = sensitivity.Settings(
-        epsilon=options.epsilon,
-        num_perturbations=options.num_perturbations,
-        tol=options.tol,
-        max_iters=options.max_iters,
-        seed=options.seed,
-        derivatives=options.jacobian_samples,
-    )
+    found = vars(options) | {"derivatives": options.jacobian_samples}
+    settings = sensitivity.Settings(**{name: found[name] for name in sensitivity.Settings._fields})
     loaded = loading.load_model(model, sample[0].device, dtype, options.trust_remote_code)
     lipschitz.make_differentiable(loaded)
     subject = sensitivity.Subject.of(Reader(model, loaded), sample[0])
