@@ -91,7 +91,7 @@ class _Space:
         measured = torch.stack([metric(one) for one in self.images], 1).flatten(2)
         gram = wide(images @ measured.mT).cpu().numpy()
         values, vectors = np.linalg.eigh((gram + gram.swapaxes(1, 2)) / 2)
-        weights = torch.from_numpy(vectors[:, :, -1]).to(images)
+        weights = torch.from_numpy(vectors[:, :, -1]).float().to(images.device)
         image = (weights[:, None] @ images)[:, 0].view_as(self.images[0])
         return values[:, -1].clip(0), image
 

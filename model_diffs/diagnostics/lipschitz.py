@@ -119,7 +119,7 @@ def short_head(model: nn.Module, anatomy: Anatomy, ids: Sequence[int]) -> ShortH
         part = torch.cat([rows, shifts[:, None]], 1).float()
         gram += wide(part.T @ part)
     values, vectors = torch.linalg.eigh(gram)
-    factor = (values.clamp_min(0).sqrt()[:, None] * vectors.T).to(W.device, torch.float32)
+    factor = (values.clamp_min(0).sqrt()[:, None] * vectors.T).float().to(W.device)
     return ShortHead(factor[:, :-1].contiguous(), factor[:, -1].contiguous(), len(W))
 
 
