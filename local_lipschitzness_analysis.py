@@ -148,9 +148,9 @@ class Options(Comparison, Reading, Figures):
         check=natural,
     )
     jacobian_samples: int = option(
-        10,
+        0,
         "texts per split whose Jacobian, gradient and loss are measured, evenly spread over those "
-        "of --lipschitz-samples; 0 = all of them",
+        "of --lipschitz-samples; 0 = all of them; fewer widen the intervals",
         check=natural,
     )
     tol: float = option(1e-2, "relative change that ends the search for a norm", check=positive)
