@@ -1,5 +1,6 @@
 """Jobs of a cluster: what they ask for, what they wait for, how they stand. At size: faults/."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,17 @@ def test_how_a_unit_stands(tmp_path: Path, queue: dict[str, Job]) -> None:
     assert "5 Dependency" in found[0].about
     assert found[2].about == f"{log}: out of memory"
     assert cluster.counts(found) == "1 done, 1 waits, 1 failed, 1 not submitted"
+
+
+def test_secrets_of_the_env_file_are_not_given_to_the_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("HF_TOKEN=secret\nOUTROOT=here\n")
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "OUTROOT"):
+        monkeypatch.setenv(name, "given")
+    cluster.forget_secrets(str(tmp_path / ".env"))
+    left = {name for name in ("HF_TOKEN", "WANDB_API_KEY", "OUTROOT") if name in os.environ}
+    assert left == {"WANDB_API_KEY", "OUTROOT"}
 
 
 def test_jobs_of_one_outroot_are_no_other_ones(tmp_path: Path) -> None:

@@ -248,6 +248,8 @@ def main() -> None:
     name, chosen = _parse(sys.argv[1:])
     if chosen.verify:
         os.environ[results.VERIFY] = "1"
+    if chosen.slurm and chosen.jobs:
+        raise BadInput("--jobs is of this machine: the cluster decides how many jobs run at a time")
     study = with_environment(studies.read_study(name))
     planner, found = _units(study, Settings.of(os.environ), chosen)
     if chosen.cancel:

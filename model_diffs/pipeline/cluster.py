@@ -26,6 +26,7 @@ from model_diffs.pipeline.studies import Cluster
 from model_diffs.pipeline.units import Unit, command
 
 SECONDS_BETWEEN_LOOKS = 5.0
+SECRETS = {"HF_TOKEN", "WANDB_API_KEY"}
 WAITS, RUNS, FAILED, ABSENT, DONE = "waits", "runs", "failed", "not submitted", "done"
 
 
@@ -164,6 +165,17 @@ def _dependency(waits: Mapping[str, Sequence[str]]) -> str | None:
     return ",".join(":".join([kind, *jobs]) for kind, jobs in waits.items() if jobs) or None
 
 
+def forget_secrets(file: str = ".env") -> None:
+    """Take the secrets that `.env` gave out of the environment, which SLURM keeps in its files.
+
+    Jobs read `.env` themselves.
+    """
+    from dotenv import dotenv_values
+
+    for name in SECRETS & dotenv_values(file).keys():
+        os.environ.pop(name, None)
+
+
 class Submitter:
     """Submits units one by one, each with the jobs that it waits for."""
 
@@ -194,6 +206,7 @@ class Submitter:
 
     def submit(self, units: Sequence[Unit], said: Callable[[str], None] = print) -> int:
         """Submit those that neither wait nor run already; gives how many."""
+        forget_secrets()
         known = active(self.outroot)
         jobs: dict[int, str] = {}
         submitted = 0

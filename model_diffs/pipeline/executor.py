@@ -78,7 +78,6 @@ class _Runner:
         self.waiting = [*range(len(self.units))]
         self.running: dict[int, Running] = {}
         self.slots: dict[int, int] = {}
-        self.ended: dict[int, int] = {}
         self.unmade: set[str] = set()
         self.environment = {**os.environ, "PATH": search_path(), PIPELINE: here(os.getpid())}
 
@@ -121,7 +120,6 @@ class _Runner:
         for warning in ended.warnings:
             print(warning, flush=True)
         self.statuses.append((unit, ended.status))
-        self.ended[number] = ended.status
         if ended.status:
             _note_failure(unit, ended, log_of(unit, self.shared.outroot))
             self.unmade |= graph.unmade([unit])
