@@ -11,6 +11,7 @@ from model_diffs.core import results
 from model_diffs.core.errors import BadInput
 from model_diffs.pipeline import cluster, graph, lock
 from model_diffs.pipeline.cluster import Job, Submitter
+from model_diffs.pipeline.environment import forget_secrets
 from model_diffs.pipeline.studies import Cluster, Models, read_study
 from model_diffs.pipeline.units import Unit
 
@@ -133,7 +134,7 @@ def test_secrets_of_the_env_file_are_not_given_to_the_cluster(
     (tmp_path / ".env").write_text("HF_TOKEN=secret\nOUTROOT=here\n")
     for name in ("HF_TOKEN", "WANDB_API_KEY", "OUTROOT"):
         monkeypatch.setenv(name, "given")
-    cluster.forget_secrets(str(tmp_path / ".env"))
+    forget_secrets(str(tmp_path / ".env"))
     left = {name for name in ("HF_TOKEN", "WANDB_API_KEY", "OUTROOT") if name in os.environ}
     assert left == {"WANDB_API_KEY", "OUTROOT"}
 

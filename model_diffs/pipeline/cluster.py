@@ -21,12 +21,11 @@ from model_diffs.core import results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.step import planned_runs
 from model_diffs.pipeline import graph
-from model_diffs.pipeline.environment import program, search_path
+from model_diffs.pipeline.environment import forget_secrets, program, search_path
 from model_diffs.pipeline.studies import Cluster
 from model_diffs.pipeline.units import Unit, command
 
 SECONDS_BETWEEN_LOOKS = 5.0
-SECRETS = {"HF_TOKEN", "WANDB_API_KEY"}
 WAITS, RUNS, FAILED, ABSENT, DONE = "waits", "runs", "failed", "not submitted", "done"
 
 
@@ -163,17 +162,6 @@ def parameters(unit: Unit, cluster: Cluster, launcher: Sequence[str]) -> dict[st
 
 def _dependency(waits: Mapping[str, Sequence[str]]) -> str | None:
     return ",".join(":".join([kind, *jobs]) for kind, jobs in waits.items() if jobs) or None
-
-
-def forget_secrets(file: str = ".env") -> None:
-    """Take the secrets that `.env` gave out of the environment, which SLURM keeps in its files.
-
-    Jobs read `.env` themselves.
-    """
-    from dotenv import dotenv_values
-
-    for name in SECRETS & dotenv_values(file).keys():
-        os.environ.pop(name, None)
 
 
 class Submitter:

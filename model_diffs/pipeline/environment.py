@@ -41,6 +41,20 @@ def program(name: str) -> str:
     return found
 
 
+SECRETS = {"HF_TOKEN", "WANDB_API_KEY"}
+
+
+def forget_secrets(file: str = ".env") -> None:
+    """Take the secrets that `.env` gave out of the environment, which SLURM keeps in its files.
+
+    Jobs read `.env` themselves.
+    """
+    from dotenv import dotenv_values
+
+    for name in SECRETS & dotenv_values(file).keys():
+        os.environ.pop(name, None)
+
+
 def cpu_cores() -> int:
     """The cores that this process may use."""
     known = hasattr(os, "sched_getaffinity")  # not on macOS
