@@ -64,8 +64,8 @@ AXES = tuple(Axis(key, key.capitalize(), ask, read) for (key, ask), read in _AXE
 # The first numbers of the page, in words; conclusions from them stand at its top.
 AT_A_GLANCE = {
     "hazard_accuracy": "Hazard questions answered correctly",
-    "recovered_best": "Brought back by the best attack that trains, over the filtered model",
-    "elicited": "… by the best that does not",
+    "recovered_best": "Answered beyond the filtered model after the best attack that trains",
+    "elicited": "… after the best that does not",
     "relative_change": "Relative change of the weights",
     "dh_forget": "Relative change of forget-set hidden states",
     "dh_retain": "… of retain-set hidden states",
