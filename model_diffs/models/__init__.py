@@ -6,6 +6,7 @@ configuration  what a config.json must be and says
 files          folders and hub snapshots: resolve, fingerprint, errors of the hub in one line
 checkpoints    stored weights read by name from mapped files; two checkpoints in lockstep
 devices        devices, dtypes and processes, without transformers
+gguf           GGUF files made into ordinary model folders
 loading        models and tokenizers loaded, placed and read layer by layer
 generation     greedy or sampled text, the same for the same seed
 """

@@ -78,10 +78,16 @@ def resolve(model: str) -> Path:
     """
     if naming.is_local(model):
         folder = Path(model).expanduser()
+        if folder.suffix == ".gguf" and folder.is_file():
+            raise _as_gguf(folder)
         if not folder.is_dir():
             raise BadInput(f"{model}: no such folder; give a model folder or org/name")
         return folder
     return _snapshot(model)
+
+
+def _as_gguf(file: Path) -> BadInput:
+    return BadInput(f"{file} is GGUF: import it first: uv run import_gguf.py --file {file}")
 
 
 def cached_snapshot(model: str) -> Path | None:
@@ -190,6 +196,8 @@ def weight_files(folder: Path) -> tuple[Path | None, list[Path]]:
         shards = sorted(folder.glob(single.replace(".", "-*-of-*.")))
         if shards:
             return None, shards
+    if found := sorted(folder.glob("*.gguf")):
+        raise _as_gguf(found[0])
     if any(folder.glob("adapter_model.*")):
         raise BadInput(f"{folder} holds an adapter only: merge it into its base model first")
     raise BadInput(f"{folder}: no weights; looked for *.safetensors and pytorch_model.bin")
