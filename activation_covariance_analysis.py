@@ -31,6 +31,7 @@ STEP = Step(
     number=9,
     folder="activation_covariance",
     question="Did the shape of the cloud of hidden states change?",
+    memory="model_diffs.activations.memory:COMPARISONS",
     needs=("forget", "retain"),
     version=2,
     tables=(Table("covariance_metrics"),),

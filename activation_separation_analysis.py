@@ -33,6 +33,7 @@ STEP = Step(
     number=8,
     folder="activation_separation",
     question="Does the model tell forget from retain texts more, or less?",
+    memory="model_diffs.activations.memory:COMPARISONS",
     needs=("forget", "retain"),
     version=2,
     tables=(

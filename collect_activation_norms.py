@@ -25,6 +25,7 @@ STEP = Step(
     number=4,
     folder="activation_stats",
     question="How far did hidden states move, on forget and on retain texts?",
+    memory="model_diffs.activations.memory:COMPARISONS",
     needs=("forget", "retain"),
     processes=True,
     version=2,

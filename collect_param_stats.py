@@ -57,6 +57,7 @@ STEP = Step(
     number=1,
     folder="param_stats",
     question="How large is the intervention in weight space, where is it, and what shape has it?",
+    memory="model_diffs.diagnostics.memory:WEIGHTS",
     processes=True,
     version=3,  # the error of a largest singular value bounds the largest, not just some value
     tables=(Table("per_matrix"), Table("per_layer"), Table("per_component")),

@@ -32,6 +32,7 @@ STEP = Step(
     number=15,
     folder="itda_diffing",
     question="Which of the base's own activations does a changed model use more, or less?",
+    memory="model_diffs.dictionaries.memory:DIFF",
     needs=("forget", "retain", "dictionary"),
     optional=True,
     tables=(Table("latents"),),

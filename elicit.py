@@ -41,6 +41,7 @@ STEP = Step(
     number=18,
     folder="elicitation",
     question="Can removed knowledge be brought out without training the model?",
+    memory="model_diffs.attacks.memory:ELICIT",
     scope="model",
     summary=True,
     needs=("forget", "retain", "questions"),

@@ -24,6 +24,7 @@ STEP = Step(
     number=17,
     folder="kl_divergence",
     question="How differently do the two models predict the next token?",
+    memory="model_diffs.diagnostics.memory:PREDICTIONS",
     needs=("forget", "retain"),
     tables=(Table("kl_divergence"), Table("per_text"), Table("tokens")),
     figures=(Figure("kl_divergence", "KL divergence by text", axis="function"),),

@@ -65,6 +65,7 @@ STEP = Step(
     number=13,
     folder="linear_probes",
     question="At which depth can the subject, and the knowledge itself, be read?",
+    memory="model_diffs.activations.memory:MODELS",
     scope="model",
     version=3,
     needs=("forget", "retain", "questions"),

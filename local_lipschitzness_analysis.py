@@ -63,6 +63,7 @@ STEP = Step(
     number=12,
     folder="lipschitzness",
     question="Is the model rougher or smoother around its inputs?",
+    memory="model_diffs.diagnostics.memory:SENSITIVITY",
     needs=("forget", "retain"),
     version=3,
     tables=(Table("lipschitzness_summary"), Table("per_text")),
@@ -213,11 +214,10 @@ def draw_changes(axes: "Axes", change: dict[str, Any], colour: str) -> None:
     """Each metric of B over that of A with its paired interval; forget filled, retain open."""
     import pandas as pd
 
-    undefined = dict.fromkeys(("mean", "low", "high"), math.nan)
+    none = dict.fromkeys(("mean", "low", "high"), math.nan)
     for split, face, shift in (("forget", colour, -0.1), ("retain", "white", 0.1)):
-        of_split = [change[split].get(metric, {}) for metric in CHANGES]
-        relative = 1 + pd.DataFrame([one.get("relative", undefined) for one in of_split])
-        draw_points(axes, shift, relative, color=colour, mfc=face, ms=7, label=f"{split} texts")
+        ratio = 1 + pd.DataFrame([change[split].get(n, {}).get("relative", none) for n in CHANGES])
+        draw_points(axes, shift, ratio, color=colour, mfc=face, ms=7, label=f"{split} texts")
     axes.axhline(1, color="#999999", lw=0.9, zorder=0)
     axes.text(
         len(CHANGES) - 0.42, 1, "unchanged", ha="right", va="bottom", fontsize=9, color="#777"

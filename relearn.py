@@ -40,6 +40,7 @@ STEP = Step(
     number=14,
     folder="relearning",
     question="Does removed knowledge come back that the attacker never had?",
+    memory="model_diffs.attacks.memory:RELEARN",
     scope="model",
     summary=True,
     needs=("forget", "retain", "questions", "attack"),
@@ -198,8 +199,7 @@ def write_attacks(
         known = {0: base}
         answers = relearning_tables.question_rows(material, name, recovered.BEFORE, None, known)
     for one in attacks:
-        found = (one.arm, one.lr, one.measured)
-        answers += relearning_tables.question_rows(material, label, *found)
+        answers += relearning_tables.question_rows(material, label, one.arm, one.lr, one.measured)
     if answers:
         run.table("per_question", answers)
     facts = relearning_tables.summary(label, attacks, rows, setting)

@@ -34,6 +34,7 @@ STEP = Step(
     number=11,
     folder="row_space_projection",
     question="Is the change aimed at the inputs of forget texts?",
+    memory="model_diffs.diagnostics.memory:ROW_SPACE",
     needs=("forget", "retain"),
     processes=True,
     version=2,

@@ -52,6 +52,7 @@ STEP = Step(
     number=15,
     folder="artifacts/runs",
     question="Which few of the base's activations make up all the others?",
+    memory="model_diffs.dictionaries.memory:TRAIN",
     scope="other",
     needs=("forget", "retain", "dictionary"),
     optional=True,

@@ -30,6 +30,7 @@ STEP = Step(
     number=0,
     folder="unlearned_models",
     question="What does the base become when the forget set is removed by training?",
+    memory="model_diffs.unlearning.memory:UNLEARN",
     scope="other",
     needs=("forget", "retain", "questions"),
     processes=True,

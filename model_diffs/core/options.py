@@ -53,6 +53,15 @@ share = _within(lambda value: 0 <= value < 1, "at least 0 and below 1")
 seedable = _within(lambda value: 0 <= value < 2**32, f"a seed from 0 to {2**32 - 1}")
 
 
+def gigabytes(text: str) -> str:
+    """`24,32`: of the device and of main memory; `32` where both are one. ValueError otherwise."""
+    if text.count(",") > 1:
+        raise ValueError(f"{text!r}: two numbers at most")
+    for part in text.split(","):
+        positive(float(part))
+    return text
+
+
 def _finite(text: str) -> float:
     """A float; ValueError for NaN and infinities, which no option means."""
     value = float(text)
@@ -244,6 +253,12 @@ class Device:
     """Compute."""
 
     device: str = option("auto", "auto (cuda, mps, cpu), or a torch device")
+    memory: str | None = option(
+        None,
+        "GB to count with, such as 24,32 (device, main memory) or 32; none: what is free",
+        convert=gigabytes,
+        recorded=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from model_diffs.core import options, results
+from model_diffs.core import memory, options, results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.parent import end_with_parent
 from model_diffs.core.step import planned_runs
@@ -57,6 +57,7 @@ def execute(module: ModuleType, words: Sequence[str] | None = None) -> None:
     if not todo:
         return
     try:
+        memory.check(module, chosen, todo)
         module.main(chosen, todo)
     except (Exception, SystemExit) as error:
         results.note_failure([one for one in todo if not one.committed], _one_line(error))

@@ -72,6 +72,8 @@ class Step:
     """It also fills one folder for the whole study, `<outroot>/<folder>`."""
     optional: bool = False
     """A study may do without: the report does not miss it."""
+    memory: str = ""
+    """Its footprint (`core.memory`), as `module:NAME`; empty: it loads no model."""
     version: int = 1
     """Raised when the step's numbers change: older results are stale."""
     tables: tuple[Table, ...] = ()

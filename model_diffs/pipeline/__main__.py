@@ -50,10 +50,16 @@ class Options:
     status: bool = option(False, "how the units of a study stand on the cluster")
     cancel: bool = option(False, "end the study's jobs on the cluster")
     all_methods: bool = option(False, "one unlearned model per method; compare nothing")
+    device: str | None = option(None, "of all scripts: cuda, mps, cpu; none: the study's, or auto")
+    memory: str | None = option(
+        None,
+        "GB that each script counts with, such as 24,32 (device, main memory); none: what is free",
+        convert=options.gigabytes,
+    )
     verify: bool = option(False, "check the hash of every file, even where its time is unchanged")
 
 
-VALUED = ("--steps", "--jobs", "--slurm-args")
+VALUED = ("--steps", "--jobs", "--slurm-args", "--device", "--memory")
 """Options that a value follows."""
 
 HELP = """\
@@ -65,7 +71,8 @@ GPU). What is complete is skipped; what is stale is run again.
 Environment variables, and .env, override the study: BASE, COMPARE (models, or role=model; roles are
 filtered, control, unlearned), FORGET_TEXT, RETAIN_TEXT, QUESTIONS, ATTACK_TEXT, DICTIONARY,
 UNLEARN (entries or methods), UNLEARN_SEEDS, MAX_SAMPLES, OUTROOT, PARAM_DEVICE, PARAM_DTYPE,
-ACTIVATION_DEVICE, ACTIVATION_DTYPE, LAUNCHER (such as "accelerate launch --num_processes 2").
+ACTIVATION_DEVICE, ACTIVATION_DTYPE, MEMORY (GB to count with: 24,32 for a device and main memory),
+LAUNCHER (such as "accelerate launch --num_processes 2").
 Results are written under OUTROOT (outputs), one folder per comparison; logs to OUTROOT/logs.
 
 Steps:
@@ -240,6 +247,8 @@ def _dry_run(planner: Planner, found: list[Unit], chosen: Options) -> None:
         if unit.todo:
             words = units.narrowed(unit, chosen.force)
             print(f"step {unit.number}  would run: {unit.script.name} {shlex.join(words)}")
+            for line in units.memory_lines(unit):
+                print(f"        {line}")
     closing.print_pending(planned, planner.settings.outroot)
 
 
@@ -251,7 +260,10 @@ def main() -> None:
     if chosen.slurm and chosen.jobs:
         raise BadInput("--jobs is of this machine: the cluster decides how many jobs run at a time")
     study = with_environment(studies.read_study(name))
-    planner, found = _units(study, Settings.of(os.environ), chosen)
+    settings = Settings.of(os.environ)
+    settings.memory = chosen.memory or settings.memory
+    settings = settings.on(chosen.device or study.device)
+    planner, found = _units(study, settings, chosen)
     if chosen.cancel:
         print(f"{cluster.cancel(planner.settings.outroot)} jobs ended")
     elif chosen.status:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.methods import METHODS, UNLEARNING
+from model_diffs.core.options import gigabytes
 from model_diffs.pipeline.studies import (
     ROLES,
     Dictionary,
@@ -83,12 +84,26 @@ class Settings:
     param_dtype: str = "auto"
     activation_device: str = "auto"
     activation_dtype: str = "auto"
+    memory: str = ""
+    """What scripts count with (`--memory`); empty: what is free."""
+
+    def on(self, device: str) -> "Settings":
+        """With this device wherever no other is named."""
+        if not device:
+            return self
+        named = {name: getattr(self, name) for name in ("param_device", "activation_device")}
+        return replace(self, **{n: device for n, own in named.items() if own == "auto"})
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Settings":
         """From OUTROOT, LAUNCHER, PARAM_DEVICE and the like; empty ones count as not set."""
         given = {one.name: environment.get(one.name.upper()) for one in dataclasses.fields(cls)}
         found = cls(**{name: value for name, value in given.items() if value})
+        if found.memory:
+            try:
+                gigabytes(found.memory)
+            except ValueError as error:
+                raise BadInput(f"MEMORY={found.memory}: {error}") from None
         if isinstance(found.launcher, str):
             try:
                 found.launcher = shlex.split(found.launcher) or cls.launcher

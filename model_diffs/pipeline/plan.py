@@ -53,10 +53,18 @@ def _shared(script: Script, study: Study, settings: Settings) -> dict[str, Any]:
         "max_samples": study.texts.max_samples,
         "device": settings.activation_device if of_texts else settings.param_device,
         "dtype": settings.activation_dtype if of_texts else settings.param_dtype,
+        "memory": settings.memory,
         "itda": study.dictionary.folder if study.dictionary else None,
         "dataset": (study.texts.forget, study.texts.retain),
     }
     return {name: value for name, value in says.items() if value and script.accepts(name)}
+
+
+def _placed(script: Script, settings: Settings) -> dict[str, Any]:
+    """Where a script runs that makes models: it records the device, so that only one that is named
+    is passed on."""
+    named = {"device": settings.activation_device, "memory": settings.memory}
+    return {n: v for n, v in named.items() if v not in ("", "auto") and script.accepts(n)}
 
 
 # ── units ─────────────────────────────────────────────────────────────────────────────────────────
@@ -107,7 +115,9 @@ class Planner:
         )
 
     def _unit(self, script: Script, given: Arguments, name: str = "", **extra: Any) -> Unit:
-        shared = {} if script.name == UNLEARN else _shared(script, self.study, self.settings)
+        shared = _placed(script, self.settings)
+        if script.name != UNLEARN:
+            shared = _shared(script, self.study, self.settings)
         shared |= extra
         words = _words(script, shared, script.name) + _words(
             script, given, f"{self.study.path}: {name or f'steps.{script.step.number}'}"
@@ -120,7 +130,9 @@ class Planner:
         """What makes texts and models: scripts of the study, the published texts, unlearning."""
         texts = self.study.texts
         for name in self.study.make:
-            yield Unit(self._script(name), [], name=name.removesuffix(".py"))
+            script = self._script(name)
+            words = _words(script, _placed(script, self.settings), name)
+            yield Unit(script, words, name=name.removesuffix(".py"))
         # Texts of one's own are left alone; those drawn before are brought up to date.
         if (texts.forget, texts.retain) == ("data/forget.txt", "data/retain.txt"):
             there = Path(texts.forget).is_file() and Path(texts.retain).is_file()

@@ -103,6 +103,8 @@ class Study:
     """Each unlearned model is made once per seed."""
     jobs: int = 1
     """Units that run at a time, at most one per core, unless --jobs says so."""
+    device: str = ""
+    """Of every script that has --device, unless the environment or --device says so."""
     threads: int = 0
     """Threads of each process (OMP_NUM_THREADS); 0: what the libraries choose."""
     models: Models = field(default_factory=Models)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model_diffs.core import options, results
+from model_diffs.core import memory, options, results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.results import RECORD, PlannedRun
 from model_diffs.core.step import Script, planned_runs
@@ -139,6 +139,19 @@ def narrowed(unit: Unit, force: bool) -> list[str]:
     if unit.alone:
         words += ["--outdir", str(unit.todo[0].planned.folder)]
     return words + (["--force"] if force else [])
+
+
+def memory_lines(unit: Unit) -> list[str]:
+    """What the unit needs before it loads anything, and how it would fit where it does not."""
+    of = memory.footprint(unit.script.module)
+    todo = [one.planned for one in unit.todo]
+    need = memory.estimate(of, unit.chosen, todo) if of else None
+    if of is None or need is None:
+        return []
+    there = memory.room(unit.chosen, todo[0].folder)
+    lines = [f"needs about {memory.in_words(need, there)}"]
+    problem = memory.problem(of, unit.chosen, todo, there)
+    return [*lines, f"does not fit: {problem}"] if problem else lines
 
 
 def command(unit: Unit, launcher: Sequence[str], force: bool) -> list[str]:

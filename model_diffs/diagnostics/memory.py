@@ -1,0 +1,87 @@
+"""What the steps of weights need, and those with passes of their own: 1, 7, 10, 11, 12 and 17."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from model_diffs.core.memory import Footprint, Need
+from model_diffs.core.results import PlannedRun
+from model_diffs.models import shapes
+from model_diffs.models.architectures import MLP_COMPONENTS
+from model_diffs.models.shapes import Shape
+
+_CHUNKS = 5 << 25
+"""Bytes of the rows that step 1 converts at a time."""
+
+
+def _shape(todo: Sequence[PlannedRun]) -> Shape | None:
+    return shapes.of([name for one in todo for name in (one.model_a, one.model_b) if name])
+
+
+def weights(options: Any, todo: Sequence[PlannedRun]) -> Need:
+    """Step 1: of the largest matrix, W and ΔW, the other one's copy, and Lanczos vectors."""
+    shape = _shape(todo)
+    if shape is None:
+        return Need(unknown=todo[0].model_a)
+    matrix = 4 * shape.largest
+    copies = 1 if shape.itemsize < 4 else 0
+    ranks = 8 * min(max(m.shape) for m in shape.matrices) ** 2 if options.empirical_rank else 0
+    return Need(device=matrix + ranks, host=matrix * copies + _CHUNKS)
+
+
+def subspaces(options: Any, todo: Sequence[PlannedRun]) -> Need:
+    """Steps 7 and 10: three fp32 matrices, and fp64 Gram matrices with their vectors."""
+    shape = _shape(todo)
+    if shape is None:
+        return Need(unknown=todo[0].model_a)
+    side = max(min(m.shape) for m in shape.matrices)
+    return Need(device=3 * 4 * shape.largest + 6 * 8 * side**2)
+
+
+def row_space(options: Any, todo: Sequence[PlannedRun]) -> Need:
+    """Step 11: the base, and every MLP matrix's change in reduced form for each comparison."""
+    shape = _shape(todo)
+    if shape is None:
+        return Need(unknown=todo[0].model_a)
+    size = shapes.compute_bytes(options)
+    mlps = [m for m in shape.matrices if m.component in MLP_COMPONENTS]
+    reduced = sum(min(m.shape) * m.shape[1] * size for m in mlps) * len(todo)
+    texts = (options.forget_text, options.retain_text)
+    tokens = shapes.batch_tokens(shape, texts, options.batch_size, options.max_length)
+    passing = shapes.inside_block(shape, tokens, size) + 6 * tokens * shape.inner * 4
+    return shapes.loaded(shape, size) + Need(device=passing, host=reduced)
+
+
+def sensitivity(options: Any, todo: Sequence[PlannedRun]) -> Need:
+    """Step 12: one model, and the graph of a batch that derivatives are taken of."""
+    shape = _shape(todo)
+    if shape is None:
+        return Need(unknown=todo[0].model_a)
+    size = shapes.BYTES[options.dtype]
+    texts = (options.forget_text, options.retain_text)
+    length = shapes.batch_tokens(shape, texts, 1, options.max_length)
+    tokens = max(256, length)
+    block = 2 * tokens * (4 * shape.inner + 12 * shape.hidden + 4 * shape.heads * length)
+    vectors = 2 * 30 * tokens * shape.hidden * 4
+    logits = 6 * tokens * shape.vocabulary * 4
+    graph = shape.blocks * block * size + vectors + logits
+    return shapes.loaded(shape, size) + Need(device=graph)
+
+
+def predictions(options: Any, todo: Sequence[PlannedRun]) -> Need:
+    """Step 17: base and changed model, and the logits of a batch from both."""
+    shape = _shape(todo)
+    if shape is None:
+        return Need(unknown=todo[0].model_a)
+    size = shapes.compute_bytes(options)
+    texts = (options.forget_text, options.retain_text)
+    tokens = shapes.batch_tokens(shape, texts, options.batch_size, options.max_length)
+    logits = tokens * shape.vocabulary * (size + 5 * 4)
+    return shapes.loaded(shape, size, 2) + Need(device=logits)
+
+
+_BATCHES = ({"batch_size": 4}, {"dtype": "bf16"}, {"batch_size": 1})
+WEIGHTS = Footprint(weights)
+SUBSPACES = Footprint(subspaces)
+ROW_SPACE = Footprint(row_space, _BATCHES)
+SENSITIVITY = Footprint(sensitivity, ({"max_length": 128}, {"dtype": "bf16"}, {"max_length": 64}))
+PREDICTIONS = Footprint(predictions, _BATCHES)
