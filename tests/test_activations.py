@@ -173,7 +173,7 @@ def test_one_pass_serves_all_comparisons_and_is_reused(
 ) -> None:
     a, b = folders["gpt_neox"]
     c = str(tiny_models.save("gpt_neox", tmp_path / "c", seed=7))
-    chosen = options(tmp_path)
+    chosen = options(tmp_path, skip_first=0)  # nothing is looked at beforehand
     store.statistics(chosen, [a, b, c], [(a, b), (a, c)])
     assert sum(texts_read) == 3 * (len(FORGET) + len(RETAIN)), "each model reads each text once"
     texts_read.clear()
@@ -378,7 +378,7 @@ def test_warns_of_an_attention_sink_at_the_first_position(
     with torch.no_grad():
         model.transformer.wpe.weight[0] *= 1e4
     model.save_pretrained(folder)
-    store.statistics(options(tmp_path), [str(folder)])
+    store.statistics(options(tmp_path, skip_first=0), [str(folder)])
     assert "--skip-first 1" in capsys.readouterr().err
     store.statistics(options(tmp_path, skip_first=1), [str(folder)])
     assert "--skip-first" not in capsys.readouterr().err

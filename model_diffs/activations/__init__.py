@@ -4,6 +4,7 @@ tokens      texts as token ids, which positions count, padded batches
 sums        streaming sums over hidden states
 passes      models over the batches: side by side, or one by one against a disk cache
 saved       statistics on disk, found by the content they were computed from
+sinks       attention sinks at the first position: found in the base, left out of both models
 collecting  makes missing statistics in one pass
 store       what steps ask for: saved statistics, made where missing
 """

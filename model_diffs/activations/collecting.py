@@ -10,17 +10,15 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from model_diffs.activations import passes
+from model_diffs.activations import passes, sinks
 from model_diffs.activations.passes import Reader, SplitPass
 from model_diffs.activations.saved import FOLDER, TENSORS, ModelStatistics, Saved, pick
+from model_diffs.activations.sinks import SINK
 from model_diffs.activations.sums import DifferenceSums, ModelSums
 from model_diffs.core import results
 from model_diffs.core.options import Pass
 from model_diffs.models import devices, loading
 from model_diffs.models.checkpoints import Checkpoint, check_configs
-
-# A first position with a norm this many times larger than the others' is an attention sink.
-SINK = 10.0
 
 
 @torch.inference_mode()
@@ -65,6 +63,7 @@ def collect(missing: Sequence[Saved], options: Pass) -> None:
     else:
         cache = Path(options.outroot) / FOLDER
         passes.run_one_by_one(load, names, [*todo.values()], finished, cache, options.cache_fp16)
+    sinks.keep()
     devices.wait_for_processes()
 
 

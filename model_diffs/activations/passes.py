@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model_diffs.activations.sinks import without_sinks
 from model_diffs.activations.sums import DifferenceSums, ModelSums
 from model_diffs.activations.tokens import (
     TokenBatch,
@@ -77,7 +78,7 @@ class SplitPass:
     def of(cls, split: Split, tokenizer: Any, options: Texts, device: torch.device) -> "SplitPass":
         """A split, tokenised as the options say, without sums."""
         length, skip = options.max_length, options.skip_first
-        tokens = tokenise(tokenizer, split.texts, length, options.keep_bos, skip)
+        tokens = tokenise(tokenizer, split.texts, length, options.keep_bos, skip or 0)
         return cls(split, tokens, options.batch_size, tokenizer.pad_token_id, device)
 
     def concerns(self, name: str) -> bool:
@@ -123,6 +124,7 @@ def of_splits(options: Reading, models: Sequence[str]) -> tuple[list[SplitPass],
     splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
     tokenizer = loading.common_tokenizer(models, options.trust_remote_code)
     device = devices.pick_device(options.device)
+    options = without_sinks(options, models[0], splits)
     found = [SplitPass.of(split, tokenizer, options, device) for split in splits]
     check_memory(found, Checkpoint.open(models[0]))
     return found, tokenizer

@@ -1,9 +1,11 @@
 """What a step asks for: statistics of models and of changes, made in one pass where missing."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from model_diffs.activations.saved import Saved, entry
+from model_diffs.activations.sinks import without_sinks
 from model_diffs.core import results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Pass
@@ -32,14 +34,22 @@ def statistics(
     and what loading a model raises.
     """
     splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
+    models, differences = [*models], [*differences]
     wanted = [(model, "") for model in dict.fromkeys(models)] + [*dict.fromkeys(differences)]
-    found = [entry(options, split, a, b) for a, b in wanted for split in splits]
+    # A change is measured on the tokens that its base decides.
+    base_of = {model: a for a, b in differences for model in (a, b)}
+    bases = dict.fromkeys(base_of.get(a, a) for a, _ in wanted)
+    decided = {base: without_sinks(options, base, splits) for base in bases}
+    own = {a: decided[base_of.get(a, a)] for a, _ in wanted}
+    found = [entry(own[a], split, a, b) for a, b in wanted for split in splits]
     # Two names of the same content share an entry.
     missing = {one.planned.folder: one for one in found if fresh or not one.complete()}
-    if missing:
-        from model_diffs.activations import collecting
+    for skipped in dict.fromkeys(one.skip_first for one in own.values()):
+        some = [one for one in missing.values() if own[one.model_a].skip_first == skipped]
+        if some:
+            from model_diffs.activations import collecting
 
-        collecting.collect([*missing.values()], options)
+            collecting.collect(some, dataclasses.replace(options, skip_first=skipped))
     return Statistics(
         splits,
         {(one.split.name, one.model_a): one for one in found if not one.model_b},
@@ -52,6 +62,9 @@ def of_comparisons(options: Pass, planned_runs: Sequence[PlannedRun]) -> Statist
 
     Statistics saved by separate runs were not checked against each other when they were made.
     """
+    splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
+    # Both models on the tokens that the base decides.
+    options = without_sinks(options, planned_runs[0].model_a, splits)
     found = statistics(options, [m for p in planned_runs for m in (p.model_a, p.model_b)])
     for split in found.splits:
         for p in planned_runs:

@@ -119,6 +119,15 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
         return super()._get_help_string(action)
 
 
+def _first_positions(text: str) -> int | None:
+    """`auto` is None."""
+    if text == "auto":
+        return None
+    if not text.isdigit():
+        raise ValueError(f"{text!r} is neither auto nor a number of positions")
+    return int(text)
+
+
 def flag(name: str) -> str:
     """The flag of a field: `max_samples` → `--max-samples`."""
     return "--" + name.replace("_", "-")
@@ -245,7 +254,12 @@ class Texts(Splits):
     max_length: int = option(512, "tokens per sample", check=positive)
     batch_size: int = option(16, "samples per pass", check=positive)
     keep_bos: bool = option(False, "count BOS positions as tokens")
-    skip_first: int = option(0, "leave out the first N positions of a sample", check=natural)
+    skip_first: int | None = option(
+        None,
+        "leave out the first N positions of a sample; auto (default): 1 where the base has an "
+        "attention sink there",
+        convert=_first_positions,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

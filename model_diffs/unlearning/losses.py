@@ -87,9 +87,11 @@ def nll(network: Network, batch: Any, perturbation: Perturbation | None = None) 
     return -network.log_probs(batch, perturbation).sum() / predictions
 
 
-def token_mean(values: Tensor, batch: Any) -> Tensor:
-    """Mean of `values` `[texts, positions]` over real tokens; a share of the step's mean."""
-    return (values * batch.attention_mask).sum() / batch.step_tokens
+def token_mean(values: Tensor, batch: Any, skip: int = 0) -> Tensor:
+    """Mean of `values` `[texts, positions]` over real tokens, without the first `skip` of each
+    text; a share of the step's mean."""
+    tokens = batch.step_tokens - skip * batch.step_texts
+    return (values * batch.attention_mask)[:, skip:].sum() / tokens
 
 
 def cosine(states: Tensor, target: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ AT_BASE = 1 - 1e-6
 TILT = 1e-3
 
 
-def _squared_distance(states: Tensor, target: Tensor, batch: SplitBatch) -> Tensor:
-    """mean_tokens‖h − t‖²/d."""
+def _squared_distance(states: Tensor, target: Tensor, batch: SplitBatch, skip: int) -> Tensor:
+    """mean_tokens‖h − t‖²/d, without the first `skip` positions."""
     difference = at_least_fp32(states) - at_least_fp32(target)
-    return token_mean(difference.square().mean(-1), batch)
+    return token_mean(difference.square().mean(-1), batch, skip)
 
 
 def _direction(states: Tensor, layer: int, settings: Settings, name: str) -> Tensor:
@@ -33,16 +33,18 @@ def rmu(network: Network, pair: Pair, reference: Reference, settings: Settings) 
     """Σ_ℓ mean_tokens‖h_ℓ(f) − c·u_ℓ‖²/d + α·mean_tokens‖h_ℓ(r) − h_ℓ^base(r)‖²/d.
 
     Representation misdirection (Li et al. 2024, eqs. 1–2), summed over the target blocks, with one
-    fixed random unit vector u_ℓ per block.
+    fixed random unit vector u_ℓ per block. An attention sink at the first position is left out of
+    both means: its square would be nearly all of them.
     """
+    skip = settings.skip_first
     forget = retain = torch.zeros((), device=pair.forget.input_ids.device)
     states = network.states(pair.forget, settings.layers)
     for (layer, hidden), c in zip(states.items(), settings.steering, strict=True):
         target = c * _direction(hidden, layer, settings, "rmu")
-        forget = forget + _squared_distance(hidden, target, pair.forget)
+        forget = forget + _squared_distance(hidden, target, pair.forget, skip)
     for layer, hidden in network.states(pair.retain, settings.layers).items():
         base = reference.states("retain", pair.retain, layer)
-        retain = retain + _squared_distance(hidden, base, pair.retain)
+        retain = retain + _squared_distance(hidden, base, pair.retain, skip)
     return Terms(forget, settings.alpha * retain)
 
 

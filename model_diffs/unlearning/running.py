@@ -171,6 +171,7 @@ def train(
     trainer: Trainer, options: Options, run: Run, base: Checkpoint, measure: Measure
 ) -> dict[str, Any]:
     """Train the model; returns what was done and measured, for unlearning.json."""
+    trainer.leave_out_sink()
     before, norms = measure(), trainer.state_norms()
     if norms and not trainer.settings.steering:
         steering = tuple(AUTO_STEERING * norm for norm in norms["forget"])

@@ -64,6 +64,8 @@ class Settings(Formula):
     """Target blocks, 0-based, sorted; ℓ is the output of block ℓ."""
     steering: tuple[float, ...] = ()
     """c of rmu, one per target block."""
+    skip_first: int = 0
+    """First positions that squared distances and norms leave out: 1 with an attention sink."""
     lat_layer: int = 0
     lat_step_size: float = 0.0
     seed: int = Run.seed

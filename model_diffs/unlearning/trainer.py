@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
+from model_diffs.activations.sinks import SINK, ratio_to_others
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
@@ -212,22 +213,43 @@ class Trainer:
 
     @torch.no_grad()
     def state_norms(self) -> dict[str, list[float]] | None:
-        """Mean ‖h_ℓ‖₂ per target block over the tokens of the first texts of each split.
+        """Mean ‖h_ℓ‖₂ per target block over the tokens of the first texts of each split, without
+        the positions that the settings skip.
 
         None for a loss that reads no states.
         """
         if not self.loss.targets:
             return None
-        found = {}
+        found, skip = {}, self.settings.skip_first
         for split in ("forget", "retain"):
-            batch = self.batch(split, range(min(NORM_TEXTS, len(self.texts(split)))))
-            states = self.passage(Network.states, batch, self.settings.layers)
-            real = [at_least_fp32(one)[batch.attention_mask.bool()] for one in states.values()]
-            found[split] = [float(one.norm(dim=-1).mean()) for one in real]
+            real = [norms[:, skip:][mask[:, skip:]] for norms, mask in self._norms(split)]
+            found[split] = [float(one.mean()) for one in real]
             norms = ", ".join(f"{norm:.4g}" for norm in found[split])
             blocks = ", ".join(map(str, self.settings.layers))
             self.say(f"mean ‖h‖ after blocks {blocks}, {split}: {norms}")
         return found
+
+    def _norms(self, split: str) -> list[tuple[Tensor, Tensor]]:
+        """Of each target block: norms of the first texts' states `[texts, positions]`, and which of
+        them are of real tokens."""
+        batch = self.batch(split, range(min(NORM_TEXTS, len(self.texts(split)))))
+        states = self.passage(Network.states, batch, self.settings.layers)
+        mask = batch.attention_mask.bool()
+        return [(at_least_fp32(one).norm(dim=-1), mask) for one in states.values()]
+
+    @torch.no_grad()
+    def leave_out_sink(self) -> None:
+        """Skip the first position where a target block has an attention sink there."""
+        if not self.loss.targets:
+            return
+        norms = [one for split in ("forget", "retain") for one in self._norms(split)]
+        ratio = max(ratio_to_others(*one) for one in norms)
+        if ratio > SINK:
+            self.settings = replace(self.settings, skip_first=1)
+            self.say(
+                f"the norm of the first position is {ratio:.0f} times the others' (an attention "
+                "sink): left out of norms and of squared distances"
+            )
 
     @torch.no_grad()
     def make_reference(self, dtype: torch.dtype, folder: Path) -> Reference:
