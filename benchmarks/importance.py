@@ -26,10 +26,11 @@ from model_diffs.activations.passes import Reader
 from model_diffs.activations.tokens import Tokens
 from model_diffs.dictionaries.sae import Sae
 from model_diffs.importance import lenses, measuring
+from model_diffs.importance.gradients import frozen, loss_gradient
 from model_diffs.importance.lenses import SaeFeatures
 from model_diffs.importance.options import Options
-from model_diffs.importance.sites import frozen, loss_gradient, watch
 from model_diffs.models import loading
+from model_diffs.models.sites import watch
 
 HIDDEN, LENGTH = 896, 128
 MB = 2**20

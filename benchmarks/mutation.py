@@ -47,7 +47,7 @@ THROUGH = {
     "activations/tokens.py": ["test_activations.py"],
     "diagnostics/projections.py": ["test_row_space.py"],
     "diagnostics/selectivity.py": ["test_row_space.py"],
-    "importance/sites.py": ["test_importance.py", "test_sae_in_the_loop.py"],
+    "importance/gradients.py": ["test_importance.py", "test_sae_in_the_loop.py"],
     **dict.fromkeys(
         ("unlearning/likelihood.py", "unlearning/representation.py", "unlearning/measuring.py"),
         ("test_unlearning_losses.py", "test_unlearning_trainer.py", "test_unlearning_wiring.py"),

@@ -14,9 +14,11 @@ from torch.nn import functional
 from model_diffs.activations.passes import Reader
 from model_diffs.activations.tokens import Tokens
 from model_diffs.core.errors import BadInput
-from model_diffs.importance import measuring, sites
+from model_diffs.importance import gradients, measuring
+from model_diffs.importance.gradients import frozen
 from model_diffs.importance.lenses import Neurons
 from model_diffs.importance.options import Options
+from model_diffs.models.sites import watch
 
 FAMILIES = ("qwen2", "llama", "mistral", "mixtral", "gemma2", "gpt_neox")
 LAYERS = (0, 2)
@@ -274,7 +276,7 @@ def test_loss_gradient_is_that_of_autograd_in_parts(
 ) -> None:
     from model_diffs.models.loading import pad_batch
 
-    monkeypatch.setattr(sites, "_ENTRIES", entries)
+    monkeypatch.setattr(gradients, "_ENTRIES", entries)
     batch = pad_batch([[1, 2, 3, 4, 5], [6], [7, 2]], 0, torch.device("cpu"))
     logits = 3 * torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(0))
     logits.requires_grad_()
@@ -285,7 +287,7 @@ def test_loss_gradient_is_that_of_autograd_in_parts(
         for row, ids in ((0, [1, 2, 3, 4, 5]), (2, [7, 2]))
     )
     (expected,) = torch.autograd.grad(summed, logits)
-    loss, predictions, gradient = sites.loss_gradient(logits.detach(), batch)
+    loss, predictions, gradient = loss_gradient(logits.detach(), batch)
     assert loss == pytest.approx(float(summed.detach()), rel=1e-6) and predictions == 5
     torch.testing.assert_close(gradient, expected)
 
@@ -317,7 +319,7 @@ def test_other_arguments_and_outputs_of_a_module_stay(named: bool) -> None:
         ("mlp_out", 6.5, 7.5),
         ("residual", 6.5, 7.5),
     ):
-        with sites.watch(anatomy, site, [0], receive):
+        with watch(anatomy, site, [0], receive):
             assert call() == (result, 3, "cache")
         assert seen.pop() == (0, given) and not seen
     assert call() == (6.5, 3, "cache"), "hooks end with the block"
@@ -326,7 +328,7 @@ def test_other_arguments_and_outputs_of_a_module_stay(named: bool) -> None:
 def test_frozen_parameters_learn_again_but_those_that_did_not() -> None:
     model = torch.nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    with pytest.raises(KeyError), sites.frozen(model):
+    with pytest.raises(KeyError), frozen(model):
         assert not any(p.requires_grad for p in model.parameters())
         raise KeyError
     assert model.weight.requires_grad and not model.bias.requires_grad

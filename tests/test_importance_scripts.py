@@ -65,11 +65,11 @@ def test_defaults_are_those_of_the_documents() -> None:
         "model": "Qwen/Qwen2.5-0.5B", "max_samples": 500, "batch_size": 4, "max_length": 128,
         "layers": None, "aggregate_by": "values", "aggregation_mode": "mean_abs", "power": None,
         "normalize_gradients": "sum_abs", "save_outputs": False, "save_consolidated": None,
-        "site": "mlp_out", "dtype": "auto",
+        "site": "auto", "dtype": "auto",
     }  # fmt: skip
     assert {key: getattr(found, key) for key in expected} == expected
-    with pytest.raises(SystemExit):
-        parse(script("sae_gradient_analysis").Options, [], None)  # --sae is required
+    assert found.read_at == "mlp_out"
+    assert parse(script("sae_gradient_analysis").Options, [], None).sae == ""
 
 
 def test_scripts_share_all_but_their_dimensions() -> None:
@@ -268,7 +268,8 @@ def test_interrupted_run_is_saved_and_marked_partial(
         (["--power", "0"], "--power"),
         (["--sae", "./nowhere"], "nowhere"),
         (["--layers", "1"], "no SAE for mlp_out of layer 1"),
-        (["--site", "residual"], "no SAE for residual"),
+        (["--site", "residual"], "no SAE for resid_post"),
+        (["--site", "somewhere"], "'somewhere': one of auto"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

@@ -327,7 +327,7 @@ def test_unknown_options_and_wrong_shapes_are_refused(
         (lambda f: write_sparsify(f, k=0), SPARSIFY, "k is 0"),
         (lambda f: write_sparsify(f, k="many"), SPARSIFY, "whole number"),
         (lambda f: write_saelens(f, architecture="temporal"), SAELENS, "temporal"),
-        (lambda f: write_saelens(f, normalize_activations="layer_norm"), SAELENS, "layer_norm"),
+        (lambda f: write_saelens(f, normalize_activations="whitening"), SAELENS, "whitening"),
         (lambda f: write_saelens(f, d_sae=8), SAELENS, "W_enc"),
         (lambda f: write_learning(f, "CrossCoder"), LEARNING, "CrossCoder"),
         (lambda f: write_learning(f, "AutoEncoder", dict_size=7), LEARNING, r"expected \[7, 32\]"),

@@ -228,8 +228,8 @@ def test_a_transcoder_alone_reads_what_entered_the_mlp() -> None:
     """Also where other layers have autoencoders of what left it."""
     coder = an_sae("relu")
     lens = SaeFeatures({0: replace(coder, transcoder=True), 1: coder})
-    assert lens.wants_entered
-    assert not SaeFeatures({1: coder}).wants_entered and not Neurons().wants_entered
+    assert lens.entering == "mlp_in"
+    assert SaeFeatures({1: coder}).entering is None and Neurons().entering is None
     left, entered = X[:20], X[20:]
     for layer, read in ((0, entered), (1, left)):
         expected = dense(coder.encode(read), 20).double().sum(0)

@@ -6,7 +6,8 @@ import pytest
 from test_sae import write_learning, write_saelens, write_sparsify
 
 from model_diffs.core.errors import BadInput
-from model_diffs.dictionaries import sae_sources
+from model_diffs.dictionaries import sae_choice, sae_sources
+from model_diffs.dictionaries.hook_points import OTHER, place_of
 from model_diffs.dictionaries.sae_files import LEARNING, SPARSIFY
 
 
@@ -14,20 +15,28 @@ from model_diffs.dictionaries.sae_files import LEARNING, SPARSIFY
     ("name", "layer", "site"),
     [
         ("layers.3.mlp", 3, "mlp_out"),
-        ("layers.3", 3, "residual"),
+        ("layers.3", 3, "resid_post"),
+        ("layer_3", 3, "resid_post"),
+        ("layers.3.attention", 3, "attn_out"),
+        ("layers.3.post_attention_layernorm", 3, OTHER),
         ("h.11.mlp", 11, "mlp_out"),
-        ("blocks.3.hook_mlp_out", 3, "mlp_out"),
-        ("blocks.3.hook_resid_post", 3, "residual"),
-        ("blocks.3.hook_resid_pre", 2, "residual"),
+        ("blocks.3.hook_mlp_out", 3, "mlp_out_after_norm"),
+        ("blocks.3.hook_attn_out", 3, "attn_out_after_norm"),
+        ("blocks.3.hook_resid_post", 3, "resid_post"),
+        ("blocks.3.hook_resid_mid", 3, "resid_mid"),
+        ("blocks.3.hook_resid_pre", 3, "resid_pre"),
         ("blocks.3.mlp.hook_post", 3, "mlp_hidden"),
-        ("blocks.3.attn.hook_z", 3, sae_sources.OTHER),
-        ("resid_post_layer_3", 3, "residual"),
+        ("blocks.3.attn.hook_z", 3, "attn_z"),
+        ("blocks.3.ln2.hook_normalized", 3, "mlp_in_before_gain"),
+        ("blocks.3.attn.hook_q", 3, OTHER),
+        ("resid_post_layer_3", 3, "resid_post"),
         ("mlp_out_layer_3", 3, "mlp_out"),
+        ("attn_out_layer0", 0, "attn_out"),
         ("trainer_0", None, None),
     ],
 )
 def test_layer_and_site_are_read_from_names(name: str, layer: int | None, site: str | None) -> None:
-    assert sae_sources.place_of(name) == (layer, site)
+    assert place_of(name) == (layer, site, None)
 
 
 def test_layer_gets_the_sae_of_its_site(tmp_path: Path) -> None:
@@ -37,23 +46,29 @@ def test_layer_gets_the_sae_of_its_site(tmp_path: Path) -> None:
     write_saelens(tmp_path / "b", hook_name="blocks.1.hook_resid_post")
     write_learning(tmp_path / "mlp" / "trainer_0", "AutoEncoder", layer=1, submodule_name="mlp_out")
     found = sae_sources.find(source)
-    chosen = sae_sources.choose(source, found, None, "mlp_out")
-    assert {layer: one.format for layer, one in chosen.items()} == {
+    assert sae_choice.choose(source, found, None).site == "mlp_out"  # of several sites
+    choice = sae_choice.choose(source, found, None, "mlp_out")
+    assert {layer: one.format for layer, one in choice.chosen.items()} == {
         0: SPARSIFY,
         1: LEARNING,
         2: SPARSIFY,
     }
-    assert list(sae_sources.choose(source, found, None, "residual")) == [1]
+    assert list(sae_choice.choose(source, found, None, "residual").chosen) == [1]
+    some = sae_choice.choose(source, found, (0, 3), "mlp_out")
+    assert (list(some.chosen), some.missing) == ([0], [3])
     with pytest.raises(BadInput, match=r"no SAE for mlp_out of layer 3.*layers\.0\.mlp"):
-        sae_sources.choose(source, found, (0, 3), "mlp_out")
+        sae_choice.choose(source, found, (3,), "mlp_out")
     with pytest.raises(BadInput, match="no SAE for mlp_hidden"):
-        sae_sources.choose(source, found, None, "mlp_hidden")
+        sae_choice.choose(source, found, None, "mlp_hidden")
     write_sparsify(tmp_path / "other" / "layers.2.mlp")
-    with pytest.raises(BadInput, match="several SAEs for layer 2"):
-        sae_sources.choose(source, sae_sources.find(source), None, "mlp_out")
+    with pytest.raises(BadInput, match="2 SAEs for layer 2"):
+        sae_choice.choose(source, sae_sources.find(source), None, "mlp_out")
     write_sparsify(tmp_path / "other" / "nameless")
     nameless = str(tmp_path / "other" / "nameless")
-    assert list(sae_sources.choose(nameless, sae_sources.find(nameless), (5,), "mlp_out")) == [5]
+    one = sae_sources.find(nameless)
+    assert list(sae_choice.choose(nameless, one, (5,), "mlp_out").chosen) == [5]
+    with pytest.raises(BadInput, match="do not say"):
+        sae_choice.choose(nameless, one, (5,))
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(BadInput, match="no SAE in it"):
@@ -83,7 +98,7 @@ def test_only_configurations_and_chosen_weights_are_downloaded(
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     found = sae_sources.find("org/saes@v2")
-    chosen = sae_sources.choose("org/saes@v2", found, (1,), "mlp_out")
+    chosen = sae_choice.choose("org/saes@v2", found, (1,), "mlp_out").chosen
     assert sae_sources.fetch(chosen[1]).folder == tmp_path / "layers.1.mlp"
     assert fetched == ["layers.1.mlp/sae.safetensors"]
 

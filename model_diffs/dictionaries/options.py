@@ -51,3 +51,19 @@ class Diffing(DatasetTexts, Compute, Run):
     side_by_side: Literal["auto", "yes", "no"] = option(
         "auto", "keep all models in memory together, or one after the other"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaeChoice:
+    """Sparse autoencoders: which of several of a layer."""
+
+    width: str | None = option(None, "number of features, 16384 or 16k")
+    l0: str | None = option(
+        None, "active features per token: the SAE that comes nearest, or small, medium, big"
+    )
+    trainer: str | None = option(None, "number of the trainer (dictionary_learning)")
+    centred: bool | None = option(
+        None,
+        "whether they were trained on activations without their mean (TransformerLens' "
+        "center_writing_weights), where they do not say",
+    )

@@ -51,6 +51,10 @@ class Sae:
     """`[2, d_sae]`: exp(r_mag) and b_mag, of gated."""
     transcoder: bool = False
     """Encodes what enters the MLP, and stands for what leaves it."""
+    normalise: str = ""
+    """What is done to each activation first: nothing, `layer_norm` or `constant_norm`."""
+    centred: bool = False
+    """Whether it encodes activations without their mean."""
 
     @property
     def d_in(self) -> int:
@@ -71,9 +75,25 @@ class Sae:
         }
         return replace(self, **moved)
 
+    def scale_of(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Shift and scale `[n, 1]` of each activation x `[n, d_in]`, (x − shift) / scale being what
+        is encoded and x̂ · scale + shift what is decoded; None where nothing is done to it."""
+        if not self.normalise:
+            return None
+        x = x.float()
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        if self.normalise == "constant_norm":
+            return x.new_zeros(len(x), 1), x.norm(dim=-1, keepdim=True) / self.d_in**0.5
+        # SAELens: the standard deviation with n − 1, and ε added to it.
+        return x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + 1e-5
+
     def encode(self, x: Tensor) -> Features:
         """Active features of x `[n, d_in]`, n so small that `[n, d_sae]` can be held."""
-        x = x.float()
+        scale, x = self.scale_of(x), x.float()
+        if self.centred:
+            x = x - x.mean(-1, keepdim=True)
+        if scale is not None:
+            x = (x - scale[0]) / scale[1]
         if self.subtract:
             x = x - self.decoder_bias
         if self.magnitude is not None:
@@ -102,13 +122,22 @@ class Sae:
             out = out.index_add(0, part.tokens, rows)
         return out
 
-    def slopes(self, found: Features, gradient: Tensor) -> Tensor:
+    def reconstruct(self, x: Tensor, found: Features) -> Tensor:
+        """x̂ `[n, d_out]` of activations x `[n, d_in]` and their features, in the units of x."""
+        scale, decoded = self.scale_of(x), self.decode(found, len(x))
+        if scale is not None:
+            decoded = decoded * scale[1] + scale[0]
+        # Its mean was taken off, so it stands for the rest of x only.
+        return decoded + x.float().mean(-1, keepdim=True) if self.centred else decoded
+
+    def slopes(self, found: Features, gradient: Tensor, x: Tensor | None = None) -> Tensor:
         """`[active]`: ∂loss/∂f of each active feature, from ∂loss/∂x̂ `[n, d_out]`.
 
         With the error added back, x̂ enters the model as x does and x̂ = f W_dec + b_dec, so it is
-        ⟨∂loss/∂x, W_dec[feature]⟩.
+        ⟨∂loss/∂x, W_dec[feature]⟩, times the scale of the activation x `[n, d_in]` that it was
+        encoded from, where it is normalised.
         """
-        gradient = gradient.float()
+        gradient = self._scaled(gradient, x)
         if len(found.values) > _DENSE_SHARE * len(gradient) * self.d_sae:
             return (gradient @ self.decoder.T)[found.tokens, found.features]
         products = [
@@ -116,6 +145,14 @@ class Sae:
             for part in _parts(found, self.decoder.shape[1])
         ]
         return torch.cat(products) if products else found.values
+
+    def all_slopes(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """`[n, d_sae]`: the same of every feature, active or not."""
+        return self._scaled(gradient, x) @ self.decoder.T
+
+    def _scaled(self, gradient: Tensor, x: Tensor | None) -> Tensor:
+        scale = None if x is None or self.transcoder else self.scale_of(x)
+        return gradient.float() if scale is None else gradient.float() * scale[1]
 
 
 def _taken(values: Tensor, active: Tensor) -> Features:

@@ -1,30 +1,37 @@
-"""The three formats of sparse autoencoders, read without their libraries.
+"""The formats of sparse autoencoders, read without their libraries.
 
     sparsify             cfg.json, sae.safetensors
     SAELens              cfg.json, sae_weights.safetensors
     dictionary_learning  config.json, ae.pt
+    GemmaScope           params.npz
+    GemmaScope 2         config.json, params.safetensors
+    LlamaScope           hyperparams.json, checkpoints/final.safetensors
 
 Definitions: EleutherAI/sparsify `SparseCoder.encode`, SAELens `SAE.encode` of each architecture,
-saprmarks/dictionary_learning `dictionary.py` and the trainers of its TopK classes.
+saprmarks/dictionary_learning `dictionary.py` and the trainers of its TopK classes; of the last
+three in `sae_scopes`.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from model_diffs.core.errors import BadInput
+from model_diffs.dictionaries import sae_scopes
+from model_diffs.dictionaries.hook_points import NOWHERE, Place, place_of
 from model_diffs.dictionaries.sae import Sae
+from model_diffs.dictionaries.sae_tensors import Tensors, number
 from model_diffs.dictionaries.tensor_files import load_tensors
 
+Config = Mapping[str, Any]
 SPARSIFY, SAELENS, LEARNING = "sparsify", "SAELens", "dictionary_learning"
-WEIGHTS = {"sae.safetensors": SPARSIFY, "sae_weights.safetensors": SAELENS, "ae.pt": LEARNING}
-WEIGHTS_OF = {kind: name for name, kind in WEIGHTS.items()}
-CONFIG_OF = {SPARSIFY: "cfg.json", SAELENS: "cfg.json", LEARNING: "config.json"}
+GEMMA, GEMMA_2, LLAMA = "GemmaScope", "GemmaScope 2", "LlamaScope"
 # dictionary_learning: class → activation, whether b_dec is subtracted first.
 _CLASSES = {
     "AutoEncoder": ("relu", True),
@@ -35,6 +42,22 @@ _CLASSES = {
     "BatchTopKSAE": ("batchtopk", True),
     "MatryoshkaBatchTopKSAE": ("batchtopk", True),
 }
+# SAELens: what each way to normalise its input is here.
+_NORMALISED = {"layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
+_UNTOUCHED = (None, "none", False)
+
+
+class Format(NamedTuple):
+    """How a kind of SAE is stored."""
+
+    weights: str
+    """File of the weights, below the SAE's folder."""
+    config: str
+    """File of the configuration."""
+    read: Callable[[Config, Tensors], Sae]
+    place: Callable[[str, Config], Place]
+    """Where it belongs, by its whole name (repository and folders) and its configuration."""
+    needs_config: bool = True
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -48,151 +71,159 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def config_of(folder: Path, kind: str) -> dict[str, Any]:
+    """The configuration of an SAE's folder; empty where the format can do without."""
+    form = FORMATS[kind]
+    there = form.needs_config or (folder / form.config).is_file()
+    return read_config(folder / form.config) if there else {}
+
+
+def files_of(folder: Path, kind: str) -> list[Path]:
+    """What an SAE is read from."""
+    form = FORMATS[kind]
+    files = (folder / name for name in (form.config, form.weights) if name)
+    return [file for file in files if file.is_file()]
+
+
 def read_sae(folder: Path, kind: str) -> Sae:
     """The SAE of a folder in the format `kind`.
 
     Raises BadInput for what is missing or damaged, for shapes that contradict each other, and for
     activations and options of a format that would change what is encoded and are not known here.
     """
-    config = read_config(folder / CONFIG_OF[kind])
-    tensors = _Tensors(load_tensors(folder / WEIGHTS_OF[kind]))
+    config = config_of(folder, kind)
+    tensors = Tensors(load_tensors(folder / FORMATS[kind].weights))
     try:
-        return {SPARSIFY: _sparsify, SAELENS: _saelens, LEARNING: _learning}[kind](config, tensors)
+        return FORMATS[kind].read(config, tensors)
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from error
 
 
-def _number(name: str, config: Mapping[str, Any]) -> int:
-    value = config.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise BadInput(f"{name} is {value!r} in its configuration; a whole number is expected")
-    return value
+# ── sparsify ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Tensors(dict[str, Tensor]):
-    """Tensors by name; the formats name the same ones differently."""
-
-    def take(self, *names: str, shape: tuple[int | None, ...]) -> Tensor:
-        """The tensor of one of these names, in fp32; None in `shape` is any size."""
-        name = next((name for name in names if name in self), None)
-        if name is None:
-            raise BadInput(f"no tensor {' or '.join(names)}; it has {', '.join(sorted(self))}")
-        tensor = self[name]
-        if len(shape) != tensor.ndim or any(
-            wanted not in (None, size) for wanted, size in zip(shape, tensor.shape, strict=True)
-        ):
-            expected = ", ".join("any" if size is None else str(size) for size in shape)
-            raise BadInput(f"{name} is {list(tensor.shape)}, expected [{expected}]")
-        if not bool(torch.isfinite(tensor).all()):
-            raise BadInput(f"{name} holds NaN or Inf")
-        return tensor.float()
-
-    def matrix(self, name: str, transposed: str, rows: int | None, columns: int | None) -> Tensor:
-        """The matrix `name` `[rows, columns]`, or the transpose of the matrix `transposed`."""
-        if transposed in self:
-            return self.take(transposed, shape=(columns, rows)).T
-        return self.take(name, transposed, shape=(rows, columns))
-
-    def sae(
-        self,
-        activation: str,
-        d: int,
-        latents: int | None,
-        subtract: bool,
-        k: Any,
-        transcoder: bool = False,
-        scaled: bool = False,
-    ) -> Sae:
-        """The SAE; without `latents`, of as many as its weights have.
-
-        `scaled`: features times the norms of their rows of W_dec, with rows of norm 1.
-        """
-        encoder = self.matrix("encoder.weight", "W_enc", latents, d)
-        latents = len(encoder)
-        biases = ("b_gate", "gate_bias") if activation == "gated" else ("b_enc", "encoder.bias")
-        encoder_bias = self.take(*biases, shape=(latents,))
-        decoder = self.matrix("W_dec", "decoder.weight", latents, None if transcoder else d)
-        if scaled:
-            norm = decoder.norm(dim=-1)  # the same x̂, so it is done once here
-            encoder, encoder_bias = encoder * norm[:, None], encoder_bias * norm
-            decoder = decoder / norm[:, None]
-        b_dec = ("b_dec", "decoder_bias", "decoder.bias", "bias")
-        return Sae(
-            encoder=encoder,
-            encoder_bias=encoder_bias,
-            decoder=decoder.contiguous(),  # rows are gathered from it later
-            decoder_bias=self.take(*b_dec, shape=(decoder.shape[1],)),
-            activation=activation,
-            subtract=subtract,
-            transcoder=transcoder,
-            **self.of_activation(activation, latents, k),
-        )
-
-    def of_activation(self, activation: str, latents: int, k: Any) -> dict[str, Any]:
-        """The fields of an Sae that its activation needs.
-
-        batchtopk is read with its threshold: with the top k of a batch, a token's features would
-        depend on the batch that it is in.
-        """
-        if activation == "topk":
-            if not isinstance(k, int) or not 1 <= k <= latents:
-                raise BadInput(f"k is {k!r}; a whole number from 1 to {latents} is expected")
-            return {"k": k}
-        if activation == "jumprelu":
-            return {"threshold": self.take("threshold", shape=(latents,))}
-        if activation == "gated":
-            parts = (("r_mag",), ("b_mag", "mag_bias"))
-            scale, bias = (self.take(*names, shape=(latents,)) for names in parts)
-            return {"magnitude": torch.stack([scale.exp(), bias])}
-        if activation == "relu":
-            return {}
-        threshold = self.take("topk_threshold", "threshold", shape=())
-        if float(threshold) < 0:  # its value before training
-            raise BadInput("its threshold was never set: batchtopk needs it for single tokens")
-        return {"threshold": threshold}
-
-
-def _sparsify(config: Mapping[str, Any], tensors: _Tensors) -> Sae:
+def _sparsify(config: Config, tensors: Tensors) -> Sae:
     if config.get("activation", "topk") != "topk":
         raise BadInput(f"activation {config['activation']!r} of sparsify is not known; topk is")
-    d, transcode = _number("d_in", config), bool(config.get("transcode", False))
-    latents = _number("num_latents", {"num_latents": 0, **config})
-    latents = latents or d * _number("expansion_factor", config)
+    d, transcode = number("d_in", config), bool(config.get("transcode", False))
+    latents = number("num_latents", {"num_latents": 0, **config})
+    latents = latents or d * number("expansion_factor", config)
     return tensors.sae("topk", d, latents, not transcode, config.get("k"), transcode)
 
 
-def _saelens(config: Mapping[str, Any], tensors: _Tensors) -> Sae:
-    kind = config.get("architecture", "standard")
+def _by_folder(name: str, config: Config, said: str = "") -> Place:
+    """What is said, else the innermost folder name that says something."""
+    places = map(place_of, (said, *reversed(name.split("/"))))
+    return next((place for place in places if place.layer is not None), NOWHERE)
+
+
+def _sparsify_place(name: str, config: Config) -> Place:
+    place = _by_folder(name, config)
+    return place._replace(entering="mlp_in") if config.get("transcode") else place
+
+
+# ── SAELens ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _about(config: Config) -> dict[str, Any]:
+    """What a configuration says of the model, which newer ones keep under `metadata`."""
+    metadata = config.get("metadata")
+    return {**config, **(metadata if isinstance(metadata, dict) else {})}
+
+
+def _saelens(config: Config, tensors: Tensors) -> Sae:
+    kind = str(config.get("architecture", "standard"))
+    transcoder = kind.endswith("transcoder")
+    kind = re.sub(r"_?(skip_)?transcoder$", "", kind) or "standard"
     if kind == "standard":
         kind = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
     if kind not in ("relu", "topk", "batchtopk", "jumprelu", "gated"):
         raise BadInput(f"architecture {kind!r} of SAELens is not known")
-    for name in ("normalize_activations", "reshape_activations"):
-        if config.get(name) not in ("none", None):
-            raise BadInput(f"{name} {config[name]!r} changes what is encoded; unknown here")
+    normalised, reshaped = config.get("normalize_activations"), config.get("reshape_activations")
+    if normalised not in (*_UNTOUCHED, *_NORMALISED):
+        raise BadInput(
+            f"normalize_activations {normalised!r} changes what is encoded; unknown here"
+        )
+    if reshaped not in (*_UNTOUCHED, "hook_z"):
+        raise BadInput(f"reshape_activations {reshaped!r} changes what is encoded; unknown here")
     if config.get("finetuning_scaling_factor"):
         raise BadInput("finetuning_scaling_factor changes what is decoded; unknown here")
-    return tensors.sae(
+    if transcoder and normalised in _NORMALISED:
+        raise BadInput(f"normalize_activations {normalised!r} of a transcoder is not known here")
+    head = _about(config).get("hook_head_index", _about(config).get("hook_point_head_index"))
+    if head is not None:
+        raise BadInput(f"it is of head {head} alone, which is not known here")
+    sae = tensors.sae(
         activation=kind,
-        d=_number("d_in", config),
-        latents=_number("d_sae", config),
-        subtract=bool(config.get("apply_b_dec_to_input", True)),
+        d=number("d_in", config),
+        latents=number("d_sae", config),
+        subtract=bool(config.get("apply_b_dec_to_input", not transcoder)),
         k=config.get("k", (config.get("activation_fn_kwargs") or {}).get("k")),
+        transcoder=transcoder,
         scaled=bool(config.get("rescale_acts_by_decoder_norm")),
     )
+    return replace(sae, normalise=_NORMALISED.get(normalised or "", ""))
 
 
-def _learning(config: Mapping[str, Any], tensors: _Tensors) -> Sae:
+def _saelens_place(name: str, config: Config) -> Place:
+    about = _about(config)
+    read = str(about.get("hook_name") or about.get("hook_point") or "")
+    stands = str(about.get("hook_name_out") or read)
+    if stands == read:
+        return _by_folder(name, config, read)
+    return place_of(stands)._replace(entering=place_of(read).site)
+
+
+def is_centred(config: Config) -> bool | None:
+    """Whether an SAELens configuration says that the model's writing weights were centred; None
+    where it does not say."""
+    kwargs = _about(config).get("model_from_pretrained_kwargs")
+    said = kwargs.get("center_writing_weights") if isinstance(kwargs, dict) else None
+    return said if isinstance(said, bool) else None
+
+
+# ── dictionary_learning ───────────────────────────────────────────────────────────────────────────
+
+
+def _trainer(config: Config) -> dict[str, Any]:
     trainer = config.get("trainer")
-    trainer = trainer if isinstance(trainer, dict) else {}
+    return trainer if isinstance(trainer, dict) else {}
+
+
+def _learning(config: Config, tensors: Tensors) -> Sae:
+    trainer = _trainer(config)
     name = trainer.get("dict_class")
     if name not in _CLASSES:
         raise BadInput(f"dict_class {name!r} of dictionary_learning is not known")
     kind, subtract = _CLASSES[name]
     k = trainer.get("k", tensors.get("k"))
     k = int(k) if isinstance(k, Tensor) else k
-    width, latents = _number("activation_dim", trainer), trainer.get("dict_size")
+    width, latents = number("activation_dim", trainer), trainer.get("dict_size")
     return tensors.sae(kind, width, latents, subtract, k)
+
+
+def _learning_place(name: str, config: Config) -> Place:
+    trainer = _trainer(config)
+    said, layer = str(trainer.get("submodule_name") or ""), trainer.get("layer")
+    if isinstance(layer, int) and place_of(said).layer is None:
+        site = place_of(f"{said}_layer_0").site if said else _by_folder(name, config).site
+        return Place(layer, site)
+    return _by_folder(name, config, said)
+
+
+FORMATS = {
+    SPARSIFY: Format("sae.safetensors", "cfg.json", _sparsify, _sparsify_place),
+    SAELENS: Format("sae_weights.safetensors", "cfg.json", _saelens, _saelens_place),
+    LEARNING: Format("ae.pt", "config.json", _learning, _learning_place),
+    GEMMA: Format("params.npz", "", sae_scopes.gemma, sae_scopes.gemma_place, False),
+    GEMMA_2: Format(
+        *("params.safetensors", "config.json", sae_scopes.gemma_2, sae_scopes.gemma_2_place, False)
+    ),
+    LLAMA: Format(
+        *("checkpoints/final.safetensors", "hyperparams.json"),
+        *(sae_scopes.llama, sae_scopes.llama_place),
+    ),
+}
 
 
 def write_sparsify(folder: Path, sae: Sae, expansion_factor: int) -> None:
@@ -210,11 +241,11 @@ def write_sparsify(folder: Path, sae: Sae, expansion_factor: int) -> None:
         "d_in": sae.d_in,
     }
     text = json.dumps(config, indent=2) + "\n"
-    (folder / CONFIG_OF[SPARSIFY]).write_text(text, encoding="utf-8")
+    (folder / FORMATS[SPARSIFY].config).write_text(text, encoding="utf-8")
     tensors = {
         "encoder.weight": sae.encoder,
         "encoder.bias": sae.encoder_bias,
         "W_dec": sae.decoder,
         "b_dec": sae.decoder_bias,
     }
-    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / WEIGHTS_OF[SPARSIFY])
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / FORMATS[SPARSIFY].weights)

@@ -1,8 +1,10 @@
-"""Tensors of dictionaries from files: safetensors, or torch's format without running code."""
+"""Tensors of dictionaries from files: safetensors, NumPy's or torch's format; no code is run."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,10 +21,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BadInput(f"{path}: no such file; copy the dictionary again") from error
-    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, ValueError) as error:
+    except (
+        *(SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile),
+        *(OSError, RuntimeError, ValueError, TypeError),
+    ) as error:
         raise BadInput(
             f"{path} is damaged or holds more than tensors, which may be code and is not run: "
             "refused"

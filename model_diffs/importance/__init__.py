@@ -2,7 +2,7 @@
 
 options     the command line of both scripts
 lenses      what a dimension is: an entry of an activation, or a feature of an autoencoder
-sites       where in a live model an activation is read
+gradients   the gradient of the loss at the logits
 measuring   one pass over texts: means of every dimension of every layer
 saved       power, normalisation, result folders, reading them back
 figures     histograms and scatter plots

@@ -24,10 +24,11 @@ from model_diffs.activations.tokens import TokenBatch, Tokens, own_share, padded
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
+from model_diffs.importance.gradients import frozen, loss_gradient
 from model_diffs.importance.lenses import Lens
 from model_diffs.importance.options import Options
-from model_diffs.importance.sites import counted_rows, frozen, loss_gradient, watch
 from model_diffs.models import devices, loading
+from model_diffs.models.sites import counted_rows, watch
 
 
 class Measured(NamedTuple):
@@ -104,8 +105,8 @@ def _run_batch(
     loss, predictions = 0.0, 0
     with (
         torch.inference_mode(not gradients),
-        watch(reader.anatomy, "mlp_in", layers if lens.wants_entered else [], keep),
-        watch(reader.anatomy, options.site, layers, receive),
+        watch(reader.anatomy, lens.entering or "mlp_in", layers if lens.entering else [], keep),
+        watch(reader.anatomy, options.read_at, layers, receive),
     ):
         if gradients:
             logits = reader.model(**at.batch._asdict(), use_cache=False).logits
@@ -144,7 +145,7 @@ def measure(
     several processes it ends the run). Raises BadInput where nothing is predicted in a pass for
     gradients, where sums are not finite, and where the lens cannot read a layer.
     """
-    device, seconds = next(reader.model.parameters()).device, dict.fromkeys(layers, 0.0)
+    device, seconds = reader.anatomy.embedding.weight.device, dict.fromkeys(layers, 0.0)
     started, partial = time.perf_counter(), False
     sums = Sums({}, torch.zeros(4, dtype=torch.float64))
     order = batch_order(tokens, options.batch_size, options.seed)

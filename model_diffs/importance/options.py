@@ -7,6 +7,7 @@ from typing import Literal
 
 from model_diffs.core.options import Compute, natural, option, positive, seedable
 from model_diffs.data.text_datasets import WIKITEXT
+from model_diffs.models.architectures import SITES
 
 _RANGE = re.compile(r"^\s*(\d+)\s*(?:-\s*(\d+)\s*)?$")
 
@@ -38,6 +39,12 @@ def layer_list(text: str) -> tuple[int, ...] | None:
     return tuple(sorted(layers))
 
 
+def a_site(text: str) -> None:
+    """Raise ValueError for what is no site."""
+    if text not in (known := ("auto", "residual", *SITES)):
+        raise ValueError(f"{text!r}: one of {', '.join(known)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """Model and texts."""
@@ -59,8 +66,11 @@ class Measurement:
     layers: Sequence[int] | None = option(
         None, "0-23, 0,5,10, mixed, or all (default)", convert=layer_list
     )
-    site: Literal["mlp_out", "mlp_hidden", "residual"] = option(
-        "mlp_out", "output of a block's MLP, input of its last matrix, or output of the block"
+    site: str = option(
+        "auto",
+        "where activations are read: auto (mlp_out, or where the SAEs were trained), residual, "
+        + ", ".join(one for one in SITES if one != "mlp_in_before_gain"),
+        check=a_site,
     )
     aggregate_by: Literal["values", "gradients"] = option(
         "values", "the activations, or the gradients of the loss with respect to them"
@@ -75,11 +85,19 @@ class Measurement:
         "sum_abs", "scale values or gradients so that Σ|v| or Σv is the number of dimensions"
     )
 
+    @property
+    def read_at(self) -> str:
+        """The site, where nothing else decides it."""
+        return "mlp_out" if self.site == "auto" else self.site
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Reading, Measurement, Compute):
     """Output."""
 
+    device_map: Literal["auto"] | None = option(
+        None, "auto: spread a model that one device cannot hold over all devices"
+    )
     save_outputs: bool = option(False, "write a folder of results")
     save_consolidated: str | None = option(None, "write all arrays to this .npz file", written=True)
     outroot: str = option("outputs", "folder of all results", recorded=False, written=True)

@@ -21,7 +21,7 @@ from model_diffs.importance import saved
 from model_diffs.importance.lenses import Lens
 from model_diffs.importance.measuring import Measured, measure
 from model_diffs.importance.options import Options
-from model_diffs.models import devices, loading
+from model_diffs.models import configuration, devices, loading
 from model_diffs.models.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
@@ -40,10 +40,7 @@ HOW_TO_LOAD = [
 
 def layers_of(options: Options, checkpoint: Checkpoint) -> tuple[int, ...]:
     """The layers that are asked for. BadInput where the model has no such layer."""
-    names = ("num_hidden_layers", "n_layer", "num_layers")
-    count = next((int(checkpoint.config[n]) for n in names if n in checkpoint.config), 0)
-    if not count:
-        raise BadInput(f"{checkpoint.model}: no num_hidden_layers in its config.json")
+    count = configuration.blocks(checkpoint.model, checkpoint.config)
     layers = tuple(range(count) if options.layers is None else options.layers)
     if layers[-1] >= count:
         has = f"{checkpoint.model} has layers 0-{count - 1}"
@@ -67,7 +64,7 @@ def analyse(
     length = min(options.max_length, tokenizer.model_max_length)
     tokens = tokenise(tokenizer, split.texts, length, options.keep_bos, options.skip_first)
     lens = lens_on(device)
-    model = loading.load_model(options.model, device, dtype, options.trust_remote_code)
+    model = loading.load_for(options, options.model, options.device_map)
     loading_seconds = time.perf_counter() - started
     reader, pad_id = Reader(options.model, model), tokenizer.pad_token_id
     measured = measure(reader, tokens, pad_id, lens, layers, options)
@@ -204,7 +201,7 @@ def save(
             run.document("metadata", about)
             run.document("timing_stats", about["timing"])
             (run.path / "timing_summary.txt").write_text(timing_text(about["timing"]))
-            of = "SAE features" if prefix.startswith("sae") else options.site
+            of = "SAE features" if prefix.startswith("sae") else options.read_at
             for name, figure in figures(options, of, layers, about["partial"], data):
                 run.figure(name, figure)
             run.reads(*checkpoint.files, *reads)

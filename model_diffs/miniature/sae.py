@@ -12,10 +12,10 @@ from model_diffs.activations.tokens import Tokens, padded_batches
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
 from model_diffs.dictionaries.sae import Sae
-from model_diffs.importance.sites import counted_rows, watch
 from model_diffs.miniature.recipe import SaeRecipe
 from model_diffs.models import loading
 from model_diffs.models.anatomy import locate
+from model_diffs.models.sites import counted_rows, watch
 
 
 class Trained(NamedTuple):

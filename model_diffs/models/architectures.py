@@ -11,6 +11,11 @@ from typing import Any, NamedTuple
 from model_diffs.core.errors import BadInput
 
 OUTSIDE = -1
+# Where an activation of a block can be read (`sites` says what each is).
+SITES = (
+    *("resid_pre", "attn_z", "attn_out", "attn_out_after_norm", "resid_mid", "mlp_in"),
+    *("mlp_in_before_gain", "mlp_hidden", "mlp_out", "mlp_out_after_norm", "resid_post"),
+)
 MLP_COMPONENTS = ("mlp_in", "mlp_gate", "mlp_out")
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")

@@ -45,6 +45,15 @@ def positions(config: Mapping[str, Any]) -> int | None:
     return next((config[key] for key in _POSITIONS if config.get(key)), None)
 
 
+def blocks(model: str, config: Mapping[str, Any]) -> int:
+    """Number of decoder blocks. BadInput where the configuration does not say."""
+    names = ("num_hidden_layers", "n_layer", "num_layers")
+    count = next((int(config[name]) for name in names if name in config), 0)
+    if not count:
+        raise BadInput(f"{model}: no num_hidden_layers in its config.json")
+    return count
+
+
 def check_not_quantised(model: str, config: Mapping[str, Any]) -> None:
     """Raise BadInput for a configuration of quantised weights (bitsandbytes, GPTQ, AWQ, …)."""
     settings = config.get("quantization_config")
