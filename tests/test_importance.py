@@ -15,7 +15,6 @@ from model_diffs.activations.passes import Reader
 from model_diffs.activations.tokens import Tokens
 from model_diffs.core.errors import BadInput
 from model_diffs.importance import gradients, measuring
-from model_diffs.importance.gradients import frozen
 from model_diffs.importance.lenses import Neurons
 from model_diffs.importance.options import Options
 from model_diffs.models.sites import watch
@@ -287,7 +286,7 @@ def test_loss_gradient_is_that_of_autograd_in_parts(
         for row, ids in ((0, [1, 2, 3, 4, 5]), (2, [7, 2]))
     )
     (expected,) = torch.autograd.grad(summed, logits)
-    loss, predictions, gradient = loss_gradient(logits.detach(), batch)
+    loss, predictions, gradient = gradients.loss_gradient(logits.detach(), batch)
     assert loss == pytest.approx(float(summed.detach()), rel=1e-6) and predictions == 5
     torch.testing.assert_close(gradient, expected)
 
@@ -328,7 +327,7 @@ def test_other_arguments_and_outputs_of_a_module_stay(named: bool) -> None:
 def test_frozen_parameters_learn_again_but_those_that_did_not() -> None:
     model = torch.nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    with pytest.raises(KeyError), frozen(model):
+    with pytest.raises(KeyError), gradients.frozen(model):
         assert not any(p.requires_grad for p in model.parameters())
         raise KeyError
     assert model.weight.requires_grad and not model.bias.requires_grad
