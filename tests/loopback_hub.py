@@ -7,8 +7,8 @@
         use(hub, monkeypatch, tmp_path / "cache")
 
 Large files are served by a redirect to another path, as the hub's are, with ranges. `hub.served`
-counts the bytes of files that were sent, `hub.asked` the requests. `private`, `gated`, `limited` and
-`broken` make it refuse, or break the connection half-way (`broken`: times per file).
+counts the bytes of files that were sent, `hub.asked` the requests. `private`, `gated` and `limited`
+make it refuse, `broken` break the connection half-way (times per file).
 """
 
 import base64
@@ -46,6 +46,8 @@ class LoopbackHub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        # Another host by name, as where the hub keeps large files.
+        self.storage = f"http://localhost:{self.server.server_address[1]}"
 
     def __enter__(self) -> "LoopbackHub":
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -181,9 +183,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(_tree(content, inside, recursive in ("true", "1")))
             return
         siblings = [{"rfilename": file} for file in content]
+        gated = "auto" if name in self.hub.gated else False
         self._json({
             "_id": "0", "id": name, "modelId": name, "sha": commit, "siblings": siblings,
-            "private": name in self.hub.private, "gated": "auto" if name in self.hub.gated else False,
+            "private": name in self.hub.private, "gated": gated,
             "disabled": False, "downloads": 0, "likes": 0, "tags": [],
         })  # fmt: skip
 
@@ -200,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(content) >= LARGE:
             self.hub.stored[etag] = content
             about |= {"X_Linked_Size": str(len(content)), "X_Linked_Etag": f'"{etag}"'}
-            self._send(302, b"", Location=f"{self.hub.url}/large/{etag}/{file}", **about)
+            self._send(302, b"", Location=f"{self.hub.storage}/large/{etag}/{file}", **about)
         else:
             self._content(content, file, **about)
 
@@ -287,7 +290,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _lfs(self, name: str, given: dict[str, Any]) -> None:
         self._json({"transfer": "basic", "objects": [
             {"oid": one["oid"], "size": one["size"], "actions": {
-                "upload": {"href": f"{self.hub.url}/upload/{one['oid']}"}}}
+                "upload": {"href": f"{self.hub.storage}/upload/{one['oid']}"}}}
             for one in given["objects"]
         ]})  # fmt: skip
 
