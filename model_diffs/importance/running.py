@@ -84,6 +84,7 @@ def analyse(
             **recorded(options),
             "model_name": options.model,
             "num_samples": options.max_samples,
+            "normalization_mode": options.normalize_gradients,
             "layers": list(layers),
             **facts,
             "device": str(device),
