@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import create_miniature
-from model_diffs.dictionaries import sae_sources
+from model_diffs.dictionaries import sae_choice, sae_sources
 from model_diffs.dictionaries.sae_files import SPARSIFY, read_sae, write_sparsify
 from model_diffs.miniature import sae
 from model_diffs.miniature.recipe import SaeRecipe
@@ -57,8 +57,8 @@ def test_what_is_saved_is_found_again(
 ) -> None:
     found = sae.train(planted[1], RECIPE._replace(steps=5), seed=3)
     write_sparsify(tmp_path / "layers.2.mlp", found.sae, RECIPE.expansion_factor)
-    (one,) = sae_sources.choose(str(tmp_path), sae_sources.find(str(tmp_path)), None, "mlp_out")
-    assert one == 2
+    choice = sae_choice.choose(str(tmp_path), sae_sources.find(str(tmp_path)), None)
+    assert (choice.site, list(choice.chosen)) == ("mlp_out", [2])
     back = read_sae(tmp_path / "layers.2.mlp", SPARSIFY)
     assert torch.equal(back.decoder, found.sae.decoder)
     assert back.k == RECIPE.k
