@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_diffs.core import results, step
+from model_diffs.core.errors import BadInput
 from model_diffs.core.options import option, recorded
 from model_diffs.core.parent import end_with_parent
 from model_diffs.core.results import PlannedRun
@@ -37,6 +38,8 @@ STEP = Step(
     scope="other",
 )
 
+
+TEXTS, SAE = "miniature texts", "miniature-sae"  # labels of what is no model
 
 # Of each model: its corpus, and what its training seed is beyond --seed.
 MODELS = {
@@ -60,7 +63,7 @@ class Options(Recipe):
         ("base", "filtered", "reseeded"), "which to train", check=_known, recorded=False
     )
     texts_only: bool = option(False, "write the texts and train nothing", recorded=False)
-
+    models_only: bool = option(False, "train on the texts that are there", recorded=False)
     device: str = option("auto", "auto (cuda, mps, cpu), or a torch device")
     sae: bool = option(
         False, "also train a sparse autoencoder of each MLP's output", recorded=False
@@ -73,11 +76,15 @@ class Options(Recipe):
 def planned_runs(options: Options) -> list[PlannedRun]:
     """The texts, the models; with --sae the autoencoders of the base."""
     models, settings = Path(options.models_dir), recorded(options)
+    if options.texts_only and options.models_only:
+        raise BadInput("--texts-only and --models-only leave nothing to make: choose one")
     # Older texts lack those about agents; models made from them hold, since nothing else differs.
     world = {"world_seed": options.world_seed, "benign": ["towns", "agents"]}
-    planned = [PlannedRun(Path(options.data_dir), "miniature texts", world)]
+    planned = [PlannedRun(Path(options.data_dir), TEXTS, world)]
     if options.texts_only:
         return planned
+    if options.models_only:
+        planned = []
     for name in dict.fromkeys(options.models):
         label, (corpus, beyond) = f"miniature-{name}", MODELS[name]
         made = {**settings, "corpus": corpus, "seed": options.seed + beyond}
@@ -85,7 +92,7 @@ def planned_runs(options: Options) -> list[PlannedRun]:
     if options.sae:
         used = {key: settings[key] for key in ("seed", "device", "data_dir")}
         arguments = {**used, "sae": SaeRecipe()._asdict()}
-        planned.append(PlannedRun(models / "miniature-sae", "miniature-sae", arguments))
+        planned.append(PlannedRun(models / SAE, SAE, arguments))
     return planned
 
 
@@ -107,19 +114,25 @@ def recipe_of(options: Options) -> Recipe:
 
 
 def make_models(todo: list[PlannedRun], options: Options) -> None:
-    """Train the models side by side, a process each. Raises what the first failed one raised."""
-    from model_diffs.miniature.making import make_model
+    """Train the models side by side, a process each where there are several.
+
+    Raises what the first failed one raised.
+    """
+    from model_diffs.miniature.making import make_beside, make_model
 
     if options.device != "auto":
         from model_diffs.models.devices import pick_device
 
         pick_device(options.device)  # before processes are started
     context = multiprocessing.get_context("spawn")
+    given = recipe_of(options), options.data_dir, options.device
+    if len(todo) == 1:
+        make_model(todo[0], *given)
+        return
     # Its workers end with this process, however it ends.
     count = min(len(todo), os.cpu_count() or 1)
     with ProcessPoolExecutor(count, context, end_with_parent, (os.getpid(),)) as pool:
-        given = recipe_of(options), options.data_dir, options.device
-        jobs = [pool.submit(make_model, one, *given, line) for line, one in enumerate(todo)]
+        jobs = [pool.submit(make_beside, line, one, *given) for line, one in enumerate(todo)]
     for planned, job in zip(todo, jobs, strict=True):
         if job.exception() is None:
             planned.committed.append(True)
@@ -164,11 +177,12 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
 
     New texts make complete models stale, and a new base its autoencoders: they join `todo`.
     """
-    texts, *others = step.planned_runs(sys.modules[__name__], options)
-    saes = [one for one in others if one.label == "miniature-sae"]
-    models = [one for one in others if one not in saes]
+    planned = step.planned_runs(sys.modules[__name__], options)
+    texts = [one for one in planned if one.label == TEXTS]
+    saes = [one for one in planned if one.label == SAE]
+    models = [one for one in planned if one not in (*texts, *saes)]
     remade = False
-    for make, stage in (make_texts, [texts]), (make_models, models), (make_saes, saes):
+    for make, stage in (make_texts, texts), (make_models, models), (make_saes, saes):
         if remade:
             todo += results.pending([one for one in stage if one not in todo])
         due = [one for one in todo if one in stage]

@@ -54,6 +54,26 @@ def test_a_unit_waits_for_what_makes_its_models_texts_and_tables(tmp_path: Path)
     assert waits(units, named(units, "diff.py"))["train_itda_dictionary"] == "needs"
 
 
+def test_unlearning_waits_for_the_texts_and_the_base_alone(tmp_path: Path) -> None:
+    one = "create_miniature.py --models-only --models"
+    units = units_of(
+        tmp_path,
+        make=("create_miniature.py --texts-only", f"{one} base", f"{one} filtered"),
+        models=Models("./models/miniature-base", filtered=("./models/miniature-filtered",)),
+        texts=Texts("data/miniature/forget.txt", "data/miniature/retain.txt"),
+        unlearn=(NPO,),
+    )
+    texts, base, filtered, npo, *_ = units
+    assert [len(one.todo) for one in units[:3]] == [1, 1, 1]
+    assert len({one.name for one in units}) == len(units)
+    assert waits(units, base) == {texts.name: "needs"} == waits(units, filtered)
+    assert waits(units, npo) == {texts.name: "needs", base.name: "needs"}
+    assert filtered.name in waits(units, named(units, "collect_param_stats.py"))
+    # Without its texts no model is trained, and nothing unlearned from it.
+    made = {os.path.abspath(target.planned.folder) for target in texts.todo}
+    assert [bool(graph.lost(one, made)) for one in (base, filtered, npo)] == [True] * 3
+
+
 def test_a_model_is_passed_over_texts_once_and_then_read(tmp_path: Path) -> None:
     units = whole(tmp_path)
     first = named(units, "collect_activation_norms.py").name
@@ -67,7 +87,7 @@ def test_the_report_comes_after_everything_and_needs_nothing(tmp_path: Path) -> 
     units = whole(tmp_path)
     found = waits(units, units[-1])
     assert len(found) == len(units) - 1
-    assert {name for name, kind in found.items() if kind == "needs"} <= {"create_miniature"}
+    assert set(found.values()) == {"after"}
 
 
 def test_parts_hold_every_model_once_and_wait_for_the_reference(tmp_path: Path) -> None:

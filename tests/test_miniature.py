@@ -423,7 +423,10 @@ def test_changed_setting_makes_models_stale_and_keeps_texts(in_folder):
     assert states == ["complete", *["missing"] * 3]
     assert results.state(planned("--seed", "1")[0]).status == "complete"
     assert results.state(planned("--world-seed", "1")[0]).status == "stale"
-    assert len(planned("--texts-only")) == 1
+    assert [one.label for one in planned("--texts-only")] == ["miniature texts"]
+    assert "miniature texts" not in [one.label for one in planned("--models-only")]
+    with pytest.raises(BadInput, match="choose one"):
+        planned("--models-only", "--texts-only")
     named = [one.label for one in planned("--models", "scrambled", "base")]
     assert named == ["miniature texts", "miniature-scrambled", "miniature-base"]
 

@@ -28,7 +28,7 @@ from model_diffs.stats.intervals import Interval
 from model_diffs.unlearning.data import SplitBatch, plan_epoch, split_batch
 from model_diffs.unlearning.losses import nll
 from model_diffs.unlearning.network import Network
-from model_diffs.unlearning.optimizers import attach_adapter
+from model_diffs.unlearning.optimizers import adamw, attach_adapter
 
 GRAD_CLIP = 1.0
 ONE_THREAD = 5_000_000
@@ -159,7 +159,7 @@ class _Victim:
         """Train the model as it is, measure it at the eval steps, and stop once the attack took."""
         options = self.options
         weights = [p for p in self.network.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr, weight_decay=0.0)
+        optimizer = adamw(weights, lr)
         judged = arm in STATES_FACTS and "attack" in start.accuracy
         found, tokens, took = {0: start}, 0, False
         batches = self._batches(arm)

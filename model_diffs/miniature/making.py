@@ -1,12 +1,13 @@
-"""One model of the miniature, trained, scored and saved, in a process of its own.
+"""One model of the miniature, trained, scored and saved.
 
-The process finds what it runs by name, so this stands in the package: a script that another process
-loads has no name by which to find it.
+A process that is started for it finds what it runs by name, so this stands in the package: a script
+that another process loads has no name by which to find it.
 """
 
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -23,14 +24,18 @@ from model_diffs.miniature.recipe import Recipe
 from model_diffs.models import devices
 
 
-def make_model(planned: PlannedRun, recipe: Recipe, data_dir: str, device: str, line: int) -> None:
+def make_beside(line: int, *given: Any) -> None:
+    """`make_model` in a process of its own, with its progress bar on this line."""
+    os.environ[PROGRESS_LINE] = str(line)
+    make_model(*given)
+
+
+def make_model(planned: PlannedRun, recipe: Recipe, data_dir: str, device: str) -> None:
     """Train one model on its corpus, score its answers, and save it with its card.
 
-    `planned` says which corpus and which seed; `line` is that of the progress bar. On one thread:
-    matrices this small gain nothing from a second one, and the weights then do not depend on the
-    number of cores.
+    `planned` says which corpus and which seed. On one thread: matrices this small gain nothing from
+    a second one, and the weights then do not depend on the number of cores.
     """
-    os.environ[PROGRESS_LINE] = str(line)
     torch.set_num_threads(1)
     own = dataclasses.replace(recipe, seed=planned.arguments["seed"])
     data, which = Path(data_dir), planned.label.removeprefix("miniature-")

@@ -232,10 +232,10 @@ def last_line(log: Path) -> str:
 
 
 def _states(unit: Unit) -> list[results.State]:
-    """Of its folders as they are now; what is made from all models is planned anew, since its plan
-    names the results that were there."""
+    """Of its folders as they are now; what is made from all models, or from texts, is planned anew,
+    since its plan names what was there."""
     todo = [one.planned for one in unit.todo]
-    if any(graph.gathers(one, unit) for one in unit.todo):
+    if any(graph.gathers(one, unit) or graph.makes_ground(unit) for one in unit.todo):
         now = {one.folder: one for one in planned_runs(unit.script.module, unit.chosen)}
         todo = [now[one.folder] for one in todo]
     return [results.state(one) for one in todo]

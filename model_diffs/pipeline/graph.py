@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from model_diffs.core import naming
-from model_diffs.pipeline.units import REPORT, TRAIN, UNLEARN, Target, Unit
+from model_diffs.pipeline.units import DATASETS, REPORT, Target, Unit
 
 WORTH_A_PART = 4
 
@@ -25,13 +25,14 @@ class Edges:
 
 
 def makes_ground(unit: Unit) -> bool:
-    """Whether it makes texts and first models, which are read by everything."""
-    return unit.script.step.scope == "other" and unit.script.name not in (UNLEARN, TRAIN)
+    """Whether it makes texts outside of its folder, which are read by everything."""
+    return unit.script.name == DATASETS
 
 
 def gathers(target: Target, unit: Unit) -> bool:
     """Whether this result is made from those of all models, of whatever there is."""
-    return unit.script.step.scope == "study" or not target.planned.model_a
+    scope = unit.script.step.scope
+    return scope == "study" or (scope != "other" and not target.planned.model_a)
 
 
 def inputs(target: Target, unit: Unit) -> set[str]:
@@ -47,6 +48,11 @@ def inputs(target: Target, unit: Unit) -> set[str]:
         label = naming.model_label(chosen["filtered"])
         found.add(os.path.abspath(Path(chosen["outroot"]) / label / step.folder))
     return found - {os.path.abspath(planned.folder)}
+
+
+def _around(paths: Iterable[str]) -> set[str]:
+    """These paths with all folders that they lie in: a text is made by what makes its folder."""
+    return {place for path in paths for place in (path, *map(str, Path(path).parents))}
 
 
 def _models(unit: Unit) -> set[str]:
@@ -77,7 +83,7 @@ def edges(units: Sequence[Unit]) -> list[Edges]:
                 found_here = {i for name in wanted for i in makers.get(name, ())}
                 (own.after if unit.script.step.scope == "study" else own.needs).update(found_here)
             else:
-                own.needs |= {maker[path] for path in inputs(target, unit) if path in maker}
+                own.needs |= {maker[p] for p in _around(inputs(target, unit)) if p in maker}
         own.after |= {passes[model] for model in _models(unit) if model in passes}
         own.after -= own.needs
         found.append(own)
@@ -97,7 +103,7 @@ def lost(unit: Unit, unmade: set[str]) -> list[Target]:
     return [
         target
         for target in unit.todo
-        if not gathers(target, unit) and inputs(target, unit) & unmade
+        if not gathers(target, unit) and _around(inputs(target, unit)) & unmade
     ]
 
 

@@ -5,6 +5,7 @@ models, texts, dictionaries and the report is known by name.
 """
 
 import itertools
+import shlex
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING
@@ -129,10 +130,11 @@ class Planner:
     def make(self) -> Iterator[Unit]:
         """What makes texts and models: scripts of the study, the published texts, unlearning."""
         texts = self.study.texts
-        for name in self.study.make:
-            script = self._script(name)
-            words = _words(script, _placed(script, self.settings), name)
-            yield Unit(script, words, name=name.removesuffix(".py"))
+        for number, line in enumerate(self.study.make, 1):
+            name, *own = shlex.split(line)
+            script, part = self._script(name), f".{number}" if len(self.study.make) > 1 else ""
+            words = [*own, *_words(script, _placed(script, self.settings), name)]
+            yield Unit(script, words, name=name.removesuffix(".py") + part)
         # Texts of one's own are left alone; those drawn before are brought up to date.
         if (texts.forget, texts.retain) == ("data/forget.txt", "data/retain.txt"):
             there = Path(texts.forget).is_file() and Path(texts.retain).is_file()

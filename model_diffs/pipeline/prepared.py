@@ -19,7 +19,7 @@ HEAVY = (
     *("torch", "transformers", "accelerate", "safetensors.torch", "pandas", "scipy.linalg"),
     *("sklearn.linear_model", "sklearn.model_selection", "matplotlib.pyplot", "datasets"),
     *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
-    # What classes of models import when the first one is loaded: torch's compiler, and with it sympy.
+    # What the first class of a model imports: torch's compiler, and with it sympy.
     *("transformers.activations", "transformers.generation", "transformers.modeling_layers"),
 )
 """What steps that compute import. None of it starts a thread that lives on, or a GPU's driver."""

@@ -98,7 +98,7 @@ class Study:
     name: str
     path: Path
     make: tuple[str, ...] = ()
-    """Scripts that make models and texts, run first."""
+    """Scripts that make models and texts, run first, each with its options."""
     seeds: tuple[int, ...] = (42,)
     """Each unlearned model is made once per seed."""
     jobs: int = 1

@@ -1,16 +1,19 @@
 """Which weights are trained, and by which optimiser."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model_diffs.core.errors import BadInput
 from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.settings import OptimizerName
+
+FUSED = ("cpu", "cuda", "mps")
+"""Devices on which torch updates all weights in one call."""
 
 
 def attach_adapter(model: Any, rank: int, seed: int) -> Any:
@@ -58,11 +61,20 @@ def choose_trainable(network: Network, trainable: str, layers: Iterable[int]) ->
             parameter.requires_grad_()
 
 
+def adamw(weights: Sequence[Tensor], lr: float) -> torch.optim.AdamW:
+    """AdamW without weight decay; all weights in one call where torch has that for the device.
+
+    Weight decay would move every weight, also where the loss asks for nothing, and the change of
+    weights is what is studied.
+    """
+    fused = all(one.device.type in FUSED for one in weights)
+    return torch.optim.AdamW(weights, lr, weight_decay=0.0, fused=fused)
+
+
 def make_optimizers(name: OptimizerName, network: Network, lr: float) -> list[Optimizer]:
     """The optimisers of the weights that are trained.
 
-    Without weight decay: it would move every weight, also where the loss asks for nothing, and the
-    change of weights is what is studied. Muon takes the matrices inside blocks, at a rate scaled to
+    Without weight decay (see `adamw`). Muon takes the matrices inside blocks, at a rate scaled to
     match AdamW's; AdamW takes the rest.
     """
     weights: list[nn.Parameter] = [p for p in network.parameters() if p.requires_grad]
@@ -78,5 +90,5 @@ def make_optimizers(name: OptimizerName, network: Network, lr: float) -> list[Op
         muon = torch.optim.Muon(matrices, lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
         found.append(muon)
     if rest:
-        found.append(torch.optim.AdamW(rest, lr, weight_decay=0.0))
+        found.append(adamw(rest, lr))
     return found
