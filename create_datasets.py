@@ -27,7 +27,7 @@ from model_diffs.core.script import run_step
 from model_diffs.core.step import Step
 
 if TYPE_CHECKING:
-    from model_diffs.data.text_datasets import Samples
+    from model_diffs.data.text_sources import Samples
 
 STEP = Step(
     number=3,
@@ -86,7 +86,7 @@ def check_not_foreign(outdir: Path) -> None:
 
 def read_samples(options: Options) -> "dict[str, Samples]":
     """Both splits, chosen so that no line is in both."""
-    from model_diffs.data import text_datasets as sources
+    from model_diffs.data import text_sources as sources
 
     if options.forget_source:
         forget = sources.from_file(Path(options.forget_source), options.text_field)

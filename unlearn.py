@@ -21,7 +21,7 @@ from pathlib import Path
 from model_diffs.core.methods import METHODS
 from model_diffs.core.naming import model_label
 from model_diffs.core.options import recorded
-from model_diffs.core.results import PlannedRun, open_run
+from model_diffs.core.results import PlannedRun, is_main_process, open_run
 from model_diffs.core.script import run_step
 from model_diffs.core.step import Step
 from model_diffs.unlearning.settings import Options, check
@@ -44,6 +44,10 @@ MAKERS = {"trained": "model_diffs.unlearning.running", "edited": "model_diffs.un
 def planned_runs(options: Options) -> list[PlannedRun]:
     """The one folder that this command fills. Raises BadInput for what the method cannot use."""
     check(options)
+    if options.push_to:
+        from model_diffs.unlearning import pushing
+
+        pushing.check_name(options.push_to)
     usual = f"{model_label(options.model)}__{options.method}"
     folder = Path(options.outdir) if options.outdir else Path(STEP.folder) / usual
     arguments = {**recorded(options), "model": options.model}
@@ -57,6 +61,10 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     for planned in todo:
         with open_run(planned) as run:
             maker.make(options, run)
+        if options.push_to and is_main_process():
+            from model_diffs.unlearning import pushing
+
+            pushing.push(planned.folder, options.push_to)
 
 
 if __name__ == "__main__":

@@ -87,8 +87,9 @@ class LoopbackHub:
 
 def use(hub: LoopbackHub, monkeypatch: Any, cache: Path) -> None:
     """Make this process's client ask the loopback hub, with a cache of its own."""
+    import datasets
     import huggingface_hub
-    from huggingface_hub import constants
+    from huggingface_hub import HfFileSystem, constants
 
     from model_diffs.models import files
 
@@ -99,6 +100,9 @@ def use(hub: LoopbackHub, monkeypatch: Any, cache: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
     monkeypatch.setattr(files, "_fingerprinted", {})
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")
+    HfFileSystem.clear_instance_cache()
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     files.resolve.cache_clear()

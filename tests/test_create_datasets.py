@@ -12,7 +12,7 @@ import pytest
 from model_diffs.core import options, results, script
 from model_diffs.core.errors import BadInput
 from model_diffs.core.step import SCRIPTS, load_script
-from model_diffs.data import text_datasets
+from model_diffs.data import text_sources
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Run = Callable[..., int]
@@ -215,4 +215,4 @@ def test_changed_layout_on_hub_is_bad_input(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(BadInput, match="layout"):
-        text_datasets.from_hub("cais/wmdp", "wmdp-bio", "test", None, text_datasets.question_text)
+        text_sources.from_hub("cais/wmdp", "wmdp-bio", "test", None, text_sources.question_text)

@@ -7,10 +7,11 @@ from typing import Any
 
 import datasets
 import pytest
+import tiny_models
 
 from model_diffs.core.errors import BadInput
 from model_diffs.data import text_datasets
-from model_diffs.data.text_datasets import read_dataset
+from model_diffs.data.text_datasets import chat_of, read_dataset
 
 LONG = "A sentence that is certainly longer than fifty characters, number"
 
@@ -47,10 +48,41 @@ def test_seeded_sample_is_repeatable_distinct_and_in_file_order(tmp_path: Path) 
     assert read_dataset(name, 500, seed=1).texts == lines
 
 
-def test_json_fields_are_found_and_repeated_texts_dropped(tmp_path: Path) -> None:
-    rows = [{"question": "Who?"}, {"text": "a\nb"}, {"text": "a b"}, {"prompt": "Go"}]
+def test_records_keep_their_line_breaks_and_repeated_ones_are_counted(tmp_path: Path) -> None:
+    rows = [{"question": "Who?"}, {"text": " a\nb "}, {"text": "a b"}, {"prompt": "Go"}, "Who?"]
     name = write(tmp_path / "a.jsonl", [json.dumps(row) for row in rows])
-    assert read_dataset(name).texts == ["Who?", "a b", "Go"]
+    found = read_dataset(name)
+    assert found.texts == ["Who?", "a\nb", "a b", "Go", "Who?"]
+    assert found.repeated == found.identity()["repeated"] == 1
+    assert read_dataset(name, drop_repeated=True).texts == ["Who?", "a\nb", "a b", "Go"]
+
+
+def test_conversations_are_rendered_by_the_chat_template(tmp_path: Path) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "Hi\nthere"},
+                {"role": "assistant", "content": "Yes"},
+            ]
+        },
+        {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me"}]},
+    ]  # fmt: skip
+    name = write(tmp_path / "a.jsonl", [json.dumps(row) for row in rows])
+    tokenizer = tiny_models.tokenizer("llama")
+    with pytest.raises(BadInput, match="no chat template"):
+        read_dataset(name, chat=chat_of(tokenizer))
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    )
+    texts = read_dataset(name, chat=chat_of(tokenizer)).texts
+    # The tokenizer puts a BOS in front itself, so the template's is left out.
+    assert texts == ["[user] Hi\nthere\n[assistant] Yes", "[user] Who?\n[assistant] Me"]
+    tokenizer.chat_template = "{{ raise_exception('only users speak') }}"
+    with pytest.raises(BadInput, match="only users speak"):
+        read_dataset(name, chat=chat_of(tokenizer))
+    bad = write(tmp_path / "b.jsonl", ['{"messages": ["Hi"]}'])
+    with pytest.raises(BadInput, match="line 1: messages without role and content"):
+        read_dataset(bad)
 
 
 def test_folder_with_the_layout_of_the_hub_is_read(tmp_path: Path) -> None:
@@ -85,7 +117,7 @@ def test_hub_name_is_split_into_repository_and_configuration(
     wikitext = read_dataset("Salesforce/wikitext:wikitext-2-raw-v1")
     assert wikitext.texts == [LONG]
     assert text_datasets.files_of(wikitext) == []
-    assert read_dataset("NeelNanda/pile-10k").texts == [LONG, "fragment"]
+    assert read_dataset("NeelNanda/pile-10k").texts == ["= Title =", LONG, "fragment"]
     assert asked == [
         ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
         ("NeelNanda/pile-10k", None, "train"),
@@ -110,7 +142,7 @@ def test_unreadable_sources_are_refused(tmp_path: Path) -> None:
         read_dataset("data/missing.jsonl")
     with pytest.raises(BadInput, match="no text in it"):
         read_dataset(write(tmp_path / "empty.txt", ["", " "]))
-    with pytest.raises(BadInput, match="line 1: neither a text") as refused:
+    with pytest.raises(BadInput, match="line 1: no text in") as refused:
         read_dataset(write(tmp_path / "a.jsonl", ['{"number": 1}']))
     assert "--" not in str(refused.value)
     (tmp_path / "nothing").mkdir()

@@ -3,207 +3,95 @@
     read_dataset("data/forget.txt")                                  one sample per line
     read_dataset("Salesforce/wikitext:wikitext-2-raw-v1", 500, 42)   500 of them, drawn by seed 42
 
-Of a data set, its `train` split is read, and of a row the first of the fields `text`, `question`
-and `prompt` that it has. Headings and fragments of WikiText are left out.
+Of a data set, its `train` split is read row by row, and of a row the first of the fields `text`,
+`question` and `prompt` that it has, or its `messages` (`conversations`) through a chat template.
+Headings and fragments of WikiText are left out.
 """
 
-import hashlib
+import itertools
 import os
-import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from model_diffs.core.errors import BadInput
-from model_diffs.data.texts import Split, json_lines, json_value, read_split, read_text
+from model_diffs.data.text_sources import (
+    LEAST_CHARACTERS,
+    TEXT_FIELDS,
+    article_text,
+    drawn,
+    json_values,
+    text_in,
+)
+from model_diffs.data.texts import Split, read_split, read_text
 from model_diffs.models.files import hub_errors
 
-WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
-"""The default data set."""
 _HUB_NAME = re.compile(r"^(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?::(?P<config>[\w][\w.+-]*))?$")
-# Shorter lines of WikiText are headings and fragments.
-LEAST_CHARACTERS = 50
-TEXT_FIELDS = ("text", "question", "prompt")
+MESSAGE_FIELDS = ("messages", "conversations")
+# Of a data set of the hub, samples are drawn from the first this many times as many texts.
+POOL = 10
+Chat = Callable[[list[dict[str, str]]], str]
+"""A conversation's messages, role and content each, as the text that its model reads."""
 
 
-class Samples(NamedTuple):
-    """Texts of a source, and for datasets.json: which source, what was left out and why."""
+def chat_of(tokenizer: Any) -> Chat:
+    """Conversations through a tokenizer's template, without the BOS that it puts in front itself.
 
-    texts: list[str]
-    facts: dict[str, Any]
-
-
-# ── hub ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-def from_hub(
-    repository: str,
-    config: str,
-    split: str,
-    revision: str | None,
-    text_of: Callable[[Mapping[str, Any]], str],
-) -> Samples:
-    """All texts of a data set on the hub with parquet files `<config>/<split>-*.parquet`, in order.
-
-    `revision`: a commit, tag or branch; None: the newest. What is not on this disk is downloaded.
-    Raises BadInput where the hub does not give it or a row lacks what `text_of` needs.
+    Raises BadInput where it has none, or one that does not take the conversation.
     """
-    import datasets
-    from huggingface_hub import snapshot_download
 
-    pattern = f"{config}/{split}-*.parquet"
-    instead = "give your own texts with --forget-source and --retain-source"
-    with hub_errors(f"{repository} ({config})", instead):
-        folder = snapshot_download(
-            repository,
-            repo_type="dataset",
-            revision=revision,
-            token=os.environ.get("HF_TOKEN") or False,
-            allow_patterns=[pattern],
-        )
-    files = sorted(str(file) for file in Path(folder).glob(pattern))
-    if not files:
-        raise BadInput(
-            f"{repository}: no {pattern} in {folder}; its layout has changed, give an older "
-            "revision or your own texts"
-        )
-    # Streaming makes no copy in the cache of `datasets`.
-    rows = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
-    try:
-        texts = [text_of(row) for row in rows]
-    except KeyError as error:
-        raise BadInput(
-            f"{repository}: its rows have no field {error}; give an older revision"
-        ) from error
-    names = {"repository": repository, "config": config, "split": split}
-    return Samples(texts, {**names, "revision": Path(folder).name})
-
-
-def question_text(row: Mapping[str, Any], with_answer: bool = False) -> str:
-    """A WMDP question without its choices, or followed by the correct one."""
-    return f"{row['question']} {row['choices'][row['answer']]}" if with_answer else row["question"]
-
-
-def article_text(row: Mapping[str, Any]) -> str:
-    """A line of WikiText; empty where it is a heading (` = Title = `)."""
-    text = str(row["text"]).strip()
-    return "" if text.startswith("=") and text.endswith("=") else text
-
-
-def text_in(row: Any, fields: Sequence[str] = TEXT_FIELDS) -> str | None:
-    """The first of the fields that is a text; None where none is."""
-    values = [row.get(name) for name in fields] if isinstance(row, Mapping) else []
-    return next((value for value in values if isinstance(value, str)), None)
-
-
-# ── local files ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _json_texts(path: Path, content: str, fields: Sequence[str]) -> Iterator[str]:
-    """Texts of a .json list, or of the lines of .jsonl: strings, or the first field that is one."""
-    if path.suffix.lower() == ".jsonl":
-        values = json_lines(path, content)
-    else:
-        items = json_value(str(path), content)
-        if not isinstance(items, list):
-            raise BadInput(f"{path}: a JSON list is expected, of texts or objects")
-        values = ((f"{path}, item {number}", item) for number, item in enumerate(items, start=1))
-    for place, value in values:
-        text = value if isinstance(value, str) else text_in(value, fields)
-        if text is None:
+    def render(turns: list[dict[str, str]]) -> str:
+        if not getattr(tokenizer, "chat_template", None):
             raise BadInput(
-                f"{place}: neither a text nor an object with a text in "
-                f"{' or '.join(map(repr, fields))}; name the field with --text-field"
+                "the texts are conversations and the tokenizer has no chat template: use that of "
+                "the instruction model, or texts"
             )
-        yield text
+        try:
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        except Exception as error:  # a template can raise any
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BadInput(f"the chat template does not take a conversation: {first}") from error
+        ids = tokenizer("a")["input_ids"]
+        adds = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+        return text.removeprefix(tokenizer.bos_token) if adds else text
+
+    return render
 
 
-def from_file(path: Path, field: str | None) -> Samples:
-    """All texts of a local file: .json a list, .jsonl one value per line, else one text per line.
-
-    Raises BadInput for a file that is missing, not UTF-8, or not as described.
-    """
-    content = read_text(path, "file; check --forget-source and --retain-source")
-    if path.suffix.lower() in (".json", ".jsonl"):
-        texts = list(_json_texts(path, content, [field] if field else TEXT_FIELDS))
-    else:
-        texts = content.split("\n")
-    # Not the path: it belongs to a machine. The hash says which file it was.
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Samples(texts, {"file": path.name, "sha256_of_file": digest})
-
-
-# ── choosing ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def one_line(text: str) -> str:
-    """The text with every run of whitespace, line breaks included, made one space."""
-    return " ".join(text.split())
-
-
-def drawn(texts: list[str], count: int, seed: int) -> list[str]:
-    """`count` of the texts drawn with a seed, in their order; all of them for 0 or too few."""
-    if not 0 < count < len(texts):
-        return texts
-    return [texts[row] for row in sorted(random.Random(seed).sample(range(len(texts)), count))]
-
-
-def choose(
-    samples: Samples, count: int, seed: int, taken: Iterable[str] = (), least_characters: int = 0
-) -> Samples:
-    """A seeded choice of `count` different lines (0 = all), in the order of the source.
-
-    Lines in `taken` and those shorter than `least_characters` are left out. With fewer than `count`
-    left, all of them. Raises BadInput where none is left.
-    """
-    lines = [line for line in map(one_line, samples.texts) if line]
-    long = [line for line in lines if len(line) >= least_characters]
-    different = list(dict.fromkeys(long))
-    others = set(taken)
-    left = [line for line in different if line not in others]
-    if not left:
-        name = samples.facts.get("repository") or samples.facts.get("file")
-        raise BadInput(f"{name}: no text is left to choose from")
-    chosen = drawn(left, count, seed)
-    facts = {
-        **samples.facts,
-        "texts_in_source": len(lines),
-        "left_out_short": len(lines) - len(long),
-        "left_out_repeated": len(long) - len(different),
-        "left_out_in_other_split": len(different) - len(left),
-        "samples": len(chosen),
-        "sha256": hashlib.sha256("\n".join(chosen).encode()).hexdigest(),
-    }
-    return Samples(chosen, facts)
-
-
-# ── any of these ──────────────────────────────────────────────────────────────────────────────────
-
-
-def read_dataset(name: str, max_samples: int = 0, seed: int = 0) -> Split:
+def read_dataset(
+    name: str,
+    max_samples: int = 0,
+    seed: int = 0,
+    chat: Chat | None = None,
+    drop_repeated: bool = False,
+) -> Split:
     """Texts of a text, .json or .jsonl file, of a folder laid out as on the hub, or of the hub.
 
-    `max_samples` of them (0 = all) are drawn with `seed`, in their order. A folder or hub name may
-    end in `:config`. All lines of a text file are kept; from other sources a text becomes one line
-    and repeated ones are read once. Raises BadInput for what is missing, empty, unreadable or out
-    of reach.
+    `max_samples` of them (0 = all) are drawn with `seed`, in their order: from all of a file or
+    folder, from the first POOL times as many of a data set of the hub, whose other rows are not
+    read. A folder or hub name may end in `:config`. A line of a text file is a text; of other
+    sources a record is one, line breaks included. Messages become texts by `chat`. Repeated texts
+    are counted, and read once with `drop_repeated`. Raises BadInput for what is missing, empty,
+    unreadable or out of reach.
     """
     path = Path(name).expanduser()
     suffix, folder, hub = path.suffix.lower(), _folder(name), _HUB_NAME.match(name)
     if suffix in (".json", ".jsonl") and not path.is_dir():
-        try:
-            found = choose(from_file(path, None), 0, 0).texts
-        except BadInput as error:
-            # What follows the semicolon names an option of create_datasets.py.
-            raise BadInput(str(error).partition(";")[0]) from error
+        texts = _file_texts(path, chat)
     elif folder:
-        found = _from_rows(*folder)
+        texts = _row_texts(*folder, chat)
     elif hub and not path.is_file() and suffix not in (".txt", ".text"):
-        found = _from_rows(hub["repo"], hub["config"])
+        every = _row_texts(hub["repo"], hub["config"], chat)
+        texts = itertools.islice(every, POOL * max_samples or None)
     else:
-        found = read_split(path, "dataset", flag="--dataset").texts
-    return Split("dataset", path, drawn(found, max_samples, seed))
+        texts = iter(read_split(path, "dataset", flag="--dataset").texts)
+    found = list(texts)
+    if not found:
+        raise BadInput(f"{name}: no text is left to choose from")
+    different = list(dict.fromkeys(found))
+    chosen = drawn(different if drop_repeated else found, max_samples, seed)
+    return Split("dataset", path, chosen, len(found) - len(different))
 
 
 def files_of(split: Split) -> list[Path]:
@@ -222,33 +110,73 @@ def _folder(name: str) -> tuple[str, str | None] | None:
     return None
 
 
-def _from_rows(source: str, config: str | None) -> list[str]:
-    """Texts of a data set in a folder, which is read in place without a copy, or on the hub."""
+def _file_texts(path: Path, chat: Chat | None) -> Iterator[str]:
+    try:
+        values = list(json_values(path, read_text(path, "file")))
+    except BadInput as error:
+        # What follows the semicolon names an option of create_datasets.py.
+        raise BadInput(str(error).partition(";")[0]) from error
+    for place, value in values:
+        text = value if isinstance(value, str) else _text_of(value, place, chat)
+        if text.strip():
+            yield text.strip()
+
+
+def _row_texts(source: str, config: str | None, chat: Chat | None) -> Iterator[str]:
+    """Texts of a data set in a folder or on the hub, row by row: what is not asked for is not
+    read, and no copy is made."""
     import datasets
 
+    wikitext = "wikitext" in f"{Path(source).name} {config}".lower()
     with hub_errors(source, "give a text file with one sample per line"):
         try:
             rows = datasets.load_dataset(
                 source,
                 config,
                 split="train",
-                streaming=Path(source).is_dir(),
+                streaming=True,
                 token=os.environ.get("HF_TOKEN") or False,
             )
-            texts = [_text_of(row, f"{source}, row {number}") for number, row in enumerate(rows)]
+            for number, row in enumerate(rows):
+                text = _text_of(row, f"{source}, row {number}", chat)
+                text = article_text({"text": text}) if wikitext else text.strip()
+                if len(text) >= (LEAST_CHARACTERS if wikitext else 1):
+                    yield text
         except (datasets.exceptions.DatasetsError, ValueError) as error:
             # No such data set or no access to it; no data files; a configuration or split that it
             # does not have.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BadInput(f"{source}: {reason}") from error
-    wikitext = "wikitext" in f"{Path(source).name} {config}".lower()
-    samples, least = Samples(texts, {"repository": source}), LEAST_CHARACTERS if wikitext else 0
-    return choose(samples, 0, 0, least_characters=least).texts
 
 
-def _text_of(row: Mapping[str, Any], place: str) -> str:
+def _text_of(row: Any, place: str, chat: Chat | None) -> str:
     text = text_in(row)
+    if text is None and isinstance(row, Mapping):
+        messages = next((row[name] for name in MESSAGE_FIELDS if row.get(name)), None)
+        if messages is not None:
+            return _chat_text(messages, place, chat)
     if text is None:
-        fields, names = " or ".join(TEXT_FIELDS), ", ".join(sorted(row))
+        fields = " or ".join((*TEXT_FIELDS, *MESSAGE_FIELDS))
+        names = ", ".join(sorted(row)) if isinstance(row, Mapping) else type(row).__name__
         raise BadInput(f"{place}: no text in {fields}; its fields are {names}")
-    return article_text({"text": text})
+    return text
+
+
+def _chat_text(messages: Any, place: str, chat: Chat | None) -> str:
+    """A conversation as its model reads it. ShareGPT's `from` and `value` are taken too."""
+    roles = {"human": "user", "gpt": "assistant"}
+    try:
+        turns = [
+            {
+                "role": roles.get(
+                    turn.get("role") or turn["from"], turn.get("role") or turn["from"]
+                ),
+                "content": turn["content"] if "content" in turn else turn["value"],
+            }
+            for turn in messages
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{place}: messages without role and content") from error
+    if chat is None:
+        raise BadInput(f"{place} is a conversation, which needs a tokenizer with a chat template")
+    return chat(turns)

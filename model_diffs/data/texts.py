@@ -16,6 +16,8 @@ class Split(NamedTuple):
     """`forget` or `retain`."""
     path: Path
     texts: list[str]
+    repeated: int = 0
+    """Texts of the source that are there once more."""
 
     @property
     def sha256(self) -> str:
@@ -24,7 +26,8 @@ class Split(NamedTuple):
 
     def identity(self) -> dict[str, Any]:
         """What run.json records of a split."""
-        return {"path": str(self.path), "texts": len(self.texts), "sha256": self.sha256}
+        said = {"path": str(self.path), "texts": len(self.texts), "sha256": self.sha256}
+        return {**said, "repeated": self.repeated} if self.repeated else said
 
 
 def read_text(path: Path, missing: str) -> str:

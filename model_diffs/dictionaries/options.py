@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model_diffs.core.options import Compute, Run, fraction, natural, option, positive, seedable
-from model_diffs.data.text_datasets import WIKITEXT
+from model_diffs.data.text_sources import WIKITEXT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,7 @@ class DatasetTexts:
     seq_len: int = option(128, "tokens per sample", check=positive)
     batch_size: int = option(16, "samples per pass", check=positive)
     max_steps: int = option(0, "batches; 0 = all", check=natural)
+    drop_repeated: bool = option(False, "read texts that are there several times once")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,11 @@ def read(
     `options.max_samples` of each data set (0 = all) are drawn with the seed. Raises BadInput for
     what is missing, empty or unreadable.
     """
-    splits = [text_datasets.read_dataset(n, options.max_samples, options.seed) for n in names]
+    chat, once = text_datasets.chat_of(tokenizer), options.drop_repeated
+    splits = [
+        text_datasets.read_dataset(name, options.max_samples, options.seed, chat, once)
+        for name in names
+    ]
     texts = [text for split in splits for text in split.texts]
     tokens = tokenise(tokenizer, texts, options.seq_len, keep_bos, skip_first)
     sources = np.repeat(np.arange(len(splits)), [len(split.texts) for split in splits])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model_diffs.core.options import Compute, natural, option, positive, seedable
-from model_diffs.data.text_datasets import WIKITEXT
+from model_diffs.data.text_sources import WIKITEXT
 from model_diffs.models.architectures import SITES
 
 _RANGE = re.compile(r"^\s*(\d+)\s*(?:-\s*(\d+)\s*)?$")
@@ -57,6 +57,7 @@ class Reading:
     keep_bos: bool = option(False, "count BOS positions as tokens")
     skip_first: int = option(0, "leave out the first N positions of a text", check=natural)
     seed: int = option(42, "seed of the sample of texts", check=seedable)
+    drop_repeated: bool = option(False, "read texts that are there several times once")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,8 +59,11 @@ def analyse(
     device = devices.pick_device(options.device)
     dtype = devices.pick_dtype(options.dtype, device)
     started = time.perf_counter()
-    split = text_datasets.read_dataset(options.dataset, options.max_samples, options.seed)
     tokenizer = loading.load_tokenizer(options.model, options.trust_remote_code)
+    chat, once = text_datasets.chat_of(tokenizer), options.drop_repeated
+    split = text_datasets.read_dataset(
+        options.dataset, options.max_samples, options.seed, chat, once
+    )
     length = min(options.max_length, tokenizer.model_max_length)
     tokens = tokenise(tokenizer, split.texts, length, options.keep_bos, options.skip_first)
     lens = lens_on(device)

@@ -147,6 +147,11 @@ class Options(Losses, Texts, Training, Editing, Compute):
         recorded=False,
         written=True,
     )
+    push_to: str | None = option(
+        None,
+        "upload the model to this (private) org/name of the hub when it is done",
+        recorded=False,
+    )
     seed: int = option(Run.seed, "seed of everything random", check=seedable)
     force: bool = option(False, "run again what is complete", recorded=False)
 
