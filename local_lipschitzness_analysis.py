@@ -188,7 +188,8 @@ def measure(
 
     found = vars(options) | {"derivatives": options.jacobian_samples}
     settings = sensitivity.Settings(**{name: found[name] for name in sensitivity.Settings._fields})
-    loaded = loading.load_model(model, sample[0].device, dtype, options.trust_remote_code)
+    trust, device = options.trust_remote_code, sample[0].device
+    loaded = loading.load_model(model, device, dtype, trust, held=True)
     lipschitz.make_differentiable(loaded)
     subject = sensitivity.Subject.of(Reader(model, loaded), sample[0])
     texts = pd.concat([sensitivity.measure(subject, one, settings) for one in sample])

@@ -57,6 +57,12 @@ class Attack(Splits, Compute, Run):
     )
     lr: tuple[float, ...] = option((1e-5, 5e-5), "learning rates, each an attack", check=positive)
     batch_size: int = option(16, "texts per step", check=positive)
+    batch_tokens: int = option(
+        0,
+        "tokens in one pass, padding included: larger batches are taken in parts; 0 = any number",
+        check=natural,
+        recorded=False,
+    )
     max_length: int = option(512, "tokens per text", check=positive)
     lora_rank: int | None = option(
         None, "rank of the adapter of arm lora; none: 8 (needs the lora extra)", check=positive

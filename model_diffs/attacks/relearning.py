@@ -25,7 +25,7 @@ from model_diffs.models.devices import DTYPES, pick_device
 from model_diffs.models.loading import load_model, load_tokenizer
 from model_diffs.stats import intervals
 from model_diffs.stats.intervals import Interval
-from model_diffs.unlearning.data import SplitBatch, plan_epoch, split_batch
+from model_diffs.unlearning.data import SplitBatch, cut, parts_needed, plan_epoch, split_batch
 from model_diffs.unlearning.losses import nll
 from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.optimizers import adamw, attach_adapter
@@ -94,7 +94,11 @@ class _Victim:
         automatic = options.dtype == "auto"
         dtype = DTYPES["fp32" if automatic else options.dtype]
         # Evaluation mode throughout: with dropout, two runs of one attack would differ.
-        self.network = Network(load_model(model, self.device, dtype, options.trust_remote_code))
+        # An adapter leaves the weights as they are, so that they are held as they are stored.
+        self.adapted = {*options.arm} == {"lora"}
+        trust = options.trust_remote_code
+        loaded = load_model(model, self.device, dtype, trust, held=self.adapted)
+        self.network = Network(loaded)
         self.tokenizer = load_tokenizer(model, options.trust_remote_code)
         longest = min(options.max_length, self.tokenizer.model_max_length)
         self.texts: dict[str, list[list[int]]] = {}
@@ -108,16 +112,19 @@ class _Victim:
         mixed = automatic and self.device.type == "cuda"
         self.autocast = torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext()
 
-    def batch(self, name: str, rows: Sequence[int]) -> SplitBatch:
-        """Padded texts `rows` of `forget`, of `retain` or of an arm."""
-        return split_batch(self.texts[name], rows, self.tokenizer.pad_token_id, self.device)
+    def batch(
+        self, name: str, rows: Sequence[int], step: Sequence[int] | None = None
+    ) -> SplitBatch:
+        """Padded texts `rows` of `forget`, of `retain` or of an arm, in a step of texts `step`."""
+        return split_batch(self.texts[name], rows, self.tokenizer.pad_token_id, self.device, step)
 
     @torch.no_grad()
     def nll(self, split: str) -> Interval:
         """NLL per next-token prediction, nats, with documents resampled for its interval."""
         lengths = [len(ids) for ids in self.texts[split]]
         sums = np.empty(len(lengths))
-        for rows in texts.length_batches(lengths, 4 * self.options.batch_size):
+        size, most = 4 * self.options.batch_size, self.options.batch_tokens
+        for rows in texts.length_batches(lengths, size, most):
             log_probs = self.network.log_probs(self.batch(split, rows))
             sums[rows] = -log_probs.cpu().double().numpy()
         predictions = [length - 1 for length in lengths]
@@ -147,13 +154,27 @@ class _Victim:
         # Not the model's own storage, which training writes to.
         return {n: t.detach().cpu().clone() for n, t in self.network.model.state_dict().items()}
 
-    def _batches(self, arm: str) -> Iterator[SplitBatch]:
-        """Epoch after epoch without end; the same batches for every model and rate."""
+    def _batches(self, arm: str) -> Iterator[list[SplitBatch]]:
+        """Epoch after epoch without end; the same batches for every model and rate, in the parts
+        that --batch-tokens allows."""
         lengths = [len(ids) for ids in self.texts[f"arm {arm}"]]
         size = min(self.options.batch_size, len(lengths))  # no text twice in a step
         for epoch in itertools.count():
             for step in plan_epoch(lengths, [], size, self.options.seed, epoch):
-                yield self.batch(f"arm {arm}", step.forget)
+                rows = step.forget
+                batch = [lengths[row] for row in rows]
+                count = parts_needed([batch], self.options.batch_tokens)
+                yield [self.batch(f"arm {arm}", part, rows) for part in cut(rows, count)]
+
+    def _backward(self, parts: Sequence[SplitBatch]) -> float:
+        """The mean NLL of a batch; gradients add up over its parts."""
+        total = 0.0
+        for part in parts:
+            with self.autocast:
+                loss = nll(self.network, part)
+            loss.backward()
+            total += loss.item()
+        return total
 
     def _train(self, arm: str, lr: float, start: Measured) -> Attacked:
         """Train the model as it is, measure it at the eval steps, and stop once the attack took."""
@@ -163,18 +184,18 @@ class _Victim:
         judged = arm in STATES_FACTS and "attack" in start.accuracy
         found, tokens, took = {0: start}, 0, False
         batches = self._batches(arm)
+        optimizer.zero_grad()
         for step in progress(range(1, options.steps + 1), f"{arm} at {lr:g}", unit="step"):
-            batch = next(batches)
-            with self.autocast:
-                loss = nll(self.network, batch)
-            if not math.isfinite(loss.item()):
+            parts = next(batches)
+            with self.network.checkpointed(self.device.type == "cuda"):
+                loss = self._backward(parts)
+            if not math.isfinite(loss):
                 at = f"--arm {arm}, --lr {lr:g}, step {step}"
                 raise BadInput(f"{self.model}: the loss is not finite at {at}: lower the rate")
-            optimizer.zero_grad()
-            loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, GRAD_CLIP)
             optimizer.step()
-            tokens += batch.step_tokens
+            optimizer.zero_grad()  # gradients need not be there while the model is measured
+            tokens += parts[0].step_tokens
             if step in options.measured_steps:
                 found[step] = self.measure(tokens)
                 took = judged and bool(found[step].accuracy["attack"].mean >= options.until)
@@ -210,9 +231,10 @@ def attack(model: str, material: Material, options: Attack) -> list[Attacked]:
     finite.
     """
     victim = _Victim(model, material, options)
-    start, weights = victim.measure(0), victim.weights()
+    start, weights = victim.measure(0), None if victim.adapted else victim.weights()
     found = []
     for arm, lr in options.attacks:
-        victim.network.model.load_state_dict(weights)
+        if weights is not None:
+            victim.network.model.load_state_dict(weights)
         found.append(victim.attack(arm, lr, start))
     return found

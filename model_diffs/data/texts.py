@@ -142,8 +142,15 @@ def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[i
     return encoded
 
 
-def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def length_batches(lengths: Sequence[int], batch_size: int, most: int = 0) -> list[list[int]]:
     """Indices in batches of similar length, so that little is padding; longest first, so that
-    running out of memory happens at once, not at the end."""
+    running out of memory happens at once, not at the end. A batch has at most `most` tokens with
+    its padding (0: any number), unless it is a single text."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(1, lengths[order[start]])
+        size = min(batch_size, max(1, most // longest)) if most else batch_size
+        batches.append(order[start : start + size])
+        start += size
+    return batches

@@ -7,6 +7,8 @@ files          folders and hub snapshots: resolve, fingerprint, errors of the hu
 checkpoints    stored weights read by name from mapped files; two checkpoints in lockstep
 devices        devices, dtypes and processes, without transformers
 gguf           GGUF files made into ordinary model folders
+held           weights kept in half precision by a model that computes in fp32
+shapes         how large a model is, from headers or a configuration alone
 loading        models and tokenizers loaded, placed and read layer by layer
 generation     greedy or sampled text, the same for the same seed
 """

@@ -32,6 +32,7 @@ _COMPARED = (
 )
 # As safetensors and torch spell them. Numbers of any other kind stand for weights, with scales.
 _FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
+_HALF = {"F16": "fp16", "BF16": "bf16", "float16": "fp16", "bfloat16": "bf16"}
 _CHUNK = 1 << 22  # entries converted at a time where only a sum is wanted: 32 MiB in fp64
 
 
@@ -101,6 +102,12 @@ class Checkpoint:
     def weights(self) -> int:
         """Number of stored weights."""
         return sum(math.prod(entry.shape) for entry in self.entries.values())
+
+    @property
+    def half(self) -> str | None:
+        """`bf16` or `fp16` where every weight is stored so, else None."""
+        kinds = {_HALF.get(entry.dtype) for entry in self.entries.values()}
+        return kinds.pop() if len(kinds) == 1 else None
 
     def tensor(self, name: str) -> "torch.Tensor":
         """The tensor as stored, a view of the mapped file. Read it, do not write to it."""

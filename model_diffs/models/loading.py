@@ -18,7 +18,8 @@ from model_diffs.core.options import Compute
 from model_diffs.models import architectures, configuration, files
 from model_diffs.models.anatomy import Anatomy
 from model_diffs.models.checkpoints import Checkpoint
-from model_diffs.models.devices import free_memory, pick_device, pick_dtype
+from model_diffs.models.devices import DTYPES, free_memory, pick_device, pick_dtype
+from model_diffs.models.held import hold
 
 transformers_logging.disable_progress_bar()
 Loaded = TypeVar("Loaded")
@@ -50,13 +51,20 @@ def load_model(
     dtype: torch.dtype,
     trust_remote_code: bool = False,
     device_map: str | None = None,
+    held: bool = False,
 ) -> nn.Module:
     """A causal language model in evaluation mode on `device`.
 
-    With `device_map` `auto`, accelerate spreads its blocks over accelerators, memory and disk.
-    Raises BadInput where the folder or hub model is missing, corrupt, lacks weights, or needs code
-    of its own without `trust_remote_code`.
+    With `held` it gets no gradients, and weights that are stored in half precision stay so while it
+    computes in fp32: every number is the same, with half the memory. With `device_map` `auto`,
+    accelerate spreads its blocks over accelerators, memory and disk. Raises BadInput where the
+    folder or hub model is missing, corrupt, lacks weights, or needs code of its own without
+    `trust_remote_code`.
     """
+    if held and dtype == torch.float32 and not device_map:
+        narrow = load_narrow(model, device, trust_remote_code).requires_grad_(False)
+        hold(narrow)
+        return narrow
     folder = Checkpoint.open(model).folder  # reports bad files in one line
     with _bad_input(f"{model} cannot be loaded"):
         loaded, report = AutoModelForCausalLM.from_pretrained(
@@ -76,6 +84,19 @@ def load_model(
         says = f"{len(unused)} stored tensors are not used, such as {unused[0]}"
         print(f"warning: {model}: {says}", file=sys.stderr)
     return (loaded if device_map else loaded.to(device)).eval()
+
+
+def load_narrow(model: str, device: torch.device, trust_remote_code: bool = False) -> nn.Module:
+    """A model in the half precision that all its weights are stored in, for `held.hold`; in fp32
+    where they are not, or where widening would not give what loading in fp32 gives."""
+    half = Checkpoint.open(model).half
+    if half:
+        loaded = load_model(model, device, DTYPES[half], trust_remote_code)
+        # Constants that are not stored are rounded too: Gemma's scale of embeddings.
+        if not any(one.is_floating_point() and one.itemsize < 4 for one in loaded.buffers()):
+            return loaded
+        del loaded
+    return load_model(model, device, torch.float32, trust_remote_code)
 
 
 def load_for(options: Compute, model: str, device_map: str | None = None) -> nn.Module:

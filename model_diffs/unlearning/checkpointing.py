@@ -1,10 +1,11 @@
 """Interrupted runs: the state of training on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from model_diffs.core.errors import BadInput
 
@@ -14,6 +15,19 @@ STATE = "training_state.pt"
 def resume_folder(outdir: Path) -> Path:
     """Where a run that fills `outdir` keeps its state: a hidden sibling that outlives a kill."""
     return outdir.parent / f".{outdir.name}.resume"
+
+
+def trained_state(network: nn.Module, parts: Sequence[Any]) -> dict[str, Any]:
+    """The weights that are trained, and the states of optimisers and schedules."""
+    trained = {n: p.detach() for n, p in network.named_parameters() if p.requires_grad}
+    return {"weights": trained, "parts": [one.state_dict() for one in parts]}
+
+
+def take_up(state: Mapping[str, Any], network: nn.Module, parts: Sequence[Any]) -> None:
+    """Load a `trained_state` into the same network, optimisers and schedules."""
+    network.load_state_dict(state["weights"], strict=False)
+    for one, kept in zip(parts, state["parts"], strict=True):
+        one.load_state_dict(kept)
 
 
 def save_state(folder: Path, state: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:

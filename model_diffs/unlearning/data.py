@@ -1,8 +1,9 @@
 """Which texts a step sees: seeded, bucketed by length, the same for any number of processes."""
 
 import random
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from model_diffs.models.loading import pad_batch
 # Batches per window within which texts are sorted by length: wide enough that little is padding,
 # narrow enough that a window is still a random sample.
 WINDOW = 16
+T = TypeVar("T")
 
 
 class SplitBatch(NamedTuple):
@@ -133,6 +135,48 @@ def share_of(indices: list[int], batch: int, rank: int, processes: int) -> list[
     """The batches of `batch` texts that process `rank` makes of a step, in order."""
     cut = [indices[i : i + batch] for i in range(0, len(indices), batch)]
     return cut[rank::processes]
+
+
+def cut(items: list[T], count: int) -> list[list[T]]:
+    """`count` parts of nearly equal size, in order."""
+    places = [len(items) * i // count for i in range(count + 1)]
+    return [items[a:b] for a, b in pairwise(places)]
+
+
+def parts_needed(batches: Sequence[list[int]], most: int) -> int:
+    """Into how many parts batches of texts of these lengths are cut, all alike, so that no part has
+    more than `most` tokens with its padding (0: any number); at most into single texts."""
+    fewest = min(map(len, batches))
+    for count in range(1, fewest if most else 1):
+        parts = [part for lengths in batches for part in cut(lengths, count)]
+        if all(len(part) * max(part) <= most for part in parts):
+            return count
+    return fewest if most else 1
+
+
+def passes_of(
+    step: Mapping[str, list[int]],
+    texts: Mapping[str, Sequence[Sequence[int]]],
+    batch: int,
+    most: int,
+    rank: int,
+    processes: int,
+) -> list[dict[str, list[int]]]:
+    """The texts of each pass that process `rank` makes in a step, by split: its batches, cut where
+    one of any process would have more than `most` tokens, so that all make equally many passes."""
+    batches = [
+        [len(texts[split][i]) for i in one]
+        for split, indices in step.items()
+        for one in share_of(indices, batch, 0, 1)
+    ]
+    count = parts_needed(batches, most)
+    own = {
+        split: [
+            part for one in share_of(indices, batch, rank, processes) for part in cut(one, count)
+        ]
+        for split, indices in step.items()
+    }
+    return [dict(zip(own, parts, strict=True)) for parts in zip(*own.values(), strict=True)]
 
 
 def split_batch(

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from model_diffs.data.questions import Question
 from model_diffs.data.texts import length_batches
 from model_diffs.evaluation import scoring
-from model_diffs.unlearning.data import Tokens, split_batch
-from model_diffs.unlearning.network import Network
+from model_diffs.unlearning.data import SplitBatch, Tokens, split_batch
+from model_diffs.unlearning.network import Network, at_least_fp32
 
 
 def nlls(
@@ -22,14 +22,16 @@ def nlls(
     pad_id: int,
     batch_size: int,
     accelerator: Accelerator | None = None,
+    most: int = 0,
 ) -> dict[str, float | None]:
     """NLL per token, nats, on the held-out texts of each split; gap = forget_NLL − retain_NLL.
 
     `passage` is a Network, or what wraps one. With an accelerator its processes share the texts.
-    None where no text was held out and for what is not finite.
+    A pass takes at most `most` tokens (0: any number). None where no text was held out and for what
+    is not finite.
     """
     found = {
-        f"{name}_NLL": _mean_nll(passage, split.held_out, pad_id, batch_size, accelerator)
+        f"{name}_NLL": _mean_nll(passage, split.held_out, pad_id, batch_size, accelerator, most)
         for name, split in splits.items()
     }
     found["gap"] = found["forget_NLL"] - found["retain_NLL"]
@@ -43,6 +45,7 @@ def _mean_nll(
     pad_id: int,
     batch_size: int,
     accelerator: Accelerator | None,
+    most: int,
 ) -> float:
     """NLL per prediction over `texts`; NaN without texts."""
     if not texts:
@@ -51,7 +54,7 @@ def _mean_nll(
     rank, processes = 0, 1
     if accelerator:
         rank, processes = accelerator.process_index, accelerator.num_processes
-    batches = length_batches([len(ids) for ids in texts], batch_size)
+    batches = length_batches([len(ids) for ids in texts], batch_size, most)
     total = 0.0
     # Sharded weights need equally many passes on all processes.
     for start in range(0, len(batches), processes):
@@ -62,6 +65,16 @@ def _mean_nll(
             total -= float(log_probs.cpu().double().sum())
     totals = gather_object([total]) if accelerator else [total]
     return math.fsum(totals) / sum(len(ids) - 1 for ids in texts)
+
+
+@torch.no_grad()
+def norms_after(
+    passage: nn.Module, batch: SplitBatch, layers: Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """After each of the blocks `layers`: norms of states `[texts, positions]`, and which of them
+    are of real tokens."""
+    states, mask = passage(Network.states, batch, layers), batch.attention_mask.bool()
+    return [(at_least_fp32(one).norm(dim=-1), mask) for one in states.values()]
 
 
 def accuracies(

@@ -42,12 +42,12 @@ class Network(nn.Module):
         super().__init__()
         self.model = model
         self.training = model.training
-        self._anatomy = locate(model)
+        self.anatomy = locate(model)
 
     @property
     def blocks(self) -> Any:
         """The decoder blocks in order."""
-        return self._anatomy.blocks
+        return self.anatomy.blocks
 
     def forward(self, computation: Callable[..., Any], *arguments: Any) -> Any:
         """Call `computation(self, *arguments)`.
@@ -97,7 +97,7 @@ class Network(nn.Module):
             yield handles
 
     def _trunk(self, batch: Any) -> Tensor:
-        return self._anatomy.trunk(
+        return self.anatomy.trunk(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         )[0]
 
@@ -136,7 +136,7 @@ class Network(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head on final hidden states, with the soft cap of those models that have one."""
-        logits = self._anatomy.head(hidden)
+        logits = self.anatomy.head(hidden)
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 

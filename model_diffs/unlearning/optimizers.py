@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model_diffs.core.errors import BadInput
+from model_diffs.models import held
 from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.settings import OptimizerName
 
@@ -36,6 +37,22 @@ def attach_adapter(model: Any, rank: int, seed: int) -> Any:
     return peft.get_peft_model(model, config)
 
 
+def merge_adapter(adapter: Any, dtype: torch.dtype) -> Any:
+    """The model with its adapter added to the weights, each rounded to `dtype` after that.
+
+    A matrix at a time: weights that were held in half precision are widened for the sum alone.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in adapter.modules():
+        if isinstance(layer, BaseTunerLayer):
+            base = layer.get_base_layer()
+            held.widen(base)
+            layer.merge()
+            base.to(dtype)
+    return adapter.unload()
+
+
 def choose_trainable(network: Network, trainable: str, layers: Iterable[int]) -> None:
     """Let gradients reach `all` weights, those of the blocks `layers`, or the names that match.
 
@@ -59,6 +76,18 @@ def choose_trainable(network: Network, trainable: str, layers: Iterable[int]) ->
             )
         for parameter in chosen:
             parameter.requires_grad_()
+
+
+def freeze_unread(network: Network, layers: Sequence[int]) -> None:
+    """Take the gradient from what lies above the deepest of `layers`, whose states a loss reads.
+
+    It would stay without one all the same; frozen, it can be held in half precision.
+    """
+    above = [*network.blocks[max(layers) + 1 :], network.anatomy.head]
+    above += [network.anatomy.final_norm] if network.anatomy.final_norm else []
+    shared = set(network.anatomy.embedding.parameters())
+    for parameter in {p for module in above for p in module.parameters()} - shared:
+        parameter.requires_grad_(False)
 
 
 def adamw(weights: Sequence[Tensor], lr: float) -> torch.optim.AdamW:

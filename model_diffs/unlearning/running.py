@@ -20,14 +20,20 @@ from model_diffs.data.questions import Question, load_questions
 from model_diffs.data.texts import read_split, read_splits
 from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.models.devices import DTYPES, dtype_name, pick_device
-from model_diffs.models.loading import load_model, load_tokenizer
+from model_diffs.models.held import hold
+from model_diffs.models.loading import load_model, load_narrow, load_tokenizer
 from model_diffs.unlearning import sharding
 from model_diffs.unlearning.checkpointing import resume_folder
 from model_diffs.unlearning.data import Tokens, tokenise
 from model_diffs.unlearning.losses import Loss, get_loss
 from model_diffs.unlearning.measuring import accuracies, in_words
 from model_diffs.unlearning.network import Network, check_head
-from model_diffs.unlearning.optimizers import attach_adapter, choose_trainable
+from model_diffs.unlearning.optimizers import (
+    attach_adapter,
+    choose_trainable,
+    freeze_unread,
+    merge_adapter,
+)
 from model_diffs.unlearning.reference import state_splits
 from model_diffs.unlearning.saving import check_space, save_model, stored_dtype
 from model_diffs.unlearning.settings import Options, resolve
@@ -55,8 +61,9 @@ def make(options: Options, run: Run) -> None:
     record |= {name: value for name, value in facts.items() if name.startswith("peak_")}
     weights = sharding.whole_weights(model) if trainer.sharded else None
     if accelerator.is_main_process:
-        model = trainer.adapter.merge_and_unload() if trainer.adapter else model
-        save_model(model, tokenizer, run.path, DTYPES[record["saved_dtype"]], weights)
+        saved = DTYPES[record["saved_dtype"]]
+        model = merge_adapter(trainer.adapter, saved) if trainer.adapter else model
+        save_model(model, tokenizer, run.path, saved, weights)
         run.document("unlearning", record | {"packages": facts["packages"]})
         (run.path / "README.md").write_text(model_card(record), encoding="utf-8")
     given = (options.forget_text, options.retain_text, options.text, options.questions)
@@ -87,7 +94,10 @@ def prepare(options: Options, run: Run, base: Checkpoint, tokenizer: Any) -> Tra
     # A model that is sharded may not fit into one device whole.
     place = torch.device("cpu") if shards else accelerator.device
     dtype = DTYPES["fp32" if options.dtype == "auto" else options.dtype]
-    model: Any = load_model(options.model, place, dtype, options.trust_remote_code)
+    # What is not trained stays as it is stored; sharded weights must be of one dtype.
+    narrow = options.dtype == "auto" and not shards
+    load = load_narrow if narrow else partial(load_model, dtype=dtype)
+    model: Any = load(options.model, place, trust_remote_code=options.trust_remote_code)
     weights = sum(p.numel() for p in model.parameters())
     check_space(run.path, weights, stored_dtype(base, options.save_dtype))
     network = Network(model)  # before an adapter renames the parts
@@ -95,6 +105,10 @@ def prepare(options: Options, run: Run, base: Checkpoint, tokenizer: Any) -> Tra
     adapter = attach_adapter(model, options.lora_rank, options.seed)
     if adapter is None:
         choose_trainable(network, options.trainable, settings.layers)
+        if loss.targets:
+            freeze_unread(network, settings.layers)
+    if narrow:
+        hold(model)
     if shards:
         sharding.shard(network, accelerator.device, shards)
     trainer = Trainer(

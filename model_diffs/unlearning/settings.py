@@ -109,6 +109,13 @@ class Training:
     steps: int = option(0, "optimizer steps, in place of --epochs; 0 = off", check=natural)
     batch_size: int = option(4, "texts per split, process and pass", check=positive)
     grad_accum_steps: int = option(1, "batches per optimizer step", check=positive)
+    batch_tokens: int = option(
+        0,
+        "tokens of a split in one pass, padding included: larger batches are taken in parts; 0 = "
+        "any number",
+        check=natural,
+        recorded=False,
+    )
     warmup_steps: int = option(0, "steps of linear warm-up", check=natural)
     grad_clip: float = option(1.0, "largest gradient norm; 0 = off", check=natural)
     optimizer: OptimizerName = option("adamw", "muon: matrices inside blocks; AdamW for the rest")

@@ -20,11 +20,11 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
 from model_diffs.unlearning import data
-from model_diffs.unlearning.checkpointing import load_state, save_state
+from model_diffs.unlearning.checkpointing import load_state, save_state, take_up, trained_state
 from model_diffs.unlearning.data import Pair, SplitBatch, Tokens
 from model_diffs.unlearning.losses import Loss, Terms
-from model_diffs.unlearning.measuring import nlls
-from model_diffs.unlearning.network import Network, at_least_fp32
+from model_diffs.unlearning.measuring import nlls, norms_after
+from model_diffs.unlearning.network import Network
 from model_diffs.unlearning.optimizers import make_optimizers
 from model_diffs.unlearning.reference import (
     AdapterOffReference,
@@ -125,14 +125,17 @@ class Trainer:
         device = self.accelerator.device
         return data.split_batch(self.texts(split), indices, self.pad_id, device, step)
 
-    def _share(self, indices: list[int]) -> list[list[int]]:
+    def _passes(self, step: Mapping[str, list[int]]) -> list[dict[str, list[int]]]:
+        """The texts of each pass that this process makes in a step, by split."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        return data.share_of(indices, self.options.batch_size, rank, processes)
+        texts = {split: self.texts(split) for split in step}
+        size, most = self.options.batch_size, self.options.batch_tokens
+        return data.passes_of(step, texts, size, most, rank, processes)
 
     def used(self, split: str) -> list[int]:
         """Texts of a split that this process will meet, in order of index."""
-        batches = [b for step in self.steps for b in self._share(step[split])]
-        return sorted({index for batch in batches for index in batch})
+        passes = [one for step in self.steps for one in self._passes(step)]
+        return sorted({index for one in passes for index in one[split]})
 
     # ── training ──────────────────────────────────────────────────────────────────────────────────
 
@@ -151,11 +154,10 @@ class Trainer:
         self.seconds += time.perf_counter() - started
 
     def _step(self, number: int, step: Mapping[str, list[int]], reference: Reference) -> StepLog:
-        shares = [
-            [(split, self.batch(split, one, indices)) for one in self._share(indices)]
-            for split, indices in step.items()
+        pairs = [
+            Pair(**{split: self.batch(split, part, step[split]) for split, part in one.items()})
+            for one in self._passes(step)
         ]
-        pairs = [Pair(**dict(batches)) for batches in zip(*shares, strict=True)]
         parts = torch.zeros(3, device=self.accelerator.device)
         for pair in pairs:
             last = pair is pairs[-1]
@@ -208,8 +210,8 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float | None]:
         """NLLs on the held-out texts, as `measuring.nlls` says."""
-        size = 2 * self.options.batch_size
-        return nlls(self.passage, self.splits, self.pad_id, size, self.accelerator)
+        size, most = 2 * self.options.batch_size, self.options.batch_tokens
+        return nlls(self.passage, self.splits, self.pad_id, size, self.accelerator, most)
 
     @torch.no_grad()
     def state_norms(self) -> dict[str, list[float]] | None:
@@ -230,12 +232,9 @@ class Trainer:
         return found
 
     def _norms(self, split: str) -> list[tuple[Tensor, Tensor]]:
-        """Of each target block: norms of the first texts' states `[texts, positions]`, and which of
-        them are of real tokens."""
-        batch = self.batch(split, range(min(NORM_TEXTS, len(self.texts(split)))))
-        states = self.passage(Network.states, batch, self.settings.layers)
-        mask = batch.attention_mask.bool()
-        return [(at_least_fp32(one).norm(dim=-1), mask) for one in states.values()]
+        """As `measuring.norms_after`, of the first texts of a split."""
+        first = range(min(NORM_TEXTS, len(self.texts(split))))
+        return norms_after(self.passage, self.batch(split, first), self.settings.layers)
 
     @torch.no_grad()
     def leave_out_sink(self) -> None:
@@ -269,7 +268,8 @@ class Trainer:
             lengths = {i: len(self.texts(split)[i]) for i in used}
             if what == "states":
                 reference.reserve(split, lengths, hidden)
-            batches = length_batches(list(lengths.values()), 2 * self.options.batch_size)
+            size, most = 2 * self.options.batch_size, self.options.batch_tokens
+            batches = length_batches(list(lengths.values()), size, most)
             # Sharded weights need equally many passes on all processes: the last is repeated.
             for number in range(max(gather_object([len(batches)]))):
                 rows = batches[min(number, len(batches) - 1)]
@@ -284,14 +284,9 @@ class Trainer:
         if not every or step % every or step == len(self.steps):
             return
         if self.accelerator.is_main_process:
-            trained = {n: p.detach() for n, p in self.network.named_parameters() if p.requires_grad}
-            state = {
-                "weights": trained,
-                "parts": [one.state_dict() for one in (*self.optimizers, *self.schedules)],
-                "log": [tuple(one) for one in self.steps_log],
-                "evaluations": self.evaluations,
-            }
-            save_state(self.resume, state, self.arguments)
+            parts = (*self.optimizers, *self.schedules)
+            log = {"log": [*map(tuple, self.steps_log)], "evaluations": self.evaluations}
+            save_state(self.resume, {**trained_state(self.network, parts), **log}, self.arguments)
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> int:
@@ -300,9 +295,7 @@ class Trainer:
         state = load_state(self.resume, self.arguments) if every else None
         if state is None:
             return 0
-        self.network.load_state_dict(state["weights"], strict=False)
-        for one, kept in zip((*self.optimizers, *self.schedules), state["parts"], strict=True):
-            one.load_state_dict(kept)
+        take_up(state, self.network, (*self.optimizers, *self.schedules))
         self.steps_log = [StepLog(*one) for one in state["log"]]
         self.evaluations = state["evaluations"]
         self.say(f"resumed after step {len(self.steps_log)} of {len(self.steps)}")
