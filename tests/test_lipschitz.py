@@ -270,9 +270,9 @@ def test_script_loads_the_base_once_and_pairs_texts(
     loaded: list[str] = []
     load = models.load_model
 
-    def loading(model: str, *rest: object) -> Any:
+    def loading(model: str, *rest: object, **more: object) -> Any:
         loaded.append(Path(model).name)
-        return load(model, *rest)
+        return load(model, *rest, **more)
 
     monkeypatch.setattr(models, "load_model", loading)
     texts = ["--forget-text", tmp_path / "forget.txt", "--retain-text", tmp_path / "retain.txt"]

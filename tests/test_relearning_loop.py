@@ -225,7 +225,10 @@ def test_on_a_gpu_fp32_weights_are_trained_in_bfloat16_passes(
     """The device is told to be a GPU; the model is loaded onto the CPU."""
     load, trusted = relearning.load_model, []
 
-    def load_here(name: str, device: torch.device, own: torch.dtype, trust: bool) -> Any:
+    def load_here(
+        name: str, device: torch.device, own: torch.dtype, trust: bool, held: bool
+    ) -> Any:
+        assert not held  # all weights are trained
         trusted.append((device.type, own, trust))
         return load(name, torch.device("cpu"), own, trust)
 

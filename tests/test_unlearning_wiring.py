@@ -152,7 +152,7 @@ def test_processes_use_disjoint_texts_of_each_step() -> None:
     whole = make_trainer("rmu", batch_size=4)
     shares = [make_trainer("rmu", rank, 2) for rank in (0, 1)]
     for step in whole.steps:
-        own = [[i for batch in s._share(step["forget"]) for i in batch] for s in shares]
+        own = [[i for one in s._passes(step) for i in one["forget"]] for s in shares]
         assert sorted(own[0] + own[1]) == sorted(step["forget"]) and len(own[0]) == 2
     assert sorted({*shares[0].used("forget"), *shares[1].used("forget")}) == list(range(7))
     assert shares[0].used("retain") == sorted(set(shares[0].used("retain")))

@@ -65,6 +65,16 @@ def load_model(
         narrow = load_narrow(model, device, trust_remote_code).requires_grad_(False)
         hold(narrow)
         return narrow
+    return _load(model, device, dtype, trust_remote_code, device_map)
+
+
+def _load(
+    model: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    device_map: str | None = None,
+) -> nn.Module:
     folder = Checkpoint.open(model).folder  # reports bad files in one line
     with _bad_input(f"{model} cannot be loaded"):
         loaded, report = AutoModelForCausalLM.from_pretrained(
@@ -91,12 +101,12 @@ def load_narrow(model: str, device: torch.device, trust_remote_code: bool = Fals
     where they are not, or where widening would not give what loading in fp32 gives."""
     half = Checkpoint.open(model).half
     if half:
-        loaded = load_model(model, device, DTYPES[half], trust_remote_code)
+        loaded = _load(model, device, DTYPES[half], trust_remote_code)
         # Constants that are not stored are rounded too: Gemma's scale of embeddings.
         if not any(one.is_floating_point() and one.itemsize < 4 for one in loaded.buffers()):
             return loaded
         del loaded
-    return load_model(model, device, torch.float32, trust_remote_code)
+    return _load(model, device, torch.float32, trust_remote_code)
 
 
 def load_for(options: Compute, model: str, device_map: str | None = None) -> nn.Module:

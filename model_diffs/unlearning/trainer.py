@@ -190,14 +190,12 @@ class Trainer:
 
     def _report(self, bar: Any, log: StepLog, elapsed: float) -> None:
         speed = self.tokens * self.accelerator.num_processes / elapsed
-        numbers = [f"{name} {value:.4g}" for name, value in log._asdict().items()]
-        line = ", ".join(numbers[1:])
+        line = ", ".join(f"{n} {value:.4g}" for n, value in log._asdict().items() if n != "step")
         bar.set_postfix_str(f"{line}, {speed:.0f} tok/s", refresh=False)
         bar.update(1)
         if log.step % max(1, len(self.steps) // 10) == 0 or log.step == len(self.steps):
             self.say(f"step {log.step}/{len(self.steps)}: {line}")
-        interval = self.options.eval_interval
-        if interval and log.step % interval == 0:
+        if self.options.eval_interval and log.step % self.options.eval_interval == 0:
             self.evaluations.append({"step": log.step, **self.evaluate()})
             self.say(f"evaluation: {self.evaluations[-1]}")
 
