@@ -3,10 +3,13 @@
 Both models' activations are encoded with a dictionary of the base's (ITDA, train_itda.py); latents
 are ordered by the change of their mean coefficient, with errors and tests over documents. How well
 the dictionary fits each model is reported too: what it does not fit is in no latent's difference.
+With `--dictionary sae:…` the latents are the features of an SAE.
 
     uv run diff.py --itda artifacts/runs/miniature-base --model-a models/miniature-base \\
         --model-b models/miniature-filtered unlearned_models/miniature-base__npo \\
         --dataset data/miniature/forget.txt data/miniature/retain.txt
+    uv run diff.py --dictionary sae:google/gemma-scope-2b-pt-res/layer_12/width_16k --l0 100 \\
+        --model-a google/gemma-2-2b --model-b ./tuned --dataset NeelNanda/pile-10k --max-samples 500
     uv run diff.py --compare-dictionaries artifacts/runs/one artifacts/runs/other
 
 Writes <outroot>/<A>__to__<B>/itda_diffing/ with latents.csv, summary.json, itda_diffing.png and
@@ -46,7 +49,10 @@ class Options(Diffing, Comparison, Figures):
 
     model_a: str = option("", "base: org/name[@revision] or a folder", recorded=False)
     model_b: tuple[str, ...] = option((), "changed models", recorded=False)
-    itda: str = option("", "folder of a dictionary of the base")
+    itda: str = option("", "folder of an ITDA dictionary of the base")
+    dictionary: str = option(
+        "", "in its place, sae: and a folder, org/name[/folder] or release:id of an SAE of the base"
+    )
     top: int = option(20, "latents shown in each direction", check=positive)
     compare_dictionaries: tuple[str, ...] = option(
         (), "print the Jaccard index of two dictionaries' atoms and stop", recorded=False
@@ -74,9 +80,12 @@ def compare_dictionaries(first: str, second: str) -> None:
 
 def planned_runs(options: Options) -> list[PlannedRun]:
     """One folder per comparison."""
-    for name in ("itda", "model_a", "model_b"):
-        if not getattr(options, name):
-            raise BadInput(f"--{name.replace('_', '-')} is missing (--help lists the options)")
+    if options.dictionary and options.itda:
+        raise BadInput("--itda and --dictionary: give one of them")
+    missing = [n for n in ("model_a", "model_b") if not getattr(options, n)]
+    missing += [] if options.dictionary else [n for n in ("itda",) if not options.itda]
+    for name in missing:
+        raise BadInput(f"--{name.replace('_', '-')} is missing (--help lists the options)")
     return comparison_runs(options, STEP.folder)
 
 
@@ -112,7 +121,8 @@ def write(
         count=options.contexts,
     )
     (run.path / "examples.html").write_text(page, encoding="utf-8")
-    run.reads(*itda.files_of(options.itda))
+    of_sae = getattr(opened.itda, "files", None)
+    run.reads(*(itda.files_of(options.itda) if of_sae is None else of_sae))
     models, device = [planned.model_a, planned.model_b], str(opened.device)
     reading.describe(run, models, texts, dictionary=opened.itda.metadata, device=device)
     for note in notes:
@@ -123,7 +133,8 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     """Compare what is not complete; the base is encoded once for all changed models."""
     from model_diffs.dictionaries.diffing import ModelDiffing
 
-    opened = ModelDiffing(options.itda, options.model_a, options.layer, options=options)
+    dictionary = options.dictionary or options.itda
+    opened = ModelDiffing(dictionary, options.model_a, options.layer, options=options)
     texts = opened.read(options.dataset)
     changed = [planned.model_b for planned in todo]
     found = opened.compare(options.model_a, changed, texts, options.max_steps)

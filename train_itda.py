@@ -183,7 +183,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     tokenizer = loading.load_tokenizer(options.model, options.trust_remote_code)
     keep_bos, skip_first = options.keep_bos, options.skip_first
     texts = reading.read(options.dataset, tokenizer, options, keep_bos, skip_first)
-    reader = Reader(options.model, loading.load_for(options, options.model))
+    reader = Reader(options.model, loading.load_for(options, options.model, options.device_map))
     layers = [planned.arguments["layer"] for planned in todo]
     with ExitStack() as folders:
         opened = [folders.enter_context(open_run(planned)) for planned in todo]

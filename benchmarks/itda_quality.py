@@ -77,7 +77,7 @@ def states(reader: passes.Reader, texts: Reading) -> tuple[Tensor, np.ndarray]:
     found: list[Tensor] = []
     documents: list[np.ndarray] = []
     for at in padded_batches(texts.tokens, order, 0, torch.device("cpu")):
-        found.append(reading.block_outputs(reader, at, [LAYER])[LAYER])
+        found.append(reading.activations(reader, at, [LAYER])[LAYER])
         documents.append(np.array(at.rows)[at.places[:, 0].numpy()])
     return torch.cat(found), np.concatenate(documents)
 

@@ -235,8 +235,8 @@ class _Handler(BaseHTTPRequestHandler):
             for key, value in about.items():
                 self.send_header(key.replace("_", "-"), value)
             self.end_headers()
-            self.wfile.write(part[: len(part) // 2])
             self.hub.served += len(part) // 2
+            self.wfile.write(part[: len(part) // 2])
             self.close_connection = True
             return
         self.hub.served += len(part)

@@ -95,7 +95,7 @@ def test_layer_is_output_of_its_block_before_the_final_norm(family: str) -> None
     own = [block.register_forward_hook(keep(layer)) for layer, block in enumerate(blocks)]
     with torch.inference_mode():
         for layers in ([2, 0], [1], [2]):
-            found = reading.block_outputs(reader, at, layers)
+            found = reading.activations(reader, at, layers)
             assert set(layers) == set(found)
             for layer in layers:
                 assert torch.equal(found[layer], reference[layer][at.counted])

@@ -176,7 +176,7 @@ def test_p_values_of_two_halves_of_one_model_are_uniform(study: tiny_study.Study
     with torch.inference_mode():
         (at,) = padded_batches(texts.tokens, [range(len(lines))], 0, torch.device("cpu"))
         states = torch.zeros(*at.counted.shape, itda.activation_dim)
-        states[at.counted] = reading.block_outputs(reader, at, [LAYER])[LAYER]
+        states[at.counted] = reading.activations(reader, at, [LAYER])[LAYER]
     p = []
     for _ in range(6):
         changes = halves(itda, states, draw.permutation(len(lines))).changes()

@@ -216,13 +216,13 @@ def states(monkeypatch: pytest.MonkeyPatch) -> dict[int, Tensor]:
     made = {layer: 3 * torch.randn(5, 5, D, generator=torch.Generator().manual_seed(layer))
             for layer in (0, 2)}  # fmt: skip
 
-    def block_outputs(reader: Any, at: TokenBatch, layers: list[int]) -> dict[int, Tensor]:
+    def activations(reader: Any, at: TokenBatch, layers: list[int]) -> dict[int, Tensor]:
         READER.read.append(at.rows)
         of = [(at.rows[document], position) for document, position in at.places.tolist()]
         return {layer: torch.stack([made[layer][place] for place in of]) for layer in layers}
 
     READER.read = []
-    monkeypatch.setattr(reading, "block_outputs", block_outputs)
+    monkeypatch.setattr(reading, "activations", activations)
     return made
 
 

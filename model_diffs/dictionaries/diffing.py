@@ -7,6 +7,7 @@ found = diffing.run_model_diffing(
 found["sorted_indices"][:10], found["sorted_differences"][:10]
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,9 @@ from model_diffs.dictionaries import reading
 from model_diffs.dictionaries.itda import ITDA
 from model_diffs.dictionaries.options import Diffing
 from model_diffs.dictionaries.reading import Reading
+from model_diffs.dictionaries.sae_dictionary import PREFIX, Dictionary, SaeDictionary
 from model_diffs.dictionaries.sums import BatchCodes, ModelTotals, sum_codes
+from model_diffs.dictionaries.tokenizers import check_reads_alike
 from model_diffs.models import devices, loading
 from model_diffs.models.checkpoints import Checkpoint, check_configs
 from model_diffs.stats.intervals import Interval, ratio_interval
@@ -64,7 +67,7 @@ class Comparison(NamedTuple):
 
 
 class ModelDiffing:
-    """Differences between models in the latents of one ITDA dictionary."""
+    """Differences between models in the latents of one dictionary."""
 
     def __init__(
         self,
@@ -79,21 +82,29 @@ class ModelDiffing:
     ) -> None:
         """Open the dictionary and the tokenizer of `model_name`, the base.
 
-        Without `layer`, the dictionary's own is used; `options` hold in place of `device`,
-        `seq_len` and `batch_size`. Raises BadInput where there is no dictionary, or it is of
-        another layer or tokenizer.
+        `itda_path` is the folder of an ITDA dictionary, or `sae:` and the name of an SAE. Without
+        `layer`, the dictionary's own is used; `options` hold in place of `device`, `seq_len` and
+        `batch_size`. Raises BadInput where there is no dictionary, or it is of another layer or
+        tokenizer.
         """
         self.options = options or Diffing(device=device, seq_len=seq_len, batch_size=batch_size)
         self.device = devices.pick_device(self.options.device)
-        self.itda = ITDA.from_pretrained(itda_path, self.device)
+        name = str(itda_path)
+        if name.startswith(PREFIX):
+            sae = (name.removeprefix(PREFIX), model_name, layer, self.options, self.device)
+            self.itda: Dictionary = SaeDictionary.open(*sae)
+        else:
+            self.itda = ITDA.from_pretrained(name, self.device)
         if layer not in (None, self.itda.layer):
             raise BadInput(f"{itda_path} is a dictionary of layer {self.itda.layer}, not {layer}")
         self.model_name = model_name
-        self.tokenizer = loading.load_tokenizer(model_name, self.options.trust_remote_code)
+        self.reads_with = self.options.tokenizer or model_name
+        self.tokenizer = loading.load_tokenizer(self.reads_with, self.options.trust_remote_code)
         known = self.itda.metadata.get("tokenizer_sha256")
         if known and known != reading.tokenizer_sha256(self.tokenizer):
             raise BadInput(
-                f"{model_name} has another tokenizer than {self.itda.metadata.get('lm_name')}, on "
+                f"{self.reads_with} has another tokenizer than "
+                f"{self.itda.metadata.get('lm_name')}, on "
                 f"which {itda_path} was trained: train a dictionary for it"
             )
 
@@ -105,7 +116,7 @@ class ModelDiffing:
 
     def load(self, name: str) -> Reader:
         """Load a model."""
-        return Reader(name, loading.load_for(self.options, name))
+        return Reader(name, loading.load_for(self.options, name, self.options.device_map))
 
     def compare(
         self,
@@ -117,9 +128,10 @@ class ModelDiffing:
     ) -> list[Comparison]:
         """Each changed model against the base, which is encoded once.
 
-        Where models do not fit side by side, temporary files go to `options.outroot`. Raises
-        BadInput for models of another architecture or tokenizer than the base and of another width
-        than the dictionary, `max_steps` that end before a data set is reached, states that are not
+        Where models do not fit side by side, temporary files go to `options.outroot`; a model whose
+        tokenizer is not the base's, and makes no difference, is named on stderr. Raises BadInput
+        for models of another architecture or tokenizer than the base and of another width than the
+        dictionary, `max_steps` that end before a data set is reached, states that are not
         finite, and too little memory.
         """
         documents, names = max_steps * self.options.batch_size or None, [base, *changed]
@@ -131,9 +143,8 @@ class ModelDiffing:
             )
         checkpoints = [Checkpoint.open(name) for name in names]
         for checkpoint in checkpoints[1:]:
-            check_configs(checkpoints[0], checkpoint)
-        different = list(dict.fromkeys([self.model_name, *names]))
-        loading.common_tokenizer(different, self.options.trust_remote_code)
+            check_configs(checkpoints[0], checkpoint, besides=("vocab_size",))
+        self._check_tokenizers(names, texts)
         sources, kept = torch.from_numpy(texts.sources), SPARE * self.options.contexts
         totals = [ModelTotals(self.itda.size, sources, kept) for _ in names]
         batches = length_batches(texts.tokens.lengths[:documents], self.options.batch_size)
@@ -145,12 +156,26 @@ class ModelDiffing:
 
         dtype = devices.pick_dtype(self.options.dtype, self.device)
         with reading.out_of_memory(self.options.batch_size):
-            if loading.fit_together(checkpoints, self.options.side_by_side, self.device, dtype):
+            together = "no" if self.options.device_map else self.options.side_by_side
+            if loading.fit_together(checkpoints, together, self.device, dtype):
                 encode([self.load(name) for name in names])
             else:
                 with folders.scratch_folder(Path(self.options.outroot) / "itda_codes") as scratch:
                     loading.one_by_one(self.load, names, lambda reader: encode([reader], scratch))
         return [self._comparison(totals[0], one, texts) for one in totals[1:]]
+
+    def _check_tokenizers(self, names: Sequence[str], texts: Reading) -> None:
+        largest = max(map(max, texts.tokens.ids))
+        for name in dict.fromkeys(names):
+            size = Checkpoint.open(name).config.get("vocab_size")
+            if size is not None and largest >= size:
+                raise BadInput(f"{name} has {size} tokens, and {self.reads_with} gives {largest}")
+            if name in (self.model_name, self.reads_with) or self.options.tokenizer:
+                continue
+            length, trusted = self.options.seq_len, self.options.trust_remote_code
+            note = check_reads_alike(self.model_name, self.tokenizer, name, texts, length, trusted)
+            if note:
+                print(f"warning: {note}", file=sys.stderr)
 
     @torch.inference_mode()
     def _encode(
@@ -163,12 +188,12 @@ class ModelDiffing:
     ) -> None:
         """Run models over all batches, the base first; its sums wait in `scratch` for others."""
         bar = progress(batches, "encoding", unit="batch")
-        pad_id, layer = self.tokenizer.pad_token_id, self.itda.layer
+        pad_id, layer, site = self.tokenizer.pad_token_id, self.itda.layer, self.itda.site
         for number, at in enumerate(padded_batches(texts.tokens, bar, pad_id, self.device)):
             file = scratch and scratch / f"{number}.npz"
             base = BatchCodes.load(file) if file and file.exists() else None
             for reader, totals in todo:
-                codes = self.itda.encode(reading.block_outputs(reader, at, [layer])[layer])
+                codes = self.itda.encode(reading.activations(reader, at, [layer], site)[layer])
                 sums = sum_codes(codes, at.places, len(at.rows), self.itda.size)
                 if base is None:
                     base = sums

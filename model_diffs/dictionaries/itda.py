@@ -37,6 +37,8 @@ _LEAST = {"layer": 0, "k": 1, "skip_first": 0}
 class ITDA:
     """Atoms, where each was found, and what they were made from."""
 
+    site = "resid_post"
+
     def __init__(self, atoms: Tensor, atom_indices: Tensor, metadata: Mapping[str, Any]) -> None:
         """`atoms` `[n, d]` fp32 unit rows; `atom_indices` `[n, 2]` sequence and position.
 

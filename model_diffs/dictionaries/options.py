@@ -41,16 +41,8 @@ class Training(DatasetTexts):
     keep_bos: bool = option(False, "count BOS positions as tokens")
     skip_first: int = option(0, "leave out the first N positions of a sample", check=natural)
     seed: int = option(42, "of the choice of samples", check=seedable)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diffing(DatasetTexts, Compute, Run):
-    """Diffing."""
-
-    layer: int | None = option(None, "check that the dictionary is of this layer", check=natural)
-    contexts: int = option(5, "texts shown for each latent", check=positive)
-    side_by_side: Literal["auto", "yes", "no"] = option(
-        "auto", "keep all models in memory together, or one after the other"
+    device_map: Literal["auto"] | None = option(
+        None, "auto: spread a model that one device cannot hold over all devices"
     )
 
 
@@ -67,4 +59,23 @@ class SaeChoice:
         None,
         "whether they were trained on activations without their mean (TransformerLens' "
         "center_writing_weights), where they do not say",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diffing(DatasetTexts, SaeChoice, Compute, Run):
+    """Diffing."""
+
+    layer: int | None = option(
+        None, "layer of the dictionary, where it has one; of SAEs, which to take", check=natural
+    )
+    tokenizer: str = option(
+        "", "model or folder whose tokenizer reads the texts; default: the base's"
+    )
+    contexts: int = option(5, "texts shown for each latent", check=positive)
+    side_by_side: Literal["auto", "yes", "no"] = option(
+        "auto", "keep all models in memory together, or one after the other"
+    )
+    device_map: Literal["auto"] | None = option(
+        None, "auto: spread a model that one device cannot hold over all devices"
     )

@@ -1,13 +1,12 @@
-"""Texts of data sets as tokens, and outputs of blocks: what dictionaries are trained on."""
+"""Texts of data sets as tokens, and activations of blocks: what dictionaries are trained on."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_diffs.activations.passes import Reader
 from model_diffs.activations.tokens import TokenBatch, Tokens, tokenise
@@ -18,6 +17,7 @@ from model_diffs.data.texts import Split
 from model_diffs.dictionaries.options import Diffing, Training
 from model_diffs.models import loading
 from model_diffs.models.checkpoints import Checkpoint
+from model_diffs.models.sites import counted_rows, watch
 
 
 class Reading(NamedTuple):
@@ -86,8 +86,10 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(repr((vocabulary, probe)).encode()).hexdigest()
 
 
-def block_outputs(reader: Reader, at: TokenBatch, layers: Sequence[int]) -> dict[int, Tensor]:
-    """Outputs `[n, hidden]` fp32 of blocks at the counted tokens, before any final norm.
+def activations(
+    reader: Reader, at: TokenBatch, layers: Sequence[int], site: str = "resid_post"
+) -> dict[int, Tensor]:
+    """Activations `[n, width]` fp32 of blocks at the counted tokens, where `site` says.
 
     The forward pass ends after the last of the blocks. Raises BadInput for a layer that the model
     does not have and for values that are not finite.
@@ -98,16 +100,16 @@ def block_outputs(reader: Reader, at: TokenBatch, layers: Sequence[int]) -> dict
             f"{reader.name} has blocks 0 to {len(blocks) - 1}: there is no layer {max(layers)}"
         )
 
-    def keep(layer: int, module: nn.Module, args: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        found[layer] = hidden[at.counted.to(hidden.device)].float()
+    def keep(layer: int, x: Tensor) -> Tensor:
+        found[layer] = counted_rows(x, at.counted).float()
         if not bool(found[layer].isfinite().all()):
+            what = "the output" if site == "resid_post" else site
             raise BadInput(
-                f"{reader.name}: the output of block {layer} holds NaN or Inf: try --dtype fp32"
+                f"{reader.name}: {what} of block {layer} holds NaN or Inf: try --dtype fp32"
             )
+        return x
 
-    with loading.hooks() as handles:
-        handles += [blocks[n].register_forward_hook(partial(keep, n)) for n in set(layers)]
+    with watch(reader.anatomy, site, sorted(set(layers)), keep):
         loading.stream_states(reader.anatomy, at.batch, lambda *_: None, max(layers) + 1)
     return found
 

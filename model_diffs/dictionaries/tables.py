@@ -14,8 +14,8 @@ from scipy import stats
 from model_diffs.core.errors import BadInput
 from model_diffs.core.figures import BASE, WIDTH_INCHES
 from model_diffs.dictionaries.diffing import Comparison, Fit
-from model_diffs.dictionaries.itda import ITDA
 from model_diffs.dictionaries.reading import Reading
+from model_diffs.dictionaries.sae_dictionary import Dictionary
 from model_diffs.dictionaries.sums import ModelTotals
 from model_diffs.stats.intervals import Interval
 
@@ -25,12 +25,13 @@ OWN = 0.9
 SHARED, UNUSED = -1, -2
 
 
-def latents(found: Comparison, itda: ITDA, dictionary: str | Path) -> pd.DataFrame:
+def latents(found: Comparison, itda: Dictionary, dictionary: str | Path) -> pd.DataFrame:
     """latents.csv: one row per latent, largest increase first, and a column `before`.
 
     `token` and `before`, the text up to it, are from atoms.csv in the folder `dictionary`, and
-    empty without it; `std_error` where there is one document, `p_value` and `q_value` where the
-    latent occurs in too few documents to be tested.
+    empty without it; `sequence` and `position` are those of an atom, which an SAE has not;
+    `std_error` is empty where there is one document, `p_value` and `q_value` where the latent
+    occurs in too few documents to be tested.
     """
     path = Path(dictionary) / "atoms.csv"
     atoms = pd.DataFrame(columns=["token", "before"])
@@ -43,11 +44,12 @@ def latents(found: Comparison, itda: ITDA, dictionary: str | Path) -> pd.DataFra
         raise BadInput(f"{path} is damaged: train the dictionary again") from error
     atoms = atoms.reindex(range(itda.size))
     base, changed, changes = found.base, found.changed, found.changes
+    places = getattr(itda, "atom_indices", None)
     columns = {
         "latent": np.arange(itda.size),
         "token": atoms["token"],
-        "sequence": itda.atom_indices[:, 0],
-        "position": itda.atom_indices[:, 1],
+        "sequence": None if places is None else places[:, 0],
+        "position": None if places is None else places[:, 1],
         "mean_a": base.mean,
         "mean_b": changed.mean,
         **changes.drop(columns="documents"),

@@ -185,7 +185,7 @@ def train(
             where = torch.stack(
                 [torch.from_numpy(texts.tokens.documents[at.rows])[rows], positions], 1
             )
-            for layer, x in reading.block_outputs(reader, at, layers).items():
+            for layer, x in reading.activations(reader, at, layers).items():
                 if layer not in trained:
                     trained[layer] = Trained(layer, x.shape[1], settings, x.device)
                 if not trained[layer].finished:

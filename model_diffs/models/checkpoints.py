@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -250,9 +250,12 @@ def lockstep(
         yield matrix, base.matrix(matrix), others
 
 
-def check_configs(a: Checkpoint, b: Checkpoint) -> None:
-    """Raise BadInput where two configurations cannot be compared, naming the setting."""
-    for key in _COMPARED:
+def check_configs(a: Checkpoint, b: Checkpoint, besides: Collection[str] = ()) -> None:
+    """Raise BadInput where two configurations cannot be compared, naming the setting.
+
+    Settings in `besides` may differ.
+    """
+    for key in (name for name in _COMPARED if name not in besides):
         value_a, value_b = a.config.get(key), b.config.get(key)
         if value_a != value_b and None not in (value_a, value_b):
             raise _unlike(key, value_a, a, value_b, b, key == "vocab_size")
