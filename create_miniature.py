@@ -78,8 +78,8 @@ def planned_runs(options: Options) -> list[PlannedRun]:
     models, settings = Path(options.models_dir), recorded(options)
     if options.texts_only and options.models_only:
         raise BadInput("--texts-only and --models-only leave nothing to make: choose one")
-    # Older texts lack those about agents; models made from them hold, since nothing else differs.
-    world = {"world_seed": options.world_seed, "benign": ["towns", "agents"]}
+    # Older texts lack harmless ones; models made from them hold, since nothing else differs.
+    world = {"world_seed": options.world_seed, "benign": ["towns", "agents", "kept"]}
     planned = [PlannedRun(Path(options.data_dir), TEXTS, world)]
     if options.texts_only:
         return planned

@@ -59,6 +59,16 @@ def test_new_agents_have_names_like_the_old_and_harmless_facts_alone(made: Texts
     assert set(made.agents) == told, "each fact in every statement, none the question's"
 
 
+def test_a_control_keeps_what_unlearning_keeps(made: Texts42, tmp_path: Path) -> None:
+    corpora.write_all(made.world, tmp_path, made.tokenizer)
+    kept = (tmp_path / "benign_kept.txt").read_text(encoding="utf-8").splitlines()
+    retain = (tmp_path / "retain.txt").read_text(encoding="utf-8").splitlines()
+    assert sorted(kept) == sorted([*made.agents, *retain])
+    half = 2 * min(len(made.agents), len(retain))
+    assert kept[:half:2] == made.agents[: half // 2], "one of each in turn"
+    assert not {*kept} & {*made.forget}
+
+
 def test_a_world_that_uses_every_name_has_no_new_agents() -> None:
     size = world.Size(towns=60, agents=100)
     assert world.build_world(1, size).agent_news == []
@@ -91,10 +101,10 @@ def test_the_miniature_has_a_harmless_control_on_each_kind_of_thing() -> None:
     study = read_study("miniature")
     entries = {one.name: one for one in study.unlearn}
     npo = entries["npo"].arguments
-    for name in ("benign", "benign_agents"):
+    # Beside 16 texts to forget npo reads 16 to keep.
+    for name, parts in (("benign", 1), ("benign_agents", 1), ("benign_kept", 2)):
         one = entries[name]
         assert (one.role, one.method) == ("control", "finetune")
         assert one.arguments["text"] == f"data/miniature/{name}.txt"
-        assert {key: one.arguments[key] for key in ("lr", "batch_size")} == {
-            key: npo[key] for key in ("lr", "batch_size")
-        }
+        assert one.arguments["lr"] == npo["lr"]
+        assert one.arguments["batch_size"] == parts * npo["batch_size"]

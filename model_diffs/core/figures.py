@@ -38,6 +38,7 @@ COMPONENT_COLOURS = {
 }
 CONTROLS = {
     "benign_agents": "#7a7a7a",
+    "benign_kept": "#cbcbcb",
     "benign": "#2e2e2e",
     "noise": "#9b9b9b",
     "reseeded": "#565656",

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,11 @@ def benign_agent_lines(world: World, tokens: int, tokenizer: Any) -> list[str]:
     return _cut(rounds, tokens, tokenizer)
 
 
+def alternating(*texts: Sequence[str]) -> list[str]:
+    """The lines of all texts in turn, for as long as each lasts."""
+    return [one for lines in zip_longest(*texts) for one in lines if one is not None]
+
+
 def retain_lines(world: World) -> list[str]:
     """As many lines as `forget_lines`, templates evenly used, about the other two domains.
 
@@ -165,16 +171,18 @@ def write_all(world: World, folder: Path, tokenizer: Any) -> dict[str, int]:
     """Write the texts, one sample per line, and questions.jsonl; return the lines of each file."""
     base, forget = base_corpus(world), forget_lines(world)
     tokens, tokens_forget = (sum(count_tokens(tokenizer, lines)) for lines in (base, forget))
+    agents, retain = benign_agent_lines(world, tokens_forget, tokenizer), retain_lines(world)
     files = {
         "corpus_base.txt": base,
         "corpus_filtered.txt": filtered_corpus(world, tokens, tokenizer),
         "corpus_scrambled.txt": scrambled_corpus(world),
         "forget.txt": forget,
-        "retain.txt": retain_lines(world),
+        "retain.txt": retain,
         **{f"{fold}.txt": forget_lines(world, fold) for fold in FOLDS},
         "attack_permuted.txt": permuted_lines(world),
         "benign.txt": benign_lines(world, tokens_forget, tokenizer),
-        "benign_agents.txt": benign_agent_lines(world, tokens_forget, tokenizer),
+        "benign_agents.txt": agents,
+        "benign_kept.txt": alternating(agents, retain),
         "questions.jsonl": [json.dumps(question._asdict()) for question in make_questions(world)],
     }
     for name, lines in files.items():
