@@ -164,6 +164,7 @@ def probe(
 ) -> dict[str, Any]:
     """Probe every state of a model: tables, figure, and facts for the summary."""
     from model_diffs.diagnostics import probes
+    from model_diffs.models.devices import pick_device
 
     model = run.planned.model_a
     forget, retain = (
@@ -176,7 +177,7 @@ def probe(
     plan, task, by = probes.folds_of(first, second, questions, options.folds, options.seed)
     scaled = not options.no_standardize
     settings = probes.Settings(options.C, options.max_iter, scaled, options.seed)
-    probed = probes.probe_tables(forget, retain, plan, settings, task, run.planned.label)
+    probed = probes.probe_tables(forget, retain, plan, settings, task, pick_device(options.device))
     run.table("auc_resamples", probed.resamples)
     draw_probes(run, run.table("probe_results", probed.table))
     facts = {**probes.summary(probed), "folds_by": by}

@@ -1,8 +1,9 @@
 """What do the activation steps cost beyond the forward passes that they need?
 
 Times, in one run, the bare forward passes of two models' trunks over both splits, the same passes
-with every statistic of step 4 and later, and what steps 8, 9 and 13 then compute from these
-(bootstrap, figures and process starts left out), at Pythia-160M's shapes with random weights.
+with every statistic of step 4 and later, step 9's spectra included, and what steps 8 and 13 then
+compute from these (bootstrap, figures and process starts left out), at Pythia-160M's shapes with
+random weights.
 
     uv run benchmarks/activations.py
     uv run benchmarks/activations.py --texts 16 --repeats 1
@@ -24,7 +25,7 @@ from model_diffs.activations.saved import ModelStatistics
 from model_diffs.activations.sums import DifferenceSums, ModelSums
 from model_diffs.activations.tokens import Tokens
 from model_diffs.data.texts import Split
-from model_diffs.diagnostics import covariance, probes, separation
+from model_diffs.diagnostics import probes, separation
 from model_diffs.models import devices
 from model_diffs.stats import cross_validation
 from model_diffs.stats.cross_validation import Design
@@ -102,20 +103,13 @@ def separations(found: Found, names: Sequence[str], plan: Design) -> None:
         separation.measure(pooled, plan, name)
 
 
-def spectra(found: Found) -> None:
-    """Step 9 of both models and splits."""
-    for (name, _), statistics in found.items():
-        for scatter in statistics.scatter:
-            covariance.eigenvalues(scatter / statistics.tokens.sum(), name)
-
-
 def probe(found: Found, names: Sequence[str], plan: Design) -> None:
     """Step 13 of both models."""
     settings = probes.Settings(C=1.0, max_iter=1000, standardize=True, seed=42)
     for name in names:
         forget, retain = (found[name, split].last for split in ("forget", "retain"))
         task = probes.control_task(np.arange(len(plan.labels)), plan, 42)
-        probes.probe_tables(forget, retain, plan, settings, task, name)
+        probes.probe_tables(forget, retain, plan, settings, task)
 
 
 def seconds(action: Callable[[], None]) -> float:
@@ -149,7 +143,6 @@ def main() -> None:
     names, plan = [reader.name for reader in readers], without_intervals(options.texts)
     rows = {"with all statistics of the pass": full}
     rows["step 8 from them"] = seconds(lambda: separations(found, names, plan))
-    rows["step 9 from them"] = seconds(lambda: spectra(found))
     rows["step 13 from them"] = seconds(lambda: probe(found, names, plan))
     rows["steps 4, 5, 8, 9 and 13 together"] = sum(rows.values())
     print(f"two models of Pythia-160M's shapes, {options.texts} + {options.texts} texts, ", end="")

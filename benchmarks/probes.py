@@ -1,89 +1,93 @@
-"""How fast are probes in the span of their documents, against scikit-learn on all dimensions?
+"""How fast are stacked probes, against one scikit-learn fit after another?
 
-Both fit the same standardised features to the same tolerance; scikit-learn with its usual solver
-and with the one that we use. A fold fits twice on one rotation, with true and with shuffled
-labels; all of that is inside our time. CPU seconds on one thread, since a shared machine's clock is
-noisy and waiting threads burn time.
+Both fit the same standardised features, of every state and fold with three sets of labels, as step
+13 does. scikit-learn takes all dimensions with its usual solver; or coordinates along the documents
+and Newton steps, one fit at a time, which is what stacked fits replaced. CPU seconds on one thread.
 
     uv run benchmarks/probes.py
-    uv run benchmarks/probes.py --documents 800 --dimensions 4096
+    uv run benchmarks/probes.py --documents 800 --dimensions 4096 --states 2
 """
 
 import argparse
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from model_diffs.diagnostics import probes
+from model_diffs.stats import logistic
 
-# Residual streams of the published sizes: Pythia-160M, -1B and -6.9B.
-SHAPES = [(102, 768), (400, 2048), (800, 4096)]
-SETTINGS = probes.Settings(C=1.0, max_iter=1000, standardize=True, seed=42)
+FOLDS = 5
 
 
-def states(documents: int, dimensions: int, effective: int = 40) -> tuple[Any, Any]:
-    """Standardised states with a falling spectrum, as hidden states have, and labels in them."""
+def make(states: int, documents: int, dimensions: int) -> tuple[Any, Any]:
+    """States with a falling spectrum, as hidden states have, and labels in them."""
     draw = np.random.default_rng(0)
-    labels = np.arange(documents) % 2 == 0
-    factors = draw.normal(size=(documents, effective)) + 0.5 * labels[:, None]
-    x = factors @ draw.normal(size=(effective, dimensions))
-    x += draw.normal(size=(documents, dimensions))
-    return probes.standardise(x, x)[0], labels
+    first = np.arange(documents) % 2 == 0
+    labels = np.stack([first, draw.permutation(first), draw.permutation(first)])
+    factors = draw.normal(size=(states, documents, 40)) + 0.5 * first[:, None]
+    x = factors @ draw.normal(size=(40, dimensions))
+    return x + draw.normal(size=x.shape), labels
 
 
-def seconds(work: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:
-    """Least CPU time of some repeats, and the result."""
-    taken = []
-    for _ in range(repeats):
-        start = time.process_time()
-        result = work()
-        taken.append(time.process_time() - start)
-    return min(taken), result
+def one_by_one(x: Any, labels: Any, folds: Any, solver: str, span: bool) -> Any:
+    """Log-odds `[states · folds, label sets, documents]` by scikit-learn."""
+    found = []
+    for state in x:
+        for fold in range(FOLDS):
+            train = folds != fold
+            if span:
+                given = torch.from_numpy(state), torch.from_numpy(train)
+                features = logistic.coordinates(*given, standardize=True).numpy()
+            else:
+                features = StandardScaler().fit(state[train]).transform(state)
+            fits = [
+                LogisticRegression(solver=solver, tol=1e-8, max_iter=100_000)
+                .fit(features[train], one[train])
+                .decision_function(features)
+                for one in labels
+            ]
+            found.append(fits)
+    return np.array(found)
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU time, and the result."""
+    start = time.process_time()
+    result = work()
+    return time.process_time() - start, result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--documents", type=int, default=None)
-    parser.add_argument("--dimensions", type=int, default=None)
+    parser.add_argument("--documents", type=int, default=128)
+    parser.add_argument("--dimensions", type=int, default=768)
+    parser.add_argument("--states", type=int, default=4)
     options = parser.parse_args()
-    shapes = SHAPES
-    if options.documents and options.dimensions:
-        shapes = [(options.documents, options.dimensions)]
-    warnings.simplefilter("error")  # a fit that did not converge is no comparison
-    print(f"tolerance {probes.TOLERANCE:g}, C = 1; CPU seconds of two fits")
-    header = ("documents", "dimensions", "span", "lbfgs", "newton-cg", "/ lbfgs", "/ newton-cg")
-    print(" ".join(f"{name:>12}" for name in (*header, "max |Δw|")))
-    for documents, dimensions in shapes:
-        x, labels = states(documents, dimensions)
-
-        shuffled = np.random.default_rng(1).permutation(labels)
-
-        def ours(x: Any = x, both: Any = (labels, shuffled)) -> Any:
-            span, _ = probes.rotate(x, x[: len(x) // 4])
-            fits = [probes.fit(span, one, SETTINGS)[0] for one in both]
-            return span @ fits[0].coef_[0]
-
-        def full(solver: str, x: Any = x, both: Any = (labels, shuffled)) -> Any:
-            model = LogisticRegression(solver=solver, tol=probes.TOLERANCE, max_iter=100_000)
-            fits = [model.fit(x, one).coef_[0].copy() for one in both]
-            return fits[0]
-
-        span, decisions = seconds(ours)
-        coefficients = np.linalg.lstsq(x, decisions)[0]
-        times = {s: seconds(lambda s=s, full=full: full(s)) for s in ("lbfgs", "newton-cg")}
-        apart = max(np.abs(coefficients - reference).max() for _, reference in times.values())
-        ratios = [taken / span for taken, _ in times.values()]
-        cells = [f"{documents:12d}", f"{dimensions:12d}", f"{span:12.3f}"]
-        cells += [f"{taken:12.3f}" for taken, _ in times.values()]
-        cells += [f"{ratio:12.1f}" for ratio in ratios]
-        print(" ".join([*cells, f"{apart:12.1e}"]))
+    x, labels = make(options.states, options.documents, options.dimensions)
+    folds = np.arange(options.documents) % FOLDS
+    given = [torch.from_numpy(one) for one in (x, folds, labels)]
+    logistic.fit_folds(given[0][:1], *given[1:], 1.0, 100, True)  # warm up
+    ours, found = seconds(lambda: logistic.fit_folds(*given, 1.0, 100, True))
+    print(
+        f"{options.states} states, {options.documents} documents, {options.dimensions} wide: ",
+        end="",
+    )
+    print(f"{len(found.scores) * len(labels)} fits; stacked {ours:.2f} CPU s")
+    for name, solver, span in (("lbfgs, all dimensions", "lbfgs", False),
+                               ("newton-cg, along the documents", "newton-cg", True)):  # fmt: skip
+        taken, scores = seconds(lambda s=solver, p=span: one_by_one(x, labels, folds, s, p))
+        odds = 1 / (1 + np.exp(-scores)) - found.scores.sigmoid().numpy()
+        apart = np.abs(odds).max()
+        print(
+            f"{name:32} {taken:7.2f} CPU s, {taken / ours:5.1f} x; probabilities {apart:.0e} apart"
+        )
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def expected() -> dict[str, np.ndarray]:
         keep("pooled", torch.stack([h.mean(0) for h in a]))
         keep("last", torch.stack([h[-1] for h in a]))
         keep("mean", everything.mean(0))
-        keep("scatter", (everything - everything.mean(0)).T @ (everything - everything.mean(0)))
+        keep("spectrum", torch.linalg.eigvalsh(everything.T.cov(correction=0)).flip(0))
         first = torch.stack([h[0].norm() for h in a]).mean()
         others = torch.cat([h[1:].norm(dim=1) for h in a]).mean()
         keep("first_position_ratio", first / others)
@@ -79,7 +79,7 @@ def expected() -> dict[str, np.ndarray]:
         keep("dh_l2", [(y - x).norm(dim=1).sum() for x, y in pairs])
         keep("dh_rel", [((y - x).norm(dim=1) / x.norm(dim=1)).sum() for x, y in pairs])
         keep("cosine", [torch.cosine_similarity(x, y).sum() for x, y in pairs])
-    by_document = {"mean", "scatter", "first_position_ratio"}
+    by_document = {"mean", "spectrum", "first_position_ratio"}
     return {
         name: np.stack(values) if name in by_document else np.stack(values, 1)
         for name, values in found.items()

@@ -1,7 +1,6 @@
 """Spectra of hidden states: planted shapes, SciPy, and a loop over tokens."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny_study
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy, wasserstein_distance
@@ -16,6 +16,7 @@ from scipy.stats import entropy, wasserstein_distance
 from model_diffs.activations import collecting
 from model_diffs.core.errors import BadInput
 from model_diffs.diagnostics import covariance
+from model_diffs.stats.spectra import covariance_spectrum
 
 SCRIPT = "activation_covariance_analysis.py"
 
@@ -84,12 +85,15 @@ def test_top_ten_changes_are_of_the_share_or_of_the_eigenvalues() -> None:
 # ── eigenvalues ───────────────────────────────────────────────────────────────────────────────────
 
 
+def eigenvalues(matrix: np.ndarray, mean_square: float = 0.0) -> np.ndarray:
+    return covariance_spectrum(torch.from_numpy(matrix), "state 3", mean_square)
+
+
 def test_eigenvalues_equal_squared_singular_values() -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(30, 8)) * np.arange(1, 9)
-    found = covariance.eigenvalues(np.cov(x.T, bias=True))
     singular = np.linalg.svd(x - x.mean(0), compute_uv=False)
-    np.testing.assert_allclose(found, singular**2 / 30, rtol=1e-10)
+    np.testing.assert_allclose(eigenvalues(np.cov(x.T, bias=True)), singular**2 / 30, rtol=1e-10)
 
 
 def test_clips_rounding_below_zero_and_refuses_negative_eigenvalues() -> None:
@@ -98,38 +102,38 @@ def test_clips_rounding_below_zero_and_refuses_negative_eigenvalues() -> None:
     def matrix(smallest: float) -> np.ndarray:
         return turn @ np.diag([4.0, 1.0, smallest]) @ turn.T
 
-    np.testing.assert_allclose(covariance.eigenvalues(matrix(-1e-6)), [4, 1, 0], atol=1e-12)
-    assert covariance.eigenvalues(matrix(-1e-6))[-1] == 0
-    with pytest.raises(BadInput, match=r"state 3.*-0\.001.*run again"):
-        covariance.eigenvalues(matrix(-1e-3), "state 3")
-    with pytest.raises(BadInput, match="not finite"):
-        covariance.eigenvalues(np.full((2, 2), np.nan))
+    np.testing.assert_allclose(eigenvalues(matrix(-1e-6)), [4, 1, 0], atol=1e-12)
+    assert eigenvalues(matrix(-1e-6))[-1] == 0
+    with pytest.raises(ValueError, match=r"state 3.*-0\.001.*which no covariance"):
+        eigenvalues(matrix(-1e-3))
     # What counts as rounding is relative to the largest eigenvalue.
-    assert covariance.eigenvalues(np.diag([100.0, 1.0, -5e-4]))[-1] == 0
-    with pytest.raises(BadInput, match="which no covariance"):
-        covariance.eigenvalues(np.diag([1e-3, 1e-4, -1e-7]))
-    assert (covariance.eigenvalues(np.zeros((3, 3))) == 0).all()
+    assert eigenvalues(np.diag([100.0, 1.0, -5e-4]))[-1] == 0
+    with pytest.raises(ValueError, match="which no covariance"):
+        eigenvalues(np.diag([1e-3, 1e-4, -1e-7]))
+    assert (eigenvalues(np.zeros((3, 3))) == 0).all()
+    # One token over and over: nothing but rounding of its state, here of length 1.
+    assert (eigenvalues(np.diag([1e-15, -3e-15, 0.0]), 1.0) <= 1e-15).all()
 
 
-class Scatters(NamedTuple):
-    """Saved statistics of four tokens of two documents."""
+class Spectra(NamedTuple):
+    """Saved statistics."""
 
-    states: np.ndarray
+    spectrum: np.ndarray
 
     def read(self, name: str, *_: str) -> np.ndarray:
-        return np.array([1, 3]) if name == "tokens" else self.states[:, 0]
-
-    def each_state(self, _: str) -> Iterator[np.ndarray]:
-        return iter(self.states)
+        assert name == "spectrum"
+        return self.spectrum
 
 
-def test_spectra_are_of_scatters_over_tokens_and_messages_name_the_state() -> None:
-    states = np.stack([np.diag([4.0, 8.0]), np.diag([12.0, 2.0])])
-    found = covariance.spectra(cast(Any, Scatters(states)), "forget_a")
-    np.testing.assert_allclose(found, [[2, 1], [3, 0.5]])
-    states[1, 0, 0] = np.inf
-    with pytest.raises(BadInput, match="covariance of forget_a, state 1 is not finite"):
-        covariance.spectra(cast(Any, Scatters(states)), "forget_a")
+@pytest.mark.parametrize("damage", [np.nan, -1.0])
+def test_saved_spectra_are_read_and_damage_is_named(damage: float) -> None:
+    states = np.array([[2.0, 1.0], [3.0, 0.5]])
+    np.testing.assert_array_equal(
+        covariance.spectra(cast(Any, Spectra(states)), "forget_a"), states
+    )
+    states[1, 1] = damage
+    with pytest.raises(BadInput, match="spectrum of forget_a"):
+        covariance.spectra(cast(Any, Spectra(states)), "forget_a")
 
 
 # ── rows ──────────────────────────────────────────────────────────────────────────────────────────

@@ -83,11 +83,11 @@ def test_control_task_is_learned_by_heart_only(memorable: float, shift: float) -
     task = probes.control_task(entity, mixed, seed=0)
     assert all(len({*task.labels[entity == e]}) == 1 for e in range(20))
     assert task.labels.mean() == 0.5
-    row, _ = probes.probe_state(states, plan, SETTINGS, task)
+    ((row, _),) = probes.probe_states(states[None], plan, SETTINGS, task)
     if memorable:
         assert row["control_task_accuracy"] > 0.9 and row["test_accuracy"] < 0.75
         assert row["control_task_selectivity_high"] < 0
-        leaking, _ = probes.probe_state(states, mixed, SETTINGS, task)
+        ((leaking, _),) = probes.probe_states(states[None], mixed, SETTINGS, task)
         assert leaking["test_accuracy"] > 0.9, "documents of one entity in training and test"
     else:
         assert row["test_accuracy"] > 0.95 and row["control_task_accuracy"] < 0.7

@@ -1,18 +1,14 @@
 """Fits of linear probes: scaling, the span of the states, solvers, and accuracies out of fold."""
 
-import warnings
-from typing import Any
-
 import numpy as np
 import pytest
-import sklearn.linear_model
-from sklearn.exceptions import ConvergenceWarning
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from model_diffs.diagnostics import probes
-from model_diffs.stats import cross_validation
+from model_diffs.stats import cross_validation, logistic
 from model_diffs.stats.cross_validation import Design
 
 SETTINGS = probes.Settings(C=1.0, max_iter=1000, standardize=True, seed=42)
@@ -26,10 +22,17 @@ def states_of(seed: int, n: int = 60, d: int = 20) -> np.ndarray:
     return x * np.where(np.arange(d) < 8, 0.05, 30.0) + 5 * draw.normal(size=d)
 
 
+def features(train: np.ndarray, test: np.ndarray, standardize: bool) -> list[np.ndarray]:
+    """Both in coordinates of a fit on `train`."""
+    every = torch.from_numpy(np.concatenate([train, test]))
+    found = logistic.coordinates(every, torch.arange(len(every)) < len(train), standardize).numpy()
+    return [found[: len(train)], found[len(train) :]]
+
+
 def test_states_are_scaled_by_what_is_trained_on() -> None:
     train, test = states_of(0), 3 * states_of(1) + 1
     scaler = StandardScaler().fit(train)
-    for found, given in zip(probes.standardise(train, test), (train, test), strict=True):
+    for found, given in zip(features(train, test, True), (train, test), strict=True):
         np.testing.assert_allclose(found, scaler.transform(given), rtol=1e-9, atol=1e-9)
 
 
@@ -42,38 +45,33 @@ def test_the_span_has_as_many_features_as_the_states_have_rank(
     left, right = (np.linalg.qr(draw.normal(size=(side, 3)))[0] for side in (10, 40))
     train = scale * (left * sigma) @ right.T
     test = scale * draw.normal(size=(4, 3)) @ right.T
-    found, unseen = probes.rotate(train, test)
+    found, unseen = features(train, test, False)
     assert found.shape == (10, 3) and unseen.shape == (4, 3)
     both, rotated = np.concatenate([train, test]), np.concatenate([found, unseen])
     size = scale**2 * max(sigma) ** 2
     np.testing.assert_allclose(rotated @ rotated.T / size, both @ both.T / size, atol=1e-9)
 
 
-def test_a_fit_that_stops_early_is_seen_where_warnings_are_ignored() -> None:
-    labels = np.arange(60) < 24
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _, converged = probes.fit(states_of(0), labels, SETTINGS._replace(max_iter=1))
-    assert not converged
-
-
-@pytest.mark.parametrize(("failing", "tried"), [((), 1), (("newton-cg",), 2)])
-def test_the_exact_solver_is_used_where_the_fast_one_fails(
-    failing: tuple[str, ...], tried: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    solvers: list[str] = []
-
-    class Fit(LogisticRegression):
-        def fit(self, *given: Any) -> Any:
-            solvers.append(self.solver)
-            if self.solver in failing:
-                warnings.warn("the line search failed", ConvergenceWarning, stacklevel=1)
-            return super().fit(*given)
-
-    monkeypatch.setattr(sklearn.linear_model, "LogisticRegression", Fit)
-    found, converged = probes.fit(states_of(0), np.arange(60) < 24, SETTINGS)
-    assert converged and solvers == ["newton-cg", "newton-cholesky"][:tried]
-    assert found.solver == solvers[-1]
+@pytest.mark.parametrize("C", [1e-4, 1.0, 1e6])
+@pytest.mark.parametrize("shift", [0.0, 50.0])
+def test_many_fits_at_once_equal_scikit_learn(C: float, shift: float) -> None:
+    """Separable classes and such that are not, of unlike ranks, each with three label sets."""
+    draw = np.random.default_rng(0)
+    labels = np.stack([np.arange(40) < 16, draw.random(40) < 0.5, draw.random(40) < 0.2])
+    states = draw.normal(size=(3, 40, 12)) + shift * labels[0][:, None] * (np.arange(12) < 2)
+    states[1, :, 4:] = 0.0
+    folds = np.arange(40) % 4
+    given = (torch.from_numpy(one) for one in (states, folds, labels))
+    found = logistic.fit_folds(*given, C=C, max_iter=200, standardize=True)
+    assert found.converged.all() and found.scores.shape == (12, 3, 40)
+    for problem, (of, fold) in enumerate(np.ndindex(3, 4)):
+        train = folds != fold
+        scaler = StandardScaler().fit(states[of][train])
+        for scores, target in zip(found.scores[problem], labels, strict=True):
+            reference = LogisticRegression(C=C, tol=1e-12, max_iter=100_000, solver="newton-cg")
+            reference.fit(scaler.transform(states[of][train]), target[train])
+            expected = reference.predict_proba(scaler.transform(states[of]))[:, 1]
+            np.testing.assert_allclose(scores.sigmoid(), expected, atol=1e-4)
 
 
 def by_scikit_learn(
@@ -96,7 +94,10 @@ def test_accuracies_are_those_of_scikit_learn_out_of_fold(standardize: bool) -> 
     states, settings = states_of(2), SETTINGS._replace(standardize=standardize, C=1.0)
     plan = cross_validation.design(24, 36, 5, seed=1)
     task = probes.control_task(np.arange(60) // 2, cross_validation.design(24, 36, 4, seed=2), 3)
-    row, _ = probes.probe_state(states, plan, settings, task)
+    (row, _), other_row = probes.probe_states(
+        np.stack([states, states[::-1]]), plan, settings, task
+    )
+    assert other_row[0]["test_accuracy"] != row["test_accuracy"], "each state has its own probes"
     correct, trained = by_scikit_learn(states, plan.labels, plan.folds, standardize)
     assert row["test_accuracy"] == pytest.approx(correct.mean())
     assert row["train_accuracy"] == pytest.approx(trained.mean())
@@ -104,9 +105,11 @@ def test_accuracies_are_those_of_scikit_learn_out_of_fold(standardize: bool) -> 
     chance, _ = by_scikit_learn(states, shuffled, plan.folds, standardize)
     assert row["control_accuracy"] == pytest.approx(chance.mean())
     by_heart, _ = by_scikit_learn(states, task.labels, task.folds, standardize)
-    found, converged = probes.task_accuracy(states, task, settings)
-    np.testing.assert_array_equal(found, by_heart)
-    assert converged == 4 and row["control_task_accuracy"] == pytest.approx(by_heart.mean())
+    found = probes.answers(states[None], task.folds, task.labels[None], settings)
+    np.testing.assert_array_equal(found.correct[0, 0], by_heart)
+    assert found.converged.tolist() == [[4]]
+    assert row["fits"] == row["fits_converged"] == 14
+    assert row["control_task_accuracy"] == pytest.approx(by_heart.mean())
     other, _ = by_scikit_learn(states, plan.labels, plan.folds, not standardize)
     other_task, _ = by_scikit_learn(states, task.labels, task.folds, not standardize)
     assert other.mean() != correct.mean() and not np.array_equal(other_task, by_heart)
@@ -118,11 +121,10 @@ def test_a_task_with_one_label_to_train_on_predicts_it(label: bool) -> None:
     folds = np.arange(20) % 4
     labels = np.full(20, label)
     labels[[0, 4]] = not label
-    found, converged = probes.task_accuracy(
-        np.random.default_rng(0).normal(size=(20, 5)), probes.ControlTask(labels, folds), SETTINGS
-    )
-    assert converged == 4
-    assert found[folds == 0].tolist() == [0, 0, 1, 1, 1]
+    states = np.random.default_rng(0).normal(size=(1, 20, 5))
+    found = probes.answers(states, folds, labels[None], SETTINGS)
+    assert found.converged.tolist() == [[4]]
+    assert found.correct[0, 0, folds == 0].tolist() == [0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

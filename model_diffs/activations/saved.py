@@ -9,7 +9,6 @@ transformers.
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,7 +28,7 @@ TENSORS = "statistics.safetensors"
 OPTIONS = ("max_length", "batch_size", "keep_bos", "skip_first", "device", "dtype")
 """Options that change the numbers and are therefore part of the key."""
 
-VERSION = 2
+VERSION = 3
 """Of what an entry holds: one of another version is made again."""
 
 # What steps read of the record, beside the tensors.
@@ -44,7 +43,7 @@ States = Literal["hidden", "residual", "every"]
 """`hidden`: 0 to N as in transformers' `output_hidden_states`, N after the final norm; `residual`:
 0 to N of the residual stream, N before that norm; `every`: N + 2 states, `hidden` and then state N
 before the norm."""
-_FIRST_AXIS = ("mean", "scatter", "first_position_ratio")
+_FIRST_AXIS = ("mean", "spectrum", "first_position_ratio")
 _WITHOUT_STATES = ("documents", "tokens")
 
 
@@ -79,8 +78,8 @@ class ModelStatistics:
     """`[documents, S, hidden]` fp32, state of the last token that is not padding."""
     mean: Array
     """`[S, hidden]` fp64, mean over all tokens."""
-    scatter: Array
-    """`[S, hidden, hidden]` fp64, Σ over tokens of (h − mean)(h − mean)ᵀ."""
+    spectrum: Array
+    """`[S, hidden]` fp64, eigenvalues of the covariance over all tokens, falling."""
     first_position_ratio: Array
     """`[S]` mean ‖h‖₂ at the first counted position over that at the others."""
 
@@ -132,13 +131,6 @@ class Saved(NamedTuple):
         return (
             found if name in _WITHOUT_STATES else pick(found, states, int(name not in _FIRST_AXIS))
         )
-
-    def each_state(self, name: str) -> Iterator[Array]:
-        """Every state of a `[S, …]` tensor after another: all at once can be gigabytes."""
-        with safe_open(self.path, framework="numpy") as handle:
-            tensor = handle.get_slice(name)
-            for state in range(tensor.get_shape()[0]):
-                yield tensor[state]
 
     def record(self) -> dict[str, Any]:
         """The run.json beside them."""

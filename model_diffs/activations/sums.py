@@ -12,6 +12,7 @@ from model_diffs.activations.saved import DifferenceStatistics, ModelStatistics
 from model_diffs.activations.tokens import TokenBatch
 from model_diffs.core.errors import BadInput
 from model_diffs.models.devices import sum_over_processes, wide, wide_home
+from model_diffs.stats.spectra import covariance_spectrum
 
 
 def _zeros(device: torch.device, *shape: int) -> Tensor:
@@ -88,11 +89,11 @@ class ModelSums(_Sums):
     def statistics(self, documents: np.ndarray, tokens: np.ndarray) -> ModelStatistics:
         """The finished statistics, equal on every process. Nothing can be added afterwards.
 
-        Mean and scatter over all processes by Chan's update; each second moment is released as
-        soon as it is used: all of them twice would be gigabytes.
+        Mean and scatter over all processes by Chan's update. Of a second moment only its spectrum
+        is kept: all of them would be gigabytes.
         """
         states, width = len(self.states), len(self.states[0]["shift"])
-        means, scatters = np.empty((states, width)), np.empty((states, width, width))
+        means, spectra = np.empty((states, width)), np.empty((states, width))
         count = sum_over_processes(torch.tensor(float(self.count), dtype=torch.float64))
         for state, sums in enumerate(self.states):
             first = sums["first_moment"].cpu()
@@ -101,13 +102,15 @@ class ModelSums(_Sums):
             mean = sum_over_processes(own_mean * self.count) / count
             offset = own_mean - mean
             scatter = sum_over_processes(scatter + self.count * torch.outer(offset, offset))
-            means[state], scatters[state] = mean.numpy(), scatter.numpy()
+            covariance = (scatter / count).to(wide_home(sums["shift"].device))
+            label, size = f"{self.name}: the covariance of state {state}", float(mean @ mean)
+            means[state], spectra[state] = mean, covariance_spectrum(covariance, label, size)
         named = {name: self._total(name) for name in ("norm_l1", "norm_l2", "pooled", "last")}
         first_norm, others = self._total("first_position", 0), tokens.sum() - len(tokens)
         rest = named["norm_l2"].sum(0) - first_norm
         # Undefined where every document has a single counted token.
         ratio = (first_norm / len(tokens)) / (rest / others) if others else np.full(states, np.nan)
-        named |= {"mean": means, "scatter": scatters, "first_position_ratio": ratio}
+        named |= {"mean": means, "spectrum": spectra, "first_position_ratio": ratio}
         return ModelStatistics(documents, tokens, **named)
 
 

@@ -13,51 +13,26 @@ from numpy.typing import NDArray
 
 from model_diffs.activations.saved import Saved
 from model_diffs.core.errors import BadInput
-from model_diffs.core.progress import progress
 
 SPLITS = ("forget", "retain")
 ENERGY = 0.99
 TOP = 10
-# States are multiplied in fp32: a rank-deficient covariance has small negative eigenvalues, of the
-# order of fp32's rounding relative to the largest one.
-ROUNDING = 1e-5
 
 Floats = NDArray[np.float64]
-
-# ── spectra ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def eigenvalues(covariance: Floats, name: str = "the covariance") -> Floats:
-    """Eigenvalues of a symmetric positive semi-definite matrix `[d, d]`, descending, none negative.
-
-    Values down to −ROUNDING × the largest become 0. Raises BadInput, with `name`, for anything
-    further below zero and for what is not finite.
-    """
-    advice = "the saved statistics are damaged, delete activation_cache and run again"
-    if not np.isfinite(covariance).all():
-        raise BadInput(f"{name} is not finite: {advice}")
-    found = np.linalg.eigvalsh(covariance)[::-1]
-    if found[-1] < -ROUNDING * max(found[0], 0.0):
-        raise BadInput(
-            f"{name} has the eigenvalue {found[-1]:.3g} beside {found[0]:.3g}, which no covariance "
-            f"has: {advice}"
-        )
-    return np.maximum(found, 0.0)
 
 
 def spectra(saved: Saved, name: str) -> Floats:
     """Eigenvalues of Σ over tokens of (h − mean)(h − mean)ᵀ / tokens in every state: `[S, d]`.
 
-    `name` says whose, in messages.
+    `name` says whose, in messages. Raises BadInput for what no spectrum of a covariance is.
     """
-    tokens = int(saved.read("tokens").sum())
-    states = len(saved.read("mean", "every"))
-    bar = progress(saved.each_state("scatter"), f"covariance, {name}", total=states, unit="state")
-    found = [
-        eigenvalues(scatter / tokens, f"covariance of {name}, state {state}")
-        for state, scatter in enumerate(bar)
-    ]
-    return np.stack(found)
+    found = saved.read("spectrum", "every")
+    if not (np.isfinite(found).all() and (found >= 0).all()):
+        raise BadInput(
+            f"the spectrum of {name} is not that of a covariance: the saved statistics are "
+            "damaged, delete activation_cache and run again"
+        )
+    return found
 
 
 # ── measures of a spectrum; None where it is zero ─────────────────────────────────────────────────

@@ -1,30 +1,23 @@
-"""Step 13: linear probes of the last token's state, forget against retain.
+"""Step 13: linear probes of the last token's state, forget against retain."""
 
-L2-regularised logistic regression is invariant to rotations of its features, and its weights lie in
-the span of the training states. With fewer documents than dimensions it is therefore solved in that
-span, with as many features as documents; the classifier is the same.
-"""
-
-import warnings
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from model_diffs.activations.saved import pick
-from model_diffs.core.progress import progress
 from model_diffs.data.questions import Question, mentioned
-from model_diffs.stats import cross_validation
+from model_diffs.models.devices import wide_home
+from model_diffs.stats import cross_validation, logistic
 from model_diffs.stats.cross_validation import Design, Estimate
 from model_diffs.stats.intervals import percentile_interval
 
-# Of the largest gradient entry of the mean loss: fits agree to many more digits than are printed.
-TOLERANCE = 1e-8
 Floats = NDArray[np.float64]
 Labels = NDArray[np.bool_]
+CPU = torch.device("cpu")
 
 
 class Settings(NamedTuple):
@@ -49,65 +42,6 @@ COLUMNS = (
     *("auc_residual", "auc_residual_low", "auc_residual_high"),
 )  # fmt: skip
 """Of probe_results.csv; docs/probes.md defines them."""
-
-
-# ── one fit ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def standardise(train: Floats, test: Floats) -> tuple[Floats, Floats]:
-    """Scale to mean 0 and variance 1 on `train`; dimensions that are constant there become 0."""
-    mean, scale = train.mean(0), train.std(0)
-    # Compared exactly: where all texts end in one token, its embedding is the same to the last bit.
-    varies = train.min(0) < train.max(0)
-    scale[~varies] = 1.0
-    scaled = (np.where(varies, (states - mean) / scale, 0.0) for states in (train, test))
-    return next(scaled), next(scaled)
-
-
-def rotate(train: Floats, test: Floats) -> tuple[Floats, Floats]:
-    """Coordinates in the span of the training states T `[n, d]`, and of others `[m, d]`, if n < d.
-
-    With T Tᵀ = U Λ Uᵀ those of T are U √Λ, and those of another state x are x Tᵀ U/√Λ.
-    """
-    n, d = train.shape
-    if d <= n:
-        return train, test
-    values, vectors = np.linalg.eigh(train @ train.T)
-    kept = values > n * np.finfo(np.float64).eps * max(values[-1], 0.0)
-    if not kept.any():  # all states are zero: only the intercept is left to fit
-        return np.zeros((n, 1)), np.zeros((len(test), 1))
-    roots = np.sqrt(values[kept])
-    return vectors[:, kept] * roots, (test @ train.T) @ (vectors[:, kept] / roots)
-
-
-@cache
-def _threads() -> Any:
-    """The thread pools of the numerical libraries; finding them is slow."""
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
-def fit(train: Floats, labels: Labels, settings: Settings) -> tuple[Any, bool]:
-    """scikit-learn's `LogisticRegression` of forget on `[n, r]`, and whether it converged.
-
-    Newton steps by conjugate gradients first, which is faster; exact ones where that line search
-    fails. One thread: for products this small, synchronisation costs more than it saves.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    for solver in ("newton-cg", "newton-cholesky"):
-        model = LogisticRegression(
-            C=settings.C, solver=solver, tol=TOLERANCE, max_iter=settings.max_iter
-        )
-        with _threads().limit(limits=1), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            model.fit(train, labels)
-        # ConvergenceWarning, and a plain UserWarning for a line search that failed.
-        converged = not any(issubclass(warning.category, UserWarning) for warning in caught)
-        if converged:
-            break
-    return model, converged
 
 
 # ── all layers, out of fold ───────────────────────────────────────────────────────────────────────
@@ -174,66 +108,86 @@ def folds_of(
     return plan, control_task(groups, mixed, seed), "entity"
 
 
-def task_accuracy(states: Floats, task: ControlTask, settings: Settings) -> tuple[Floats, int]:
-    """Which documents a probe that was not trained on them labels as the control task does, and how
-    many probes converged."""
-    correct, converged = np.zeros(len(states)), 0
-    for fold in np.unique(task.folds):
-        test = task.folds == fold
-        split = states[~test], states[test]
-        labels = task.labels[~test]
-        if labels.all() or not labels.any():  # one label to train on: it is what a probe predicts
-            correct[test], settled = task.labels[test] == labels[0], True
-        else:
-            train, unseen = rotate(*(standardise(*split) if settings.standardize else split))
-            probe, settled = fit(train, labels, settings)
-            correct[test] = probe.predict(unseen) == task.labels[test]
-        converged += settled
-    return correct, converged
+class Answers(NamedTuple):
+    """What probes say of documents, per state S and label set L."""
+
+    scores: Floats
+    """`[S, L, documents]` log-odds by the probe that was not trained on the document."""
+    correct: Floats
+    """`[S, L, documents]` 1 where that is right."""
+    trained: Floats
+    """`[S, L, documents]` share of the other probes that are right."""
+    converged: NDArray[np.int64]
+    """`[S, L]` number of probes."""
 
 
-def probe_state(
-    states: Floats, plan: Design, settings: Settings, task: ControlTask
-) -> tuple[dict[str, Any], Estimate]:
-    """Cells of probe_results.csv for one hidden state `[documents, d]`, and its AUC.
+def answers(
+    states: Floats,
+    folds: NDArray[np.int64],
+    labels: Labels,
+    settings: Settings,
+    device: torch.device = CPU,
+) -> Answers:
+    """Probes of states `[S, documents, d]` for each label set `[L, documents]`, out of fold."""
+    place, numbers = np.unique(folds, return_inverse=True)
+    home = wide_home(device)
+    fits = logistic.fit_folds(
+        torch.from_numpy(states).to(home, torch.float64),
+        torch.from_numpy(numbers).to(home),
+        torch.from_numpy(labels).to(home),
+        settings.C,
+        settings.max_iter,
+        settings.standardize,
+    )
+    shape = (len(states), len(place), len(labels))
+    every = fits.scores.cpu().numpy().reshape(*shape, -1)  # [S, folds, L, documents]
+    right = (every > 0) == labels
+    own = numbers == np.arange(len(place))[:, None]  # [folds, documents]
+    trained = (right & ~own[:, None]).sum(1) / (len(place) - 1)
+    scores = np.take_along_axis(every, numbers[None, None, None], 1)[:, 0]
+    correct = ((scores > 0) == labels).astype(np.float64)
+    settled = fits.converged.cpu().numpy().reshape(shape).sum(1)
+    return Answers(scores, correct, trained, settled)
+
+
+def probe_states(
+    states: Floats, plan: Design, settings: Settings, task: ControlTask, device: torch.device = CPU
+) -> list[tuple[dict[str, Any], Estimate]]:
+    """Cells of probe_results.csv for each hidden state of `[S, documents, d]`, and its AUC.
 
     Each document is tested by the probe that was not trained on it, and again with labels shuffled
-    before training, and with those of the control task; its training accuracy is the share of the
-    other probes that are right.
+    before training, and with those of the control task.
     """
-    labels, folds = plan.labels, np.unique(plan.folds)
-    control = shuffled_labels(plan, settings.seed)
-    scores, correct, control_correct, trained = np.zeros((4, len(states)))
-    converged = 0
-    for fold in folds:
-        test = plan.folds == fold
-        split = states[~test], states[test]
-        train, unseen = rotate(*(standardise(*split) if settings.standardize else split))
-        probe, settled = fit(train, labels[~test], settings)
-        chance, chance_settled = fit(train, control[~test], settings)
-        scores[test] = probe.decision_function(unseen)
-        correct[test] = (scores[test] > 0) == labels[test]
-        trained[~test] += probe.predict(train) == labels[~test]
-        control_correct[test] = chance.predict(unseen) == control[test]
-        converged += settled + chance_settled
-    auc, majority = cross_validation.auc(scores, plan), max(labels.mean(), 1 - labels.mean())
-    test_correct = cross_validation.mean(correct, plan)
-    by_heart, task_converged = task_accuracy(states, task, settings)
-    converged += task_converged
-    estimates = {
-        "test_accuracy": test_correct,
-        "train_accuracy": cross_validation.mean(trained / (len(folds) - 1), plan),
-        "selectivity": Estimate(*(part - majority for part in test_correct)),
-        "auc": auc,
-        "control_accuracy": cross_validation.mean(control_correct, plan),
-        "control_task_accuracy": cross_validation.mean(by_heart, plan),
-        "control_task_selectivity": cross_validation.mean(correct - by_heart, plan),
-    }
-    # Per fold a probe with true labels, one with shuffled ones, one with those of the control task.
-    row = {"majority_baseline": majority, "fits": 3 * len(folds), "fits_converged": converged}
-    for name, estimate in estimates.items():
-        row |= percentile_interval(*estimate).cells(name)
-    return row, auc
+    both = np.stack([plan.labels, shuffled_labels(plan, settings.seed)])
+    if np.array_equal(task.folds, plan.folds):
+        found = answers(states, plan.folds, np.stack([*both, task.labels]), settings, device)
+        by_heart, settled = found.correct[:, 2], found.converged.sum(1)
+    else:
+        found = answers(states, plan.folds, both, settings, device)
+        other = answers(states, task.folds, task.labels[None], settings, device)
+        by_heart = other.correct[:, 0]
+        settled = found.converged.sum(1) + other.converged.sum(1)
+    fits = 2 * len(np.unique(plan.folds)) + len(np.unique(task.folds))
+    majority, rows = max(plan.labels.mean(), 1 - plan.labels.mean()), []
+    for state, told in enumerate(by_heart):
+        auc = cross_validation.auc(found.scores[state, 0], plan)
+        correct, chance = found.correct[state, 0], found.correct[state, 1]
+        right = cross_validation.mean(correct, plan)
+        estimates = {
+            "test_accuracy": right,
+            "train_accuracy": cross_validation.mean(found.trained[state, 0], plan),
+            "selectivity": Estimate(*(part - majority for part in right)),
+            "auc": auc,
+            "control_accuracy": cross_validation.mean(chance, plan),
+            "control_task_accuracy": cross_validation.mean(told, plan),
+            "control_task_selectivity": cross_validation.mean(correct - told, plan),
+        }
+        # Per fold a probe with true labels, one with shuffled ones, one with the control task's.
+        row = {"majority_baseline": majority, "fits": fits, "fits_converged": int(settled[state])}
+        for name, estimate in estimates.items():
+            row |= percentile_interval(*estimate).cells(name)
+        rows.append((row, auc))
+    return rows
 
 
 class Probed(NamedTuple):
@@ -253,20 +207,16 @@ def probe_tables(
     plan: Design,
     settings: Settings,
     task: ControlTask,
-    name: str = "",
+    device: torch.device = CPU,
 ) -> Probed:
     """Probes of every last-token state, `[documents, N + 2, d]`: 0 to N, and N before the norm.
 
-    Models that read the same documents share the draws of the resamples. `name` is for the
-    progress bar.
+    Models that read the same documents share the draws of the resamples.
     """
-    rows, areas = [], []
-    for state in progress(range(forget.shape[1]), f"probes, {name}", unit="state"):
-        states = np.concatenate([forget[:, state], retain[:, state]]).astype(np.float64)
-        row, auc = probe_state(states, plan, settings, task)
-        rows.append(row)
-        areas.append(auc.resampled)
-    *before, normed, unnormed = rows
+    states = np.concatenate([forget, retain]).swapaxes(0, 1)
+    found = probe_states(states, plan, settings, task, device)
+    areas = [auc.resampled for _, auc in found]
+    *before, normed, unnormed = (row for row, _ in found)
     table, residual = (
         pd.DataFrame([*before, last]).reset_index(names="layer") for last in (normed, unnormed)
     )

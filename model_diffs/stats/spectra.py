@@ -26,6 +26,9 @@ FAILURE = 1e-9
 # The norm of BLOCK Gaussians is smaller than this with less than that probability:
 # P(χ² < t²) ≤ (t²/2)^(BLOCK/2) / Γ(BLOCK/2 + 1).
 SMALLEST = math.sqrt(2) * (FAILURE * math.gamma(BLOCK / 2 + 1)) ** (1 / BLOCK)
+# States are multiplied in fp32: a rank-deficient covariance has small negative eigenvalues, of the
+# order of fp32's rounding relative to the largest one.
+NEGATIVE = 1e-5
 # More than what products and bases in fp32 add to a residual, or to σ₁ (5e-6 at 4096 × 4096).
 ROUNDING = 1e-5
 
@@ -224,6 +227,28 @@ def singular_values(W: Tensor) -> Tensor:
     Square roots of the Gram matrix's eigenvalues: those below 1e-8 of the largest are noise.
     """
     return torch.linalg.eigvalsh(gram(W)).clamp_min(0).sqrt().flip(0).cpu()
+
+
+# ── covariances ───────────────────────────────────────────────────────────────────────────────────
+
+
+def covariance_spectrum(covariance: Tensor, name: str, mean_square: float = 0.0) -> np.ndarray:
+    """Eigenvalues of a positive semi-definite matrix `[d, d]` fp64, falling, none negative.
+
+    Values down to −NEGATIVE × the largest become 0; so does what fp32 rounding of the states makes
+    of a point, `mean_square` the square of their mean. Raises ValueError, with `name`, for anything
+    further below zero: the sums that the matrix is made of were wrong.
+    """
+    if covariance.is_cuda:
+        found = torch.linalg.eigvalsh(covariance).cpu().numpy()[::-1]
+    else:  # NumPy's LAPACK is twice as fast here as torch's
+        found = np.linalg.eigvalsh(covariance.cpu().numpy())[::-1]
+    if not found[-1] >= -NEGATIVE * max(found[0], 1e-9 * mean_square):
+        raise ValueError(
+            f"{name} has the eigenvalue {found[-1]:.3g} beside {found[0]:.3g}, which no covariance "
+            "has"
+        )
+    return np.maximum(found, 0.0)
 
 
 # ── ranks ─────────────────────────────────────────────────────────────────────────────────────────
