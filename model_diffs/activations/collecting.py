@@ -11,11 +11,13 @@ import torch
 from safetensors.numpy import save_file
 
 from model_diffs.activations import passes, sinks
+from model_diffs.activations.blocks import Skeleton, run_by_blocks
 from model_diffs.activations.passes import Reader, SplitPass
 from model_diffs.activations.saved import FOLDER, TENSORS, ModelStatistics, Saved, pick
 from model_diffs.activations.sinks import SINK
 from model_diffs.activations.sums import DifferenceSums, ModelSums
 from model_diffs.core import results
+from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Pass
 from model_diffs.models import devices, loading
 from model_diffs.models.checkpoints import Checkpoint, check_configs
@@ -55,16 +57,43 @@ def collect(missing: Sequence[Saved], options: Pass) -> None:
             if one.split.name == split_pass.split.name and (one.model_b or one.model_a) in read:
                 _save(one, split_pass, checkpoints, devices.dtype_name(dtype))
 
-    # A model that has to be spread leaves no room for a second one.
-    together = "no" if options.device_map and len(names) > 1 else options.side_by_side
-    moments = sum(_moment_bytes(one) for one in checkpoints.values())
-    if loading.fit_together([*checkpoints.values()], together, device, dtype, moments):
+    how = _how([*checkpoints.values()], options, device, dtype)
+    if how == "blocks":
+        remote = options.trust_remote_code
+        skeletons = [Skeleton.open(name, device, dtype, remote) for name in names]
+        run_by_blocks(skeletons, [*todo.values()], finished)
+    elif how == "yes":
         passes.run_side_by_side([load(name) for name in names], [*todo.values()], finished)
     else:
         cache = Path(options.outroot) / FOLDER
         passes.run_one_by_one(load, names, [*todo.values()], finished, cache, options.cache_fp16)
     sinks.keep()
     devices.wait_for_processes()
+
+
+def _how(
+    stored: Sequence[Checkpoint], options: Pass, device: torch.device, dtype: torch.dtype
+) -> str:
+    """Whether models are read side by side (`yes`), by `blocks`, or one by one (`no`)."""
+    if options.device_map:
+        # A model that has to be spread leaves no room for a second one.
+        return "no" if len(stored) > 1 else "yes"
+    if options.side_by_side != "auto":
+        return options.side_by_side
+    moments = sum(_moment_bytes(one) for one in stored)
+    if len(stored) == 1:
+        fits = stored[0].weights * dtype.itemsize + moments < devices.free_memory(device)
+    else:
+        fits = loading.fit_together(stored, "auto", device, dtype, moments)
+    if fits:
+        return "yes"
+    try:
+        for one in stored:
+            Skeleton.open(one.model, device, dtype, options.trust_remote_code)
+    except BadInput as refusal:
+        print(f"{refusal}: one model after another is read instead", file=sys.stderr)
+        return "no"
+    return "blocks"
 
 
 def _moment_bytes(checkpoint: Checkpoint) -> int:

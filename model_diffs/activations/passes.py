@@ -1,8 +1,9 @@
 """Models over the batches of a split: side by side, or one by one against a disk cache.
 
 Models that fit into memory together read each batch side by side, so that nothing is stored for Δh.
-Otherwise the base's states go to a disk cache, removed at the end, and the changed models are read
-against it one after another. Several processes share the batches.
+Others are carried block by block (`blocks`), or, where that cannot be, the base's states go to a
+disk cache, removed at the end, and the changed models are read against it one after another.
+Several processes share the batches.
 """
 
 import shutil
@@ -89,16 +90,31 @@ class SplitPass:
         """Whether another model's change is measured against this one."""
         return any(a == name != b for a, b in self.changes)
 
-    def batches(self, description: str) -> Iterator[TokenBatch]:
-        """This process's share of the batches, longest first, with a progress bar."""
+    def batches(self, description: str | None) -> Iterator[TokenBatch]:
+        """This process's share of the batches, longest first, with a progress bar where it has a
+        description."""
         order = length_batches(self.tokens.lengths, self.batch_size)
         own = own_share(order, self.split.name)
-        bar = progress(own, f"{description} {self.split.name}", unit="batch")
-        return padded_batches(self.tokens, bar, self.pad_id, self.device)
+        if description is not None:
+            own = progress(own, f"{description} {self.split.name}", unit="batch")
+        return padded_batches(self.tokens, own, self.pad_id, self.device)
 
     def read(self, reader: Reader, at: TokenBatch, states: dict[str, Tensor] | DiskStates) -> None:
-        """Run one model over one batch: its own sums, its changes from its bases, its `states`
-        where it is a base."""
+        """Run one model over one batch."""
+        receive = self.receiver(reader, at, states)
+        loading.stream_states(reader.anatomy, at.batch, receive, before_norm=True)
+        self.check(reader.name)
+
+    def check(self, name: str) -> None:
+        """Raise BadInput where a state of a model was not finite."""
+        if name in self.own:
+            self.own[name].check()
+
+    def receiver(
+        self, reader: Reader, at: TokenBatch, states: dict[str, Tensor] | DiskStates
+    ) -> Callable[[int, Tensor], None]:
+        """What takes the states of one model on one batch: its own sums, its changes from its
+        bases, its `states` where it is a base."""
         name, sums, is_base = reader.name, self.own.get(reader.name), self.is_base(reader.name)
         changes = {a: self.changes[a, b] for a, b in self.changes if b == name}
 
@@ -114,9 +130,7 @@ class SplitPass:
             if is_base:
                 states[key(name, state)] = h
 
-        loading.stream_states(reader.anatomy, at.batch, receive, before_norm=True)
-        if sums is not None:
-            sums.check()
+        return receive
 
 
 def of_splits(options: Reading, models: Sequence[str]) -> tuple[list[SplitPass], Any]:

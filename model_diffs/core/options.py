@@ -294,8 +294,10 @@ class Reading(Texts, Compute):
 class Pass(Reading, Run):
     """Activation pass."""
 
-    side_by_side: Literal["auto", "yes", "no"] = option(
-        "auto", "run all models together, or one after another against a disk cache of the base"
+    side_by_side: Literal["auto", "yes", "blocks", "no"] = option(
+        "auto",
+        "run all models together (yes), block by block in lockstep (blocks), or one after another "
+        "against a disk cache of the base (no); auto: yes where they fit into memory, else blocks",
     )
     device_map: Literal["auto"] | None = option(
         None, "auto: spread a model that one device cannot hold over all devices"

@@ -29,7 +29,7 @@ UNLIMITED = 10**9  # positions of a model that names no limit
 
 
 @contextmanager
-def _bad_input(message: str) -> Iterator[None]:
+def bad_input(message: str) -> Iterator[None]:
     """Turn what transformers raises for unusable files into one line, and its own lines into none.
 
     What it would log is in the error, or said by the caller.
@@ -76,7 +76,7 @@ def _load(
     device_map: str | None = None,
 ) -> nn.Module:
     folder = Checkpoint.open(model).folder  # reports bad files in one line
-    with _bad_input(f"{model} cannot be loaded"):
+    with bad_input(f"{model} cannot be loaded"):
         loaded, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -152,7 +152,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     """
     folder = files.resolve(model)
     positions = configuration.positions(files.read_config(folder))
-    with _bad_input(f"{model} has no usable tokenizer"):
+    with bad_input(f"{model} has no usable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
@@ -211,7 +211,7 @@ def pad_batch(
 # ── reading layer by layer ────────────────────────────────────────────────────────────────────────
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """The forward pass has gone as far as it needs to."""
 
 
@@ -247,7 +247,7 @@ def stream_states(
         def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             receive(index, args[0] if args else kwargs["hidden_states"])
             if index == last:
-                raise _Reached
+                raise Reached
 
         return read
 
@@ -261,7 +261,7 @@ def stream_states(
             handles.append(keep)
         try:
             output = anatomy.trunk(**batch._asdict(), use_cache=False)
-        except _Reached:
+        except Reached:
             return
     receive(len(anatomy.blocks), output[0])
     if before_norm:
