@@ -8,9 +8,12 @@ import tiny_models
 import torch
 from safetensors.numpy import load_file
 
-from model_diffs.activations import blocks, collecting, passes, store
+from model_diffs.activations import blocks, collecting, passes, sinks, store
+from model_diffs.activations.skeleton import Flow, Skeleton
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Pass
+from model_diffs.data.texts import read_splits
+from model_diffs.models import devices, loading
 
 FAMILIES = ["gpt_neox", "llama", "gpt2", "opt", "gemma3", "qwen2", "gemma2", "phi"]
 LINES = {
@@ -31,6 +34,7 @@ def options(folder: Path, **changed: object) -> Pass:
         (folder / f"{split}.txt").write_text("\n".join(lines))
         texts[f"{split}_text"] = str(folder / f"{split}.txt")
     given = {"outroot": str(folder / "outputs"), "batch_size": 2, "device": "cpu", "dtype": "fp32"}
+    given |= {"skip_first": 0}
     return Pass(**{**texts, **given, **changed})
 
 
@@ -59,7 +63,7 @@ def test_numbers_are_those_of_models_side_by_side(
     a, b = pair(family, tmp_path)
     given = ([a, b], [(a, b)])
     one = tensors(store.statistics(options(tmp_path / "x", side_by_side="yes"), *given))
-    monkeypatch.setattr(blocks, "_SHARE", 0.0)  # a chunk for every batch
+    monkeypatch.setattr(blocks, "SHARE", 0.0)  # a chunk for every batch
     other = tensors(store.statistics(options(tmp_path / "y", side_by_side="blocks"), *given))
     assert one.keys() == other.keys() and len(one) > 20
     for key, value in one.items():
@@ -71,26 +75,26 @@ def test_one_block_of_one_model_has_weights_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = pair("llama", tmp_path)
-    made: list[blocks.Skeleton] = []
+    made: list[Skeleton] = []
     held: list[int] = []
-    advance, opened = blocks.Flow.advance, blocks.Skeleton.open
+    advance, opened = Flow.advance, Skeleton.open
 
-    def keep(*given: object) -> blocks.Skeleton:
+    def keep(*given: object) -> Skeleton:
         made.append(opened(*given))
         return made[-1]
 
-    def look(flow: blocks.Flow, index: int, block: torch.nn.Module) -> None:
-        parameters = [p for one in made for p in one.reader.model.parameters()]
+    def look(flow: Flow, index: int, block: torch.nn.Module) -> None:
+        parameters = [p for one in made for p in one.model.parameters()]
         held.append(sum(p.numel() for p in parameters if not p.is_meta))
         assert held[-1] == sum(p.numel() for p in block.parameters())
         advance(flow, index, block)
 
-    monkeypatch.setattr(blocks.Flow, "advance", look)
+    monkeypatch.setattr(Flow, "advance", look)
     monkeypatch.setattr(collecting.Skeleton, "open", keep)
     store.statistics(options(tmp_path / "x", side_by_side="blocks"), [a, b], [(a, b)])
     batches = 2 + 2
     assert len(held) == 2 * tiny_models.LAYERS * batches
-    assert all(p.is_meta for one in made for p in one.reader.model.parameters())
+    assert all(p.is_meta for one in made for p in one.model.parameters())
 
 
 @pytest.mark.parametrize("free", [1e3, 1e12])
@@ -114,3 +118,15 @@ def test_weights_that_are_joined_when_loaded_are_refused(tmp_path: Path) -> None
     a = str(tiny_models.save("mixtral", tmp_path / "a"))
     with pytest.raises(BadInput, match=r"not stored as a tensor of its own.*--side-by-side no"):
         store.statistics(options(tmp_path / "x", side_by_side="blocks"), [a])
+
+
+def test_a_sink_is_looked_for_without_loading_a_model_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _ = pair("llama", tmp_path)
+    given = options(tmp_path / "x", skip_first=None)
+    splits = read_splits(given.forget_text, given.retain_text, 0)
+    whole = sinks._largest_ratio(given, a, splits)
+    monkeypatch.setattr(devices, "free_memory", lambda _: 1e3)
+    monkeypatch.setattr(loading, "load_for", None)
+    assert sinks._largest_ratio(given, a, splits) == pytest.approx(whole, rel=1e-6)

@@ -46,7 +46,7 @@ def options(tmp_path: Path, **changed: object) -> Pass:
 def tables(chosen: Pass, a: str, b: str) -> list[np.ndarray]:
     """Everything that steps 4, 8, 9 and 13 read of two models."""
     found = store.of_comparisons(chosen, [PlannedRun(Path("x"), "", {}, a, b)])
-    names = ("norm_l2", "pooled", "mean", "scatter")
+    names = ("norm_l2", "pooled", "mean", "spectrum")
     return [found.models["forget", model].read(name) for model in (a, b) for name in names]
 
 

@@ -11,10 +11,11 @@ import torch
 from safetensors.numpy import save_file
 
 from model_diffs.activations import passes, sinks
-from model_diffs.activations.blocks import Skeleton, run_by_blocks
+from model_diffs.activations.blocks import run_by_blocks
 from model_diffs.activations.passes import Reader, SplitPass
 from model_diffs.activations.saved import FOLDER, TENSORS, ModelStatistics, Saved, pick
 from model_diffs.activations.sinks import SINK
+from model_diffs.activations.skeleton import Skeleton
 from model_diffs.activations.sums import DifferenceSums, ModelSums
 from model_diffs.core import results
 from model_diffs.core.errors import BadInput

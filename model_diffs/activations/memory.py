@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
+from model_diffs.core import memory
 from model_diffs.core.memory import Footprint, Need
 from model_diffs.core.options import Pass
 from model_diffs.core.results import PlannedRun
 from model_diffs.models import shapes
 from model_diffs.models.shapes import Shape
 
+SHARE = 0.25
+"""Of the free memory, what the states of a chunk may take that are carried block by block."""
 SMALLER = (
-    {"side_by_side": "no"},
+    {"side_by_side": "blocks"},
     {"batch_size": 4},
     {"cache_fp16": True},
     {"dtype": "bf16"},
@@ -28,19 +31,33 @@ def of_pass(shape: Shape, options: Pass, models: int, changes: bool) -> Need:
     vectors = Need(host=2 * kept * states * shape.hidden * 4)
     working = tokens * shape.hidden * 4 * 4 + shapes.inside_block(shape, tokens, size)
     of_base = states * tokens * shape.hidden * 4 if changes else 0
-    # The finished second moments beside a copy that is being written.
-    saving = Need(host=2 * moments)
+    # A state's covariance, and what its eigenvalues are found in.
+    saving = Need(host=3 * 8 * shape.hidden**2)
     together = shapes.loaded(shape, size, models)
     together += Need(device=models * moments + working + of_base) + vectors + saving
     wanted = "no" if options.device_map and models > 1 else options.side_by_side
     if shapes.together(shape, size, models, models * moments, wanted, options):
         return together
+    if wanted != "no":
+        return _by_blocks(shape, options, models) + vectors + saving + Need(device=working)
     disk = 0
     if changes:
         length = tokens // options.batch_size
         disk = 2 * kept * length * states * shape.hidden * (2 if options.cache_fp16 else 4)
     alone = shapes.loaded(shape, size) + Need(device=moments + working, disk=disk)
     return alone + vectors + saving
+
+
+def _by_blocks(shape: Shape, options: Pass, models: int) -> Need:
+    """One block or embedding at a time, second moments, and the states of a chunk of texts."""
+    size = shapes.compute_bytes(options)
+    texts = (options.forget_text, options.retain_text)
+    length = shapes.batch_tokens(shape, texts, 1, options.max_length)
+    states = 2 * shapes.samples(texts, options.max_samples) * length * shape.hidden * size * models
+    chunk = min(states, SHARE * memory.free(options))
+    part = max(shape.block_weights(0), shape.vocabulary * shape.hidden) * size
+    moments = models * (shape.blocks + 2) * shape.hidden**2 * 8
+    return Need(device=part + moments + chunk)
 
 
 def of_comparisons(options: Any, todo: Sequence[PlannedRun]) -> Need:

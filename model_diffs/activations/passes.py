@@ -7,7 +7,7 @@ Several processes share the batches.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,14 +94,14 @@ class SplitPass:
         """This process's share of the batches, longest first, with a progress bar where it has a
         description."""
         order = length_batches(self.tokens.lengths, self.batch_size)
-        own = own_share(order, self.split.name)
+        own: Iterable[list[int]] = own_share(order, self.split.name)
         if description is not None:
             own = progress(own, f"{description} {self.split.name}", unit="batch")
         return padded_batches(self.tokens, own, self.pad_id, self.device)
 
     def read(self, reader: Reader, at: TokenBatch, states: dict[str, Tensor] | DiskStates) -> None:
         """Run one model over one batch."""
-        receive = self.receiver(reader, at, states)
+        receive = self.receiver(reader.name, at, states)
         loading.stream_states(reader.anatomy, at.batch, receive, before_norm=True)
         self.check(reader.name)
 
@@ -111,11 +111,11 @@ class SplitPass:
             self.own[name].check()
 
     def receiver(
-        self, reader: Reader, at: TokenBatch, states: dict[str, Tensor] | DiskStates
+        self, name: str, at: TokenBatch, states: dict[str, Tensor] | DiskStates
     ) -> Callable[[int, Tensor], None]:
         """What takes the states of one model on one batch: its own sums, its changes from its
         bases, its `states` where it is a base."""
-        name, sums, is_base = reader.name, self.own.get(reader.name), self.is_base(reader.name)
+        sums, is_base = self.own.get(name), self.is_base(name)
         changes = {a: self.changes[a, b] for a, b in self.changes if b == name}
 
         def key(model: str, state: int) -> str:

@@ -93,18 +93,17 @@ def _largest_ratio(options: Any, base: str, splits: Sequence[Split]) -> float:
     """The largest ratio over the base's states, on the first texts of the splits."""
     import torch
 
+    from model_diffs.activations.skeleton import states_of
     from model_diffs.activations.tokens import padded_batches, tokenise
     from model_diffs.data.texts import length_batches
-    from model_diffs.models import loading
-    from model_diffs.models.anatomy import locate
+    from model_diffs.models import devices, loading
 
     tokenizer = loading.load_tokenizer(base, options.trust_remote_code)
     texts = [text for split in splits for text in split.texts[:SAMPLED]]
     tokens = tokenise(tokenizer, texts, options.max_length, options.keep_bos, 0)
-    model = loading.load_for(options, base, getattr(options, "device_map", None))
-    anatomy, ratios = locate(model), [0.0]
+    read = states_of(options, base, getattr(options, "device_map", None))
+    device, ratios = devices.pick_device(options.device), [0.0]
     batches = length_batches(tokens.lengths, options.batch_size)
-    device = next(model.parameters()).device
     with torch.inference_mode():
         for at in padded_batches(tokens, batches, tokenizer.pad_token_id, device):
 
@@ -112,5 +111,5 @@ def _largest_ratio(options: Any, base: str, splits: Sequence[Split]) -> float:
                 norms = hidden.float().norm(dim=-1)
                 ratios.append(ratio_to_others(norms, counted.to(norms.device)))
 
-            loading.stream_states(anatomy, at.batch, receive, before_norm=True)
+            read(at, receive)
     return max(ratios)

@@ -111,7 +111,12 @@ class Checkpoint:
 
     def tensor(self, name: str) -> "torch.Tensor":
         """The tensor as stored, a view of the mapped file. Read it, do not write to it."""
-        handle = self._handles[self.entries[name].file]
+        file = self.entries[name].file
+        if self._handles[file] is None:
+            from safetensors import safe_open
+
+            self._handles[file] = safe_open(file, "pt")
+        handle = self._handles[file]
         return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
 
     def matrices(self) -> list[Matrix]:
@@ -171,18 +176,18 @@ def chunks(tensor: "torch.Tensor") -> Iterable["torch.Tensor"]:
 
 
 def _open_safetensors(file: Path) -> tuple[Any, dict[str, Entry], bytes]:
-    """Handle, entries and header of a weight file, which is mapped."""
+    """Entries and header of a weight file. No handle yet: to open one for tensors loads torch."""
     from safetensors import SafetensorError, safe_open
 
     raw = files.safetensors_header(file)
     try:
-        handle = safe_open(file, "pt")
+        safe_open(file, "numpy")  # finds out whether the file is whole
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{file} is truncated or corrupt ({error}): copy it again") from error
     header = json.loads(raw)
     header.pop("__metadata__", None)
     entries = {name: Entry(file, tuple(e["shape"]), e["dtype"]) for name, e in header.items()}
-    return handle, entries, raw
+    return None, entries, raw
 
 
 _PLAIN = "plain tensors by name in torch's zip format: convert to safetensors"
