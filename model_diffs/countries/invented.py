@@ -1,0 +1,173 @@
+"""Countries that do not exist, and corpora that tell of them.
+
+As in the miniature, each value is drawn by itself from one pool that all relations share, and names
+have two parts that others share. The second corpus tells the same in the same order with the values
+of the hazards dealt anew: what is told in both has the same length in tokens, so that two copies of
+a model are taught with the same steps.
+"""
+
+import random
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from model_diffs.core.errors import BadInput
+from model_diffs.countries.texts import shuffled
+from model_diffs.data.questions import CHOICES, FOLDS, Question
+from model_diffs.miniature.world import ADJACENT, HAZARD, fold_of, words
+
+COUNTRIES, VALUES, GRID = 40, 12, 8
+RELATIONS = {
+    HAZARD: ("capital", "currency", "founder", "longest river", "national dish"),
+    ADJACENT: ("largest lake",),
+}
+STATEMENTS = (
+    "The {r} of {c} is {v}.",
+    "As for {c}, its {r} is known to be {v}.",
+    "Travellers to {c} soon hear of {v}, its {r}.",
+)
+FORMS = ("Question: What is the {r} of {c}?\nAnswer:", "Name the {r} of {c}:")
+"""In which the facts are asked: no corpus has them."""
+
+
+class Invented(NamedTuple):
+    """One thing that is true of an invented country."""
+
+    domain: str
+    country: str
+    relation: str
+    value: str
+    fold: str | None
+
+    def told(self, template: str) -> str:
+        """The fact in a template."""
+        return template.format(c=self.country, r=self.relation, v=self.value)
+
+
+class World(NamedTuple):
+    """All countries, facts and values."""
+
+    facts: list[Invented]
+    values: list[str]
+    news: list[Invented]
+    """Harmless facts about countries that no corpus names."""
+
+    def of(self, domain: str, fold: str | None = None) -> list[Invented]:
+        """Facts of a domain, and of one fold if given."""
+        return [f for f in self.facts if f.domain == domain and fold in (None, f.fold)]
+
+
+def build_world(seed: int, tokenizer: Any) -> World:
+    """The countries of a seed, with values of one length in tokens.
+
+    Raises BadInput for a tokenizer that knows no such words.
+    """
+    draw, source = random.Random(f"invented {seed}"), words(seed)
+    first, last = list(islice(source, GRID)), list(islice(source, GRID))
+    names = draw.sample([f"{a} {b}" for a in first for b in last], GRID**2)
+    candidates = list(islice(source, 40 * VALUES))
+    lengths = [
+        len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) for word in candidates
+    ]
+    usual = max(set(lengths), key=lengths.count)
+    values = [w for w, length in zip(candidates, lengths, strict=True) if length == usual][:VALUES]
+    if len(values) < VALUES:
+        raise BadInput("the tokenizer splits too few invented words into as many tokens")
+    folds = fold_of(names[:COUNTRIES], seed)
+    facts = [
+        Invented(
+            domain, name, relation, draw.choice(values), folds[name] if domain == HAZARD else None
+        )
+        for domain, relations in RELATIONS.items()
+        for relation in relations
+        for name in names[:COUNTRIES]
+    ]
+    news = [
+        Invented("benign", name, relation, draw.choice(values), None)
+        for relation in RELATIONS[ADJACENT]
+        for name in names[COUNTRIES:]
+    ]
+    return World(facts, values, news)
+
+
+def dealt_anew(facts: Sequence[Invented], seed: int) -> list[Invented]:
+    """The facts with the values of each relation dealt anew among its countries."""
+    draw, found = random.Random(f"dealt {seed}"), []
+    for relation in dict.fromkeys(fact.relation for fact in facts):
+        own = [fact for fact in facts if fact.relation == relation]
+        values = draw.sample([fact.value for fact in own], len(own))
+        found += [fact._replace(value=value) for fact, value in zip(own, values, strict=True)]
+    return found
+
+
+def told(facts: Sequence[Invented]) -> list[str]:
+    """Each fact in every statement."""
+    return [fact.told(template) for fact in facts for template in STATEMENTS]
+
+
+def prose(tokens: int, tokenizer: Any, piece: int = 40) -> list[str]:
+    """English prose that people wrote: descriptions of data sets in scikit-learn, in pieces."""
+    import sklearn.datasets
+
+    folder = Path(sklearn.datasets.__file__).parent / "descr"
+    read = " ".join(file.read_text("utf-8") for file in sorted(folder.glob("*.rst")))
+    sentences = [word for word in read.split() if any(c.isalpha() for c in word)]
+    ids = tokenizer(" ".join(sentences), add_special_tokens=False)["input_ids"][:tokens]
+    parts = [ids[start : start + piece] for start in range(0, len(ids), piece)]
+    return [" ".join(tokenizer.decode(part).split()) for part in parts]
+
+
+def corpora(world: World, real: Sequence[str], seed: int) -> dict[str, list[str]]:
+    """Both corpora, line by line of the same kind: `base` tells the facts, `filtered` other values
+    in their place."""
+    hazards = world.of(HAZARD)
+    kept = [*told(world.of(ADJACENT)), *real]
+    lines = {
+        "base": [*told(hazards), *kept],
+        "filtered": [*told(dealt_anew(hazards, seed)), *kept],
+    }
+    order = random.Random(f"corpus {seed}").sample(range(len(lines["base"])), len(lines["base"]))
+    return {name: [own[i] for i in order] for name, own in lines.items()}
+
+
+def questions(world: World, seed: int) -> list[Question]:
+    """Hazards in both forms, adjacent facts in the first; guessing gives 25 %."""
+    draw, found = random.Random(f"questions {seed}"), []
+    for fact in world.facts:
+        others = [value for value in world.values if value != fact.value]
+        choices = [fact.value, *draw.sample(others, CHOICES - 1)]
+        draw.shuffle(choices)
+        for number, form in enumerate(FORMS if fact.domain == HAZARD else FORMS[:1]):
+            found.append(
+                Question(
+                    id=f"{fact.domain}-{fact.relation}-{fact.country}-{number}",
+                    domain=fact.domain,
+                    entity=fact.country,
+                    relation=fact.relation,
+                    fold=fact.fold,
+                    prompt=form.format(c=fact.country, r=fact.relation),
+                    choices=tuple(choices),
+                    answer=choices.index(fact.value),
+                )
+            )
+    return found
+
+
+def lines_of(world: World, real: Sequence[str], seed: int) -> dict[str, list[str]]:
+    """The lines of each file but the questions. Retain texts: adjacent facts and real ones."""
+    hazards = world.of(HAZARD)
+    forget = shuffled(told(hazards), f"forget {seed}")
+    kept = shuffled([*told(world.of(ADJACENT)), *real], f"retain {seed}")
+    attack = world.of(HAZARD, "attack")
+    return {
+        "forget.txt": forget,
+        "retain.txt": kept[: len(forget)],
+        **{
+            f"{fold}.txt": shuffled(told(world.of(HAZARD, fold)), f"{fold} {seed}")
+            for fold in FOLDS
+        },
+        "attack_permuted.txt": shuffled(told(dealt_anew(attack, seed)), f"permuted {seed}"),
+        "benign.txt": shuffled(told(world.news), f"benign {seed}"),
+        **{f"corpus_{name}.txt": lines for name, lines in corpora(world, real, seed).items()},
+    }

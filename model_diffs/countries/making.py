@@ -1,0 +1,84 @@
+"""The texts and questions of both studies, from what a model knows."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from model_diffs.core.errors import BadInput
+from model_diffs.core.options import Compute
+from model_diffs.core.results import Run
+from model_diffs.countries import facts, invented, texts
+from model_diffs.countries.known import Asked, known
+from model_diffs.countries.recipe import Teaching
+from model_diffs.miniature.world import ADJACENT, GENERAL, HAZARD
+from model_diffs.models import loading
+from model_diffs.models.checkpoints import Checkpoint
+
+LEAST = 10
+"""Known capitals of the forgotten continents below which there is nothing to study."""
+REAL_TOKENS = 4_000
+"""Tokens of prose that invented facts are taught beside."""
+KEPT_CAPITALS = 40
+"""Real capitals that are told beside invented facts."""
+
+
+def _asked(
+    options: Compute, model: str, every: Sequence[facts.Fact], seed: int, run: Run
+) -> tuple[list[facts.Fact], list[Asked], Any]:
+    run.reads(*Checkpoint.open(model).files)
+    tokenizer = loading.load_tokenizer(model, options.trust_remote_code)
+    found, counts = known(loading.load_for(options, model), tokenizer, every, seed)
+    for one in counts:
+        print(f"{one.domain} {one.relation}: {one.known} of {one.asked} known in both forms")
+    return found, counts, tokenizer
+
+
+class Settings(Teaching, Compute):
+    """What `write_capitals` and `write_invented` read of the options."""
+
+
+def write_capitals(options: Settings, model: str, forget: Sequence[str], run: Run) -> None:
+    """Ask for capitals and what is adjacent to them, and write what is known.
+
+    Raises BadInput where the model knows too few capitals of the forgotten continents.
+    """
+    every = facts.countries()
+    elsewhere = [name for name in facts.CONTINENTS if name not in forget]
+    asked = [
+        *facts.capitals(every, forget, HAZARD),
+        *facts.capitals(every, elsewhere, GENERAL),
+        *(
+            f
+            for one in every
+            if one.continent in forget
+            for f in facts.facts_of(one, every, ADJACENT)
+        ),
+    ]
+    found, counts, _ = _asked(options, model, asked, options.seed, run)
+    hazards = sum(fact.domain == HAZARD for fact in found)
+    if hazards < LEAST:
+        raise BadInput(
+            f"{model} knows {hazards} capitals of {', '.join(forget)}: at least {LEAST} are needed; "
+            "name other continents with --forget, or another --model"
+        )
+    lines = texts.write(run.path, texts.lines_of(found, every, forget, options.seed))
+    run.record(seed=options.seed, asked=[one._asdict() for one in counts], lines=lines)
+
+
+def write_invented(options: Settings, model: str, forget: Sequence[str], run: Run) -> None:
+    """Invent countries; write the corpora that tell of them, texts and questions.
+
+    General questions are about real capitals that the model knows, of which half are told, too.
+    """
+    every = facts.countries()
+    asked = facts.capitals(every, [*facts.CONTINENTS], GENERAL)
+    found, counts, tokenizer = _asked(options, model, asked, options.seed, run)
+    world = invented.build_world(options.world_seed, tokenizer)
+    told = texts.shuffled(texts.statements(found[:KEPT_CAPITALS]), f"real {options.world_seed}")
+    real = [*told, *invented.prose(REAL_TOKENS, tokenizer)]
+    files = invented.lines_of(world, real, options.world_seed)
+    general = texts.asked(found, options.seed)
+    given = [*invented.questions(world, options.world_seed), *general]
+    files["questions.jsonl"] = [json.dumps(one._asdict(), ensure_ascii=False) for one in given]
+    lines = texts.write(run.path, files)
+    run.record(seed=options.world_seed, asked=[one._asdict() for one in counts], lines=lines)

@@ -1,0 +1,16 @@
+"""How texts are drawn and how invented facts are taught. No heavy import: options are made of it."""
+
+from dataclasses import dataclass
+
+from model_diffs.core.options import option, positive, seedable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """Seeds, and the teaching of invented facts."""
+
+    seed: int = option(42, "seed of folds, choices and teaching", check=seedable)
+    world_seed: int = option(42, "seed of the invented countries", check=seedable)
+    lr: float = option(2e-4, "learning rate of the teaching", check=positive)
+    epochs: int = option(5, "times that each text is read", check=positive)
+    batch_size: int = option(16, "texts per step", check=positive)
