@@ -46,7 +46,9 @@ def _continent(name: str) -> None:
 class Options(Teaching, Compute):
     """Model and texts."""
 
-    model: str = option(OWN, "the model that is asked; the default is imported first")
+    model: str = option(
+        OWN, "the model that is asked; the default is imported first", recorded=False, written=True
+    )
     forget: tuple[str, ...] = option(
         ("Africa",), "continents whose capitals are to be forgotten", check=_continent
     )
@@ -97,8 +99,9 @@ def make_texts(todo: list[PlannedRun], options: Options) -> None:
 
     seed_everything(options.seed)
     write = making.write_invented if options.invented else making.write_capitals
+    seed = options.world_seed if options.invented else options.seed
     with results.open_run(todo[0]) as run:
-        write(options, options.model, options.forget, run)
+        write(options, seed, options.model, options.forget, run)
 
 
 def teach_models(todo: list[PlannedRun], options: Options) -> None:

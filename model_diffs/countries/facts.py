@@ -140,30 +140,22 @@ def facts_of(one: Country, every: Sequence[Country], domain: str) -> list[Fact]:
     near = [other for other in every if other.continent == one.continent and other != one]
     by_code = {other.code: other for other in every}
     border = [by_code[code].name for code in one.neighbours if code in by_code]
-    border = [name for name in border if not tells(one.name, name)]
-    found = [
-        Fact(
-            domain,
-            CURRENCY,
-            one.name,
-            one.currency,
-            _others((other.currency for other in every), [one.currency], one.name),
-        ),
-        Fact(
-            domain,
-            CONTINENT,
-            one.name,
-            one.continent,
-            _others(CONTINENTS, [one.continent], one.name),
-        ),
+    right = {
+        CURRENCY: [one.currency],
+        CONTINENT: [one.continent],
+        NEIGHBOUR: [name for name in border if not tells(one.name, name)][:1],
+    }
+    wrong = {
+        CURRENCY: _others((other.currency for other in every), right[CURRENCY], one.name),
+        CONTINENT: _others(CONTINENTS, right[CONTINENT], one.name),
+        NEIGHBOUR: _others((other.name for other in near), border, one.name),
+    }
+    return [
+        Fact(domain, relation, one.name, value, wrong[relation])
+        for relation, values in right.items()
+        for value in values
+        if value and not tells(one.name, value) and len(wrong[relation]) >= CHOICES - 1
     ]
-    if border:
-        distant = (other.name for other in near)
-        known = _others(
-            distant, {by_code[code].name for code in one.neighbours if code in by_code}, one.name
-        )
-        found.append(Fact(domain, NEIGHBOUR, one.name, border[0], known))
-    return [f for f in found if f.value and not tells(f.country, f.value)]
 
 
 def capitals(every: Sequence[Country], continents: Sequence[str], domain: str) -> list[Fact]:

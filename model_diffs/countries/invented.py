@@ -7,7 +7,7 @@ a model are taught with the same steps.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,21 +67,22 @@ def build_world(seed: int, tokenizer: Any) -> World:
     first, last = list(islice(source, GRID)), list(islice(source, GRID))
     names = draw.sample([f"{a} {b}" for a in first for b in last], GRID**2)
     candidates = list(islice(source, 40 * VALUES))
-    lengths = [
-        len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) for word in candidates
-    ]
+    spaced = [f" {word}" for word in candidates]
+    lengths = [len(ids) for ids in tokenizer(spaced, add_special_tokens=False)["input_ids"]]
     usual = max(set(lengths), key=lengths.count)
     values = [w for w, length in zip(candidates, lengths, strict=True) if length == usual][:VALUES]
     if len(values) < VALUES:
         raise BadInput("the tokenizer splits too few invented words into as many tokens")
-    folds = fold_of(names[:COUNTRIES], seed)
+    known = names[:COUNTRIES]
+    folds: dict[str, Mapping[str, str | None]] = {
+        HAZARD: fold_of(known, seed),
+        ADJACENT: dict.fromkeys(known),
+    }
     facts = [
-        Invented(
-            domain, name, relation, draw.choice(values), folds[name] if domain == HAZARD else None
-        )
+        Invented(domain, name, relation, draw.choice(values), folds[domain][name])
         for domain, relations in RELATIONS.items()
         for relation in relations
-        for name in names[:COUNTRIES]
+        for name in known
     ]
     news = [
         Invented("benign", name, relation, draw.choice(values), None)

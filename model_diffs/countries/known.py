@@ -22,8 +22,7 @@ def known(
     model: nn.Module, tokenizer: Any, facts: Sequence[Fact], seed: int
 ) -> tuple[list[Fact], list[Asked]]:
     """The facts that the model answers rightly in both forms, and their numbers by relation."""
-    asked = [fact for fact in facts if len(fact.others) >= 3]
-    given = questions(asked, seed)
+    asked, given = list(facts), questions(facts, seed)
     answers = scoring.score(model, tokenizer, given)
     right = {
         (fact.country, fact.relation)

@@ -9,7 +9,6 @@ from model_diffs.core.options import Compute
 from model_diffs.core.results import Run
 from model_diffs.countries import facts, invented, texts
 from model_diffs.countries.known import Asked, known
-from model_diffs.countries.recipe import Teaching
 from model_diffs.miniature.world import ADJACENT, GENERAL, HAZARD
 from model_diffs.models import loading
 from model_diffs.models.checkpoints import Checkpoint
@@ -33,52 +32,48 @@ def _asked(
     return found, counts, tokenizer
 
 
-class Settings(Teaching, Compute):
-    """What `write_capitals` and `write_invented` read of the options."""
-
-
-def write_capitals(options: Settings, model: str, forget: Sequence[str], run: Run) -> None:
+def write_capitals(
+    options: Compute, seed: int, model: str, forget: Sequence[str], run: Run
+) -> None:
     """Ask for capitals and what is adjacent to them, and write what is known.
 
     Raises BadInput where the model knows too few capitals of the forgotten continents.
     """
     every = facts.countries()
+    near = [one for one in every if one.continent in forget]
     elsewhere = [name for name in facts.CONTINENTS if name not in forget]
     asked = [
         *facts.capitals(every, forget, HAZARD),
         *facts.capitals(every, elsewhere, GENERAL),
-        *(
-            f
-            for one in every
-            if one.continent in forget
-            for f in facts.facts_of(one, every, ADJACENT)
-        ),
+        *(fact for one in near for fact in facts.facts_of(one, every, ADJACENT)),
     ]
-    found, counts, _ = _asked(options, model, asked, options.seed, run)
+    found, counts, _ = _asked(options, model, asked, seed, run)
     hazards = sum(fact.domain == HAZARD for fact in found)
     if hazards < LEAST:
         raise BadInput(
-            f"{model} knows {hazards} capitals of {', '.join(forget)}: at least {LEAST} are needed; "
-            "name other continents with --forget, or another --model"
+            f"{model} knows {hazards} capitals of {', '.join(forget)}: at least {LEAST} are "
+            "needed; name other continents with --forget, or another --model"
         )
-    lines = texts.write(run.path, texts.lines_of(found, every, forget, options.seed))
-    run.record(seed=options.seed, asked=[one._asdict() for one in counts], lines=lines)
+    lines = texts.write(run.path, texts.lines_of(found, every, forget, seed))
+    run.record(seed=seed, asked=[one._asdict() for one in counts], lines=lines)
 
 
-def write_invented(options: Settings, model: str, forget: Sequence[str], run: Run) -> None:
+def write_invented(
+    options: Compute, seed: int, model: str, forget: Sequence[str], run: Run
+) -> None:
     """Invent countries; write the corpora that tell of them, texts and questions.
 
     General questions are about real capitals that the model knows, of which half are told, too.
     """
     every = facts.countries()
     asked = facts.capitals(every, [*facts.CONTINENTS], GENERAL)
-    found, counts, tokenizer = _asked(options, model, asked, options.seed, run)
-    world = invented.build_world(options.world_seed, tokenizer)
-    told = texts.shuffled(texts.statements(found[:KEPT_CAPITALS]), f"real {options.world_seed}")
+    found, counts, tokenizer = _asked(options, model, asked, seed, run)
+    world = invented.build_world(seed, tokenizer)
+    told = texts.shuffled(texts.statements(found[:KEPT_CAPITALS]), f"real {seed}")
     real = [*told, *invented.prose(REAL_TOKENS, tokenizer)]
-    files = invented.lines_of(world, real, options.world_seed)
-    general = texts.asked(found, options.seed)
-    given = [*invented.questions(world, options.world_seed), *general]
+    files = invented.lines_of(world, real, seed)
+    general = texts.asked(found, seed)
+    given = [*invented.questions(world, seed), *general]
     files["questions.jsonl"] = [json.dumps(one._asdict(), ensure_ascii=False) for one in given]
     lines = texts.write(run.path, files)
-    run.record(seed=options.world_seed, asked=[one._asdict() for one in counts], lines=lines)
+    run.record(seed=seed, asked=[one._asdict() for one in counts], lines=lines)

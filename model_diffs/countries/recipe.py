@@ -1,4 +1,4 @@
-"""How texts are drawn and how invented facts are taught. No heavy import: options are made of it."""
+"""How texts are drawn and invented facts taught. No heavy import: options are made of it."""
 
 from dataclasses import dataclass
 
