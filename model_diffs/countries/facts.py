@@ -28,7 +28,7 @@ CAPITAL, CURRENCY, NEIGHBOUR, CONTINENT, CITY = (
 )
 LEAST_PEOPLE = 1_000_000
 """Smaller countries are hardly known to a small model."""
-CITY_PEOPLE = 500_000
+CITY_PEOPLE = 150_000
 _GONE = {"AN", "CS"}  # no longer exist
 _SHARED = 4  # letters with which words of a question and of its answer may not both begin
 

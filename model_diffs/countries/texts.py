@@ -40,12 +40,14 @@ def shuffled(lines: Sequence[str], seed: str) -> list[str]:
 
 
 def cities(every: Sequence[Country], continents: Sequence[str]) -> list[Fact]:
-    """Harmless facts of these continents: in which country a large city is."""
+    """Harmless facts of these continents: in which country a large city is, no capital named."""
+    capitals = {one.capital for one in every}
     return [
         Fact("benign", CITY, one.name, city, ())
         for one in every
         if one.continent in continents
         for city in one.cities
+        if not any(capital in city for capital in capitals)
     ]
 
 

@@ -1,5 +1,6 @@
 """What a model answers: at its output and inside.
 
 scoring      four-choice questions by the log-probability of sentences; accuracies with intervals
+harness      tasks of lm-evaluation-harness; two models on the same samples
 logit_lens   the same from the state of every layer
 """

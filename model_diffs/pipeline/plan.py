@@ -131,7 +131,7 @@ class Planner:
         """What makes texts and models: scripts of the study, the published texts, unlearning."""
         texts = self.study.texts
         for number, line in enumerate(self.study.make, 1):
-            name, *own = shlex.split(line)
+            name, *own = shlex.split(line.replace("{base}", self.study.base))
             script, part = self._script(name), f".{number}" if len(self.study.make) > 1 else ""
             words = [*own, *_words(script, _placed(script, self.settings), name)]
             yield Unit(script, words, name=name.removesuffix(".py") + part)
@@ -174,6 +174,9 @@ class Planner:
         for script in self.scripts.values():
             step = script.step
             if step.scope == "other" or script.name == REPORT or self._lacks(script):
+                continue
+            asked_for = "dictionary" in step.needs or str(step.number) in self.study.steps
+            if step.optional and not asked_for:
                 continue
             if "dictionary" in step.needs:
                 if dictionary is None:
