@@ -30,6 +30,7 @@ STEP = Step(
     number=0,
     folder="capitals",
     question="What does an intervention change in a model that was really trained?",
+    memory="model_diffs.countries.memory:ASKED",
     scope="other",
 )
 OWN = "./models/smollm2-135m-instruct"

@@ -30,6 +30,7 @@ STEP = Step(
     number=20,
     folder="evaluation",
     question="What do published evaluations say of both models?",
+    memory="model_diffs.evaluation.memory:HARNESS",
     optional=True,
     tables=(Table("evaluation"), Table("paired"), Table("per_sample")),
     measures=(

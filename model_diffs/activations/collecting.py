@@ -68,7 +68,7 @@ def collect(missing: Sequence[Saved], options: Pass) -> None:
     else:
         cache = Path(options.outroot) / FOLDER
         passes.run_one_by_one(load, names, [*todo.values()], finished, cache, options.cache_fp16)
-    sinks.keep()
+    sinks.keep(options.outroot)
     devices.wait_for_processes()
 
 

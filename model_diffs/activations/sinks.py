@@ -69,9 +69,11 @@ def without_sinks(options: T, base: str, splits: Sequence[Split]) -> T:
     return dataclasses.replace(given, skip_first=int(ratio > SINK))
 
 
-def keep() -> None:
-    """Write what this process measured into the activation cache."""
+def keep(outroot: str) -> None:
+    """Write what this process measured into the activation cache of `outroot`."""
     for planned, ratio in _found.values():
+        if planned.folder.parent != Path(outroot, FOLDER):
+            continue
         if results.state(planned).status != "complete":
             with results.open_run(planned) as run:
                 run.record(first_position_ratio=ratio)

@@ -4,6 +4,7 @@ smollm2   the model that an ordinary package brings along
 facts     what is true of countries, in statements and in questions of two forms
 known     which of it a model answers rightly
 texts     forget, retain and attack texts, harmless ones, questions
+memory    what asking and teaching needs
 making    the files of both studies
 recipe    how invented facts are taught
 teaching  two copies of a model, taught side by side

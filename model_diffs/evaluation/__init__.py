@@ -2,5 +2,6 @@
 
 scoring      four-choice questions by the log-probability of sentences; accuracies with intervals
 harness      tasks of lm-evaluation-harness; two models on the same samples
+memory       what the harness needs
 logit_lens   the same from the state of every layer
 """
