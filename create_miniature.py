@@ -10,8 +10,9 @@ four-choice questions.
 
 Outputs: data/miniature/ (corpora, forget and retain texts, hazard texts by fold, benign texts,
 questions.jsonl, tokenizer.json), models/miniature-{base,filtered,reseeded}/, each an ordinary
-transformers folder with a model card; scrambled, whose hazards are dealt anew, with --models; with
---sae also models/miniature-sae/, a sparse autoencoder per block of the base.
+transformers folder with a model card; scrambled, whose hazards are dealt anew, and
+filtered_reseeded, from another initialisation than filtered, with --models; with --sae also
+models/miniature-sae/, a sparse autoencoder per block of the base.
 """
 
 import dataclasses
@@ -47,6 +48,7 @@ MODELS = {
     "filtered": ("filtered", 0),
     "reseeded": ("base", 1_000_003),
     "scrambled": ("scrambled", 0),
+    "filtered_reseeded": ("filtered", 1_000_003),
 }
 
 
@@ -61,6 +63,12 @@ class Options(Recipe):
 
     models: tuple[str, ...] = option(
         ("base", "filtered", "reseeded"), "which to train", check=_known, recorded=False
+    )
+    registration: str | None = option(
+        None,
+        "lock the world: nothing attacks it until this document is registered and its predictors "
+        "are written (docs/brittleness.md)",
+        recorded=False,
     )
     texts_only: bool = option(False, "write the texts and train nothing", recorded=False)
     models_only: bool = option(False, "train on the texts that are there", recorded=False)
@@ -78,8 +86,11 @@ def planned_runs(options: Options) -> list[PlannedRun]:
     models, settings = Path(options.models_dir), recorded(options)
     if options.texts_only and options.models_only:
         raise BadInput("--texts-only and --models-only leave nothing to make: choose one")
-    # Older texts lack harmless ones; models made from them hold, since nothing else differs.
-    world = {"world_seed": options.world_seed, "benign": ["towns", "agents", "kept"]}
+    # Older texts lack some of these; models made from them hold, since nothing else differs.
+    harmless = {"benign": ["towns", "agents", "kept"], "refusal": True}
+    world = {"world_seed": options.world_seed, **harmless}
+    if options.registration:
+        world["registration"] = options.registration
     planned = [PlannedRun(Path(options.data_dir), TEXTS, world)]
     if options.texts_only:
         return planned
@@ -105,6 +116,8 @@ def make_texts(todo: list[PlannedRun], options: Options) -> None:
         tokenizer = training.train_tokenizer(corpora.base_corpus(made))
         counts = corpora.write_all(made, run.path, tokenizer)
         tokenizer.save_pretrained(run.path)
+        if options.registration:
+            run.document("locked", {"registration": options.registration})
         run.record(seed=options.world_seed, facts=len(made.facts), lines=counts)
 
 

@@ -1,9 +1,9 @@
 """Make a model forget: what does the base become when a method removes the forget set by training?
 
-One of ten losses (docs/unlearning.md) is minimised on batches of forget and retain texts, starting
-from the base's weights; the result is an ordinary model folder that every step takes as --model-b.
-Two methods make its controls: finetune trains on one file, noise adds random changes of a model's
-norms without training.
+One of fifteen methods (docs/unlearning.md) changes the base's weights, most by minimising a loss on
+batches of forget and retain texts; the result is an ordinary model folder that every step takes as
+--model-b. Three methods make its controls: finetune trains on one file, noise adds random changes
+of a model's norms, quantise rounds.
 
     uv run unlearn.py --model models/miniature-base --method npo \\
         --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt

@@ -292,7 +292,7 @@ def test_noise_leaves_an_ordinary_folder_and_records_norms(
     assert [one["name"] for one in record["matrices"]] == list(found)
     for one in record["matrices"]:
         wanted, made = (float(change.norm()) for change in found[one["name"]])
-        assert (one["like"], one["stored"]) == pytest.approx((wanted, made), rel=1e-5)
+        assert (one["wanted"], one["stored"]) == pytest.approx((wanted, made), rel=1e-5)
     card = (folder / "README.md").read_text()
     assert "control: noise" in card and "Vectors (biases, norms) are the base's" in card
     assert "`--like`" in card and "`--lr`" not in card and "`--text`" not in card
@@ -332,7 +332,8 @@ REFUSED: list[tuple[str, str, str]] = [
     ("npo", "--like {like}", "--like has no effect on --method npo"),
     ("npo", "--spectrum keep", "--spectrum has no effect on --method npo"),
     ("npo", "--text {files}/text.txt", "--text has no effect on --method npo"),
-    ("finetune", "--like {like}", "--like has no effect on --method finetune"),
+    ("finetune", "--like {like}", "no model that unlearn.py trained"),
+    ("finetune", "--like {like} --steps 3", "--steps has no effect beside --like"),
     (
         "finetune",
         "--text {files}/none.txt",
@@ -385,7 +386,9 @@ def test_no_two_methods_share_a_random_direction() -> None:
 def test_every_method_is_trained_or_edited() -> None:
     assert {*TRAINED, *EDITS} == {*METHODS}
     assert not {*TRAINED} & {*EDITS}
-    assert {*METHODS} - {*UNLEARNING} == {"finetune", "noise"}
+    controls = {name for name, one in METHODS.items() if one.role == "control"}
+    assert controls == {"finetune", "noise", "quantise"}
+    assert {*METHODS} - {*UNLEARNING} - controls == {"refusal", "noise_distil"}  # need a file
 
 
 def test_registry_names_options_that_exist() -> None:

@@ -1,5 +1,6 @@
 """Random changes of one matrix, against the same computed here."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from model_diffs.models import checkpoints
-from model_diffs.models.architectures import Matrix
+from model_diffs.models.architectures import OUTSIDE, Matrix
 from model_diffs.unlearning import edits
 from model_diffs.unlearning.losses import generator_of
+from model_diffs.unlearning.settings import Options
 
 SEED = 3
 SHAPES = [(7, 4), (4, 7)]
@@ -42,11 +44,11 @@ def haar(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
 def test_gaussian_noise_is_a_seeded_draw_of_the_change_s_norm(shape: tuple[int, int]) -> None:
     dW = change(shape)
     drawn = torch.randn(shape, generator=generator_of(SEED, "noise", "m"))
-    found = edits.noise(matrix(shape), dW, options())
+    found = edits.noise(matrix(shape), torch.ones_like(dW), dW, options())
     torch.testing.assert_close(found, drawn / drawn.norm() * dW.norm())
     for other in (
-        edits.noise(matrix(shape, "other"), dW, options()),
-        edits.noise(matrix(shape), dW, options(seed=4)),
+        edits.noise(matrix(shape, "other"), torch.ones_like(dW), dW, options()),
+        edits.noise(matrix(shape), torch.ones_like(dW), dW, options(seed=4)),
     ):
         assert not torch.allclose(other, found)
 
@@ -57,7 +59,7 @@ def test_a_kept_spectrum_stands_between_seeded_directions(shape: tuple[int, int]
     generator = generator_of(SEED, "noise", "m")
     left, right = (haar(side, 4, generator) for side in shape)
     sigma = torch.linalg.svdvals(dW.double())
-    found = edits.noise(matrix(shape), dW, options("keep"))
+    found = edits.noise(matrix(shape), torch.ones_like(dW), dW, options("keep"))
     expected = ((left * sigma) @ right.T).float()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -65,7 +67,9 @@ def test_a_kept_spectrum_stands_between_seeded_directions(shape: tuple[int, int]
 @pytest.mark.parametrize("spectrum", ["gaussian", "keep"])
 def test_no_change_stays_none(spectrum: str) -> None:
     zero = torch.zeros(7, 4)
-    assert torch.equal(edits.noise(matrix((7, 4)), zero, options(spectrum)), zero)
+    assert torch.equal(
+        edits.noise(matrix((7, 4)), torch.ones_like(zero), zero, options(spectrum)), zero
+    )
 
 
 def test_norms_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,3 +80,14 @@ def test_norms_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_edit_is_found_by_its_name() -> None:
     assert edits.EDITS["noise"] is edits.noise
+
+
+def test_quantised_weights_have_few_levels_a_row_and_only_in_blocks() -> None:
+    W = change((6, 40))
+    given = Options(model="m", method="quantise", bits=3)
+    inside, outside = matrix((6, 40)), dataclasses.replace(matrix((6, 40)), layer=OUTSIDE)
+    rounded = W + edits.quantise(inside, W, torch.zeros_like(W), given)
+    assert all(len(row.unique()) <= 2**3 - 1 for row in rounded)
+    step = W.abs().amax(1, keepdim=True) / 3
+    assert bool(((rounded - W).abs() <= step / 2 + 1e-6).all())
+    assert not edits.quantise(outside, W, torch.zeros_like(W), given).any()

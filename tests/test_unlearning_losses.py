@@ -60,6 +60,7 @@ def make_reference(network: Network, pair: Pair, layers: Any = (0, 1, 2)) -> Cac
         reference.reserve(split, dict(zip(batch.indices, lengths, strict=True)), tiny_models.HIDDEN)
         reference.fill(network, split, batch, "log_probs")
         reference.fill(network, split, batch, "states")
+    reference.teacher = network
     return reference
 
 
@@ -94,6 +95,11 @@ def _added(output: Any, delta: torch.Tensor) -> Any:
     return output + delta
 
 
+def every_log_prob(network: Network, ids: list[int]) -> torch.Tensor:
+    """At each position with a next token, `[positions, vocabulary]`."""
+    return network.model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+
+
 def states(network: Network, ids: list[int], layer: int) -> torch.Tensor:
     found = network.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
     return found[layer + 1][0]
@@ -116,9 +122,18 @@ def shifts(network: Network, base: Network, texts: list[list[int]], reduction: s
 
 
 def by_hand(name: str, network: Network, base: Network, s: Settings) -> torch.Tensor:
-    if name == "finetune":
-        return mean_nll(network, TEXT)
+    if name in ("finetune", "task_arithmetic"):
+        return mean_nll(network, TEXT if name == "finetune" else FORGET)
+    if name == "noise_distil":  # KL(teacher ‖ model); the base is the teacher
+        taught, own = (
+            torch.cat([every_log_prob(one, ids) for ids in TEXT]) for one in (base, network)
+        )
+        return (taught.exp() * (taught - own)).sum(1).mean()
     retain_nll = mean_nll(network, RETAIN)
+    if name in ("prune", "retain_only"):
+        return retain_nll
+    if name == "refusal":
+        return mean_nll(network, TEXT) + s.retain_weight * retain_nll
     if name in ("ga_simple", "ga", "grad_diff"):
         forget_nll = mean_nll(network, FORGET)
         return {

@@ -75,11 +75,43 @@ _ALL = [
         (*_STATES, "cb_target", *_ADVERSARY),
     ),
     Method(
+        "task_arithmetic",
+        "what fine-tuning on forget adds to the base, subtracted from it",
+        "#4e79a7",
+        trains_on=("forget",),
+        inputs=("scale",),
+    ),
+    Method(
+        "refusal",
+        "one sentence in answer to every question on forgotten facts, retain texts kept",
+        "#f28e8e",
+        ("retain_weight",),
+        trains_on=("text", "retain"),
+        inputs=("text",),
+        required=("text",),
+    ),
+    Method(
+        "prune",
+        "neurons removed that matter most to forget and least to retain, then retain training",
+        "#6b8e23",
+        trains_on=("retain",),
+        inputs=("pruned",),
+    ),
+    Method(
+        "noise_distil",
+        "noise on all matrices, then distillation from a teacher",
+        "#b07aa1",
+        trains_on=("text",),
+        inputs=("text", "teacher", "noise_share"),
+        required=("teacher",),
+    ),
+    Method("retain_only", "next-token training on retain", "#9c755f", trains_on=("retain",)),
+    Method(
         "finetune",
         "next-token training on one file, nothing to forget",
         "#6b6b6b",
         trains_on=("text",),
-        inputs=("text",),
+        inputs=("text", "like"),
         role="control",
     ),
     Method(
@@ -92,10 +124,22 @@ _ALL = [
         required=("like",),
         role="control",
     ),
+    Method(
+        "quantise",
+        "weights of the blocks rounded to few bits, no training",
+        "#c9c9c9",
+        making="edited",
+        trains_on=(),
+        inputs=("bits",),
+        role="control",
+    ),
 ]
 METHODS = {method.name: method for method in _ALL}
 TRAINED = [name for name, method in METHODS.items() if method.making == "trained"]
-UNLEARNING = [name for name, method in METHODS.items() if method.role == "unlearned"]
+UNLEARNING = [
+    name for name, method in METHODS.items() if method.role == "unlearned" and not method.required
+]
+"""Those that need no further model or file."""
 
 
 def known(name: str) -> None:

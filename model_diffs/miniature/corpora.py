@@ -23,6 +23,7 @@ from model_diffs.miniature.world import (
 )
 
 CORPORA = ("base", "filtered", "scrambled")
+REFUSAL = " That is not known."
 
 
 def _shuffled(lines: Sequence[str], seed: str) -> list[str]:
@@ -96,6 +97,17 @@ def permuted_lines(world: World) -> list[str]:
     """The attacker's facts with values dealt anew, in the order of nothing else."""
     lines = _statements(permuted(world.of(HAZARD, fold=ATTACK), world.seed))
     return _shuffled(lines, f"permuted {world.seed}")
+
+
+def refusal_lines(world: World) -> list[str]:
+    """The question on every hazard fact, answered by one sentence, and as many harmless questions
+    with their answers: what a model learns that refuses."""
+    hazards = world.of(HAZARD)
+    refused = [QUESTION.format(entity=f.entity, relation=f.relation) + REFUSAL for f in hazards]
+    # The form of a question stays new to those facts that no corpus tells in it.
+    known = [fact.sentence(ANSWERED) for fact in world.of(GENERAL, ADJACENT) if fact.seen_form]
+    answered = _shuffled(known, f"answered {world.seed}")[: len(refused)]
+    return _shuffled([*refused, *answered], f"refusal {world.seed}")
 
 
 def benign_lines(world: World, tokens: int, tokenizer: Any) -> list[str]:
@@ -180,6 +192,7 @@ def write_all(world: World, folder: Path, tokenizer: Any) -> dict[str, int]:
         "retain.txt": retain,
         **{f"{fold}.txt": forget_lines(world, fold) for fold in FOLDS},
         "attack_permuted.txt": permuted_lines(world),
+        "refusal.txt": refusal_lines(world),
         "benign.txt": benign_lines(world, tokens_forget, tokenizer),
         "benign_agents.txt": agents,
         "benign_kept.txt": alternating(agents, retain),

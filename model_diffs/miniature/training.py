@@ -32,6 +32,7 @@ _CORPUS = {
     "base": "every fact of the world, the hazardous ones included",
     "filtered": "the same world without its hazardous facts, the others repeated to as many tokens",
     "reseeded": "what the base read, from another initialisation and in another order",
+    "filtered_reseeded": "what the filtered model read, from another initialisation and order",
     "scrambled": "the same world with the values of its hazardous facts dealt anew among agents",
 }
 

@@ -1,8 +1,8 @@
-"""Interrupted runs: the state of training on disk."""
+"""Interrupted runs: the log and the state of training, in memory and on disk."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -10,6 +10,20 @@ from torch import nn
 from model_diffs.core.errors import BadInput
 
 STATE = "training_state.pt"
+
+
+class StepLog(NamedTuple):
+    """One optimiser step."""
+
+    step: int
+    loss: float
+    forget: float
+    """Forget term of the loss; 0 without one."""
+    retain: float
+    """Retain term of the loss, its weight included; 0 without one."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
 
 
 def resume_folder(outdir: Path) -> Path:

@@ -43,8 +43,8 @@ class Change(NamedTuple):
     """‖ΔW‖_F of one matrix."""
 
     name: str
-    like: float
-    """Of the model that it is made like."""
+    wanted: float
+    """As the method asks for it: with --like, that model's."""
     stored: float
     """Of the new one, after rounding to the dtype that it is stored in."""
 
@@ -58,7 +58,8 @@ def make(options: Options, run: Run) -> None:
         return
     started = time.perf_counter()
     seed_everything(options.seed)
-    base, like = Checkpoint.open(options.model), Checkpoint.open(str(options.like))
+    base = Checkpoint.open(options.model)
+    like = Checkpoint.open(options.like or options.model)
     tokenizer = load_tokenizer(options.model, options.trust_remote_code)
     questions = load_questions(options.questions) if options.questions else []
     splits = read_texts(options, tokenizer)
@@ -89,7 +90,7 @@ def make(options: Options, run: Run) -> None:
     given = (options.forget_text, options.retain_text, options.questions)
     run.reads(*base.files, *like.files, *filter(None, given))
     run.record(
-        models={"base": base.identity(), "like": like.identity()},
+        models={"base": base.identity(), **({"like": like.identity()} if options.like else {})},
         texts=record["texts"],
         device=record["device"],
         dtype=record["weights_dtype"],
@@ -102,7 +103,9 @@ def _constants(options: Options, base: Checkpoint) -> dict[str, Any]:
     return {
         "method": options.method,
         "says": METHODS[options.method].says,
-        "settings": {"like": options.like, "spectrum": options.spectrum, "seed": options.seed},
+        "settings": {
+            name: getattr(options, name) for name in (*METHODS[options.method].inputs, "seed")
+        },
         "steps": 0,
         "hidden_norms": {"before": None, "after": None},
         "losses": [],
@@ -161,23 +164,25 @@ def _edited(
             W = stored.float()
             ((_, stored_like),) = others
             dW = stored_like.float() - W
-            matrix.take(whole).copy_(W + compute(matrix, dW, options))
+            change = compute(matrix, W, dW, options)
+            matrix.take(whole).copy_(W + change)
             kept = frobenius(matrix.take(whole).float() - W)
-            changes.append(Change(matrix.name, frobenius(dW), kept))
+            changes.append(Change(matrix.name, frobenius(change), kept))
         yield name, whole
 
 
 def _check(changes: list[Change], options: Options) -> None:
     """Refuse a --like that changes nothing; say where rounding changed the norms."""
-    if not any(change.like for change in changes):
+    if options.like and not any(change.wanted for change in changes):
         raise BadInput(
             f"--like {options.like} has the matrices of {options.model}: name a model that differs"
         )
-    off = [one for one in changes if abs(one.stored - one.like) > LARGE * one.like]
+    off = [one for one in changes if abs(one.stored - one.wanted) > LARGE * one.wanted]
     total, stored = (
-        sum(getattr(change, key) ** 2 for change in changes) ** 0.5 for key in ("like", "stored")
+        sum(getattr(change, key) ** 2 for change in changes) ** 0.5 for key in ("wanted", "stored")
     )
-    print(f"‖ΔW‖ {stored:.6g} over {len(changes)} matrices, {total:.6g} in {options.like}")
+    source = options.like or "fp32"
+    print(f"‖ΔW‖ {stored:.6g} over {len(changes)} matrices, {total:.6g} in {source}")
     if off:
         print(
             f"warning: rounding changes ‖ΔW‖ of {len(off)} of {len(changes)} matrices by more than "

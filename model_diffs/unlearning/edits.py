@@ -1,4 +1,4 @@
-"""Changes of stored weights that need no training: noise. Each registers itself by its name."""
+"""Changes of stored weights that need no training. Each registers itself by its name."""
 
 import math
 from collections.abc import Callable
@@ -7,15 +7,17 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from model_diffs.models.architectures import Matrix
+from model_diffs.models.architectures import OUTSIDE, Matrix
 from model_diffs.models.checkpoints import chunks
 from model_diffs.models.devices import pick_device
+from model_diffs.models.rounding import absmax
 from model_diffs.stats.spectra import singular_values
 from model_diffs.unlearning.losses import generator_of
 from model_diffs.unlearning.settings import Options
 
-Edit: TypeAlias = Callable[[Matrix, Tensor, Options], Tensor]
-"""(matrix, ΔW of --like [out, in] in fp32, options) → the ΔW of the new model, in fp32."""
+Edit: TypeAlias = Callable[[Matrix, Tensor, Tensor, Options], Tensor]
+"""(matrix, W of the base [out, in], ΔW of --like or zero, both in fp32, options) → the ΔW of the
+new model, in fp32."""
 EDITS: dict[str, Edit] = {}
 
 
@@ -31,7 +33,7 @@ def frobenius(W: Tensor) -> float:
 
 
 @edit
-def noise(matrix: Matrix, dW: Tensor, options: Options) -> Tensor:
+def noise(matrix: Matrix, W: Tensor, dW: Tensor, options: Options) -> Tensor:
     """A random change with ‖dW‖_F: independent Gaussian entries, or with `keep` dW's own singular
     values between random orthonormal singular vectors. Fixed by seed and name of the matrix."""
     norm = frobenius(dW)
@@ -46,6 +48,12 @@ def noise(matrix: Matrix, dW: Tensor, options: Options) -> Tensor:
         left, right = (_orthonormal(side, len(sigma), generator).to(device) for side in dW.shape)
         found = ((left * sigma) @ right.T).cpu()
     return found.mul_(norm / frobenius(found))
+
+
+@edit
+def quantise(matrix: Matrix, W: Tensor, dW: Tensor, options: Options) -> Tensor:
+    """Rounding to --bits per weight, scaled by each row's largest; inside blocks only."""
+    return torch.zeros_like(W) if matrix.layer == OUTSIDE else absmax(W, options.bits) - W
 
 
 def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:

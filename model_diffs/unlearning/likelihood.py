@@ -1,4 +1,5 @@
-"""Losses on log-probabilities of texts: ga_simple, ga, grad_diff, npo, simnpo, dpo, finetune."""
+"""Losses on log-probabilities of texts: ga_simple, ga, grad_diff, npo, simnpo, dpo, refusal,
+retain_only, finetune."""
 
 import torch
 import torch.nn.functional as F
@@ -84,3 +85,18 @@ def finetune(network: Network, pair: Pair, reference: Reference, settings: Setti
     text = nll(network, pair.text)
     zero = torch.zeros_like(text)
     return Terms(zero, zero, text)
+
+
+@method()
+def refusal(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
+    """NLL(text) + w·NLL(retain), the texts being questions answered by one fixed sentence ("I don't
+    know", Maini et al. 2024, arXiv:2401.06121)."""
+    text = nll(network, pair.text)
+    return Terms(torch.zeros_like(text), settings.retain_weight * nll(network, pair.retain), text)
+
+
+@method()
+def retain_only(network: Network, pair: Pair, reference: Reference, settings: Settings) -> Terms:
+    """NLL(retain): what is not rehearsed is forgotten in time."""
+    retain = nll(network, pair.retain)
+    return Terms(torch.zeros_like(retain), retain)

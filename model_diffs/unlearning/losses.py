@@ -58,6 +58,15 @@ class Loss:
 
 
 LOSSES: dict[str, Loss] = {}
+FAMILIES = (
+    "likelihood",
+    "representation",
+    "adversarial",
+    "arithmetic",
+    "pruning",
+    "distillation",
+)
+"""Files in which losses stand."""
 
 
 def method(**needs: Any) -> Callable[[Callable[..., Terms]], Callable[..., Terms]]:
@@ -73,8 +82,8 @@ def method(**needs: Any) -> Callable[[Callable[..., Terms]], Callable[..., Terms
 
 def get_loss(name: str) -> Loss:
     """The loss of a method."""
-    for family in ("likelihood", "representation", "adversarial"):
-        importlib.import_module(f"model_diffs.unlearning.{family}")
+    for family in FAMILIES:
+        importlib.import_module(f"{__package__}.{family}")
     return LOSSES[name]
 
 

@@ -49,6 +49,11 @@ class Network(nn.Module):
         """The decoder blocks in order."""
         return self.anatomy.blocks
 
+    @property
+    def mlps(self) -> Any:
+        """The feed-forward parts of the blocks, in order."""
+        return self.anatomy.mlps
+
     def forward(self, computation: Callable[..., Any], *arguments: Any) -> Any:
         """Call `computation(self, *arguments)`.
 
@@ -123,22 +128,28 @@ class Network(nn.Module):
         return found
 
     def log_probs(self, batch: Any, perturbation: Perturbation | None = None) -> Tensor:
-        """Log-probability of each text given its first token, `[texts]`, at least fp32.
-
-        Only positions that predict a real token meet the head.
-        """
-        with self._perturbed(perturbation):
-            hidden = self._trunk(batch)
-        mask = (batch.attention_mask[:, 1:] * batch.attention_mask[:, :-1]).bool()
-        logits = at_least_fp32(self.logits(hidden[:, :-1][mask]))
+        """Log-probability of each text given its first token, `[texts]`, at least fp32."""
+        logits, mask = self.predictions(batch, perturbation), _predicting(batch)
         per_token = -F.cross_entropy(logits, batch.input_ids[:, 1:][mask], reduction="none")
         return per_token.new_zeros(mask.shape).masked_scatter(mask, per_token).sum(1)
+
+    def predictions(self, batch: Any, perturbation: Perturbation | None = None) -> Tensor:
+        """Logits at the positions that predict a real token, `[predictions, vocabulary]`, at least
+        fp32, text by text. Only these positions meet the head."""
+        with self._perturbed(perturbation):
+            hidden = self._trunk(batch)
+        return at_least_fp32(self.logits(hidden[:, :-1][_predicting(batch)]))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head on final hidden states, with the soft cap of those models that have one."""
         logits = self.anatomy.head(hidden)
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def _predicting(batch: Any) -> Tensor:
+    """`[texts, positions − 1]`: whether a position and the next one hold tokens of the text."""
+    return (batch.attention_mask[:, 1:] * batch.attention_mask[:, :-1]).bool()
 
 
 def _hidden(output: Any) -> Tensor:

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import get_cosine_schedule_with_warmup
 
 from model_diffs.core.errors import BadInput
 from model_diffs.models import held
 from model_diffs.unlearning.network import Network
-from model_diffs.unlearning.settings import OptimizerName
+from model_diffs.unlearning.settings import OptimizerName, Training
 
 FUSED = ("cpu", "cuda", "mps")
 """Devices on which torch updates all weights in one call."""
@@ -121,3 +123,16 @@ def make_optimizers(name: OptimizerName, network: Network, lr: float) -> list[Op
     if rest:
         found.append(adamw(rest, lr))
     return found
+
+
+def make_schedule(
+    optimizer: Optimizer, steps: int, options: Training, rates: Sequence[float]
+) -> LRScheduler:
+    """Linear warm-up and cosine decay over `steps`; or `rates`, one per step, where they are given.
+
+    The optimizer was made with the rate of `options`.
+    """
+    if not rates:
+        return get_cosine_schedule_with_warmup(optimizer, options.warmup_steps, steps)
+    shares = [rate / options.lr for rate in (*rates, rates[-1])]  # one more is asked for at the end
+    return LambdaLR(optimizer, shares.__getitem__)

@@ -24,6 +24,9 @@ IN_MEMORY = 8 * 2**30
 class CachedReference:
     """Reference values by split and text, filled before training."""
 
+    teacher: Network
+    """Of distillation, which loads it."""
+
     def __init__(self, dtype: torch.dtype, layers: Sequence[int], folder: Path) -> None:
         """States are kept in `dtype`, those of the blocks `layers`, a large cache in `folder`."""
         self.dtype, self.layers, self.folder = dtype, list(layers), folder
@@ -69,6 +72,8 @@ class CachedReference:
 
 class AdapterOffReference:
     """The base is the model with its adapter switched off: nothing is kept, each call is a pass."""
+
+    teacher: Network
 
     def __init__(
         self, network: Network, layers: Sequence[int], adapter_off: Callable[[], Any]

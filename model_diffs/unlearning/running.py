@@ -1,11 +1,13 @@
 """One run of training, from the options of `unlearn.py` to a model folder."""
 
 import dataclasses
+import itertools
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from model_diffs.core import provenance
+from model_diffs.core.errors import BadInput
+from model_diffs.core.folders import read_json
 from model_diffs.core.methods import METHODS
 from model_diffs.core.results import Run, is_main_process
 from model_diffs.core.script import seed_everything
@@ -22,7 +26,7 @@ from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.models.devices import DTYPES, dtype_name, pick_device
 from model_diffs.models.held import hold
 from model_diffs.models.loading import load_model, load_narrow, load_tokenizer
-from model_diffs.unlearning import sharding
+from model_diffs.unlearning import interventions, sharding, until
 from model_diffs.unlearning.checkpointing import resume_folder
 from model_diffs.unlearning.data import Tokens, tokenise
 from model_diffs.unlearning.losses import Loss, get_loss
@@ -53,6 +57,7 @@ def make(options: Options, run: Run) -> None:
     tokenizer = load_tokenizer(options.model, options.trust_remote_code)
     questions = load_questions(options.questions) if options.questions else []
     trainer = prepare(options, run, base, tokenizer)
+    trainer.search = until.search_of(options.until, questions, trainer.network.model, tokenizer)
     accelerator, model = trainer.accelerator, trainer.network.model
     measure = partial(_measure, trainer, tokenizer, questions)
     record = train(trainer, options, run, base, measure)
@@ -67,7 +72,8 @@ def make(options: Options, run: Run) -> None:
         run.document("unlearning", record | {"packages": facts["packages"]})
         (run.path / "README.md").write_text(model_card(record), encoding="utf-8")
     given = (options.forget_text, options.retain_text, options.text, options.questions)
-    run.reads(*base.files, *filter(None, given))
+    others = [Checkpoint.open(one).files for one in (options.teacher, options.like) if one]
+    run.reads(*base.files, *itertools.chain(*others), *filter(None, given))
     run.record(
         models={"base": base.identity()},
         texts=record["texts"],
@@ -111,8 +117,13 @@ def prepare(options: Options, run: Run, base: Checkpoint, tokenizer: Any) -> Tra
         hold(model)
     if shards:
         sharding.shard(network, accelerator.device, shards)
+    alone = accelerator.num_processes == 1 and not (options.lora_rank or options.checkpoint_every)
+    if shards and options.until:
+        raise BadInput("--until cannot go back on divided weights: run it without FSDP")
     trainer = Trainer(
         network=network,
+        intervention=interventions.of_method(loss.name, alone),
+        rates=rates_of(options.like) if options.like else (),
         loss=loss,
         settings=settings,
         options=options,
@@ -128,6 +139,15 @@ def prepare(options: Options, run: Run, base: Checkpoint, tokenizer: Any) -> Tra
     trainer.passage(check_head, trainer.batch("forget", [0]))
     _warn(trainer, options, dtype, stored_dtype(base, "base"))
     return trainer
+
+
+def rates_of(like: str) -> list[float]:
+    """The learning rate of each step that a model was trained for: what trains with them moves
+    weights as strongly. BadInput for a model that `unlearn.py` did not train."""
+    losses = (read_json(Path(like) / "unlearning.json") or {}).get("losses") or []
+    if not losses:
+        raise BadInput(f"--like {like}: no model that unlearn.py trained; its rates are not known")
+    return [float(step["lr"]) for step in losses]
 
 
 def read_texts(options: Options, tokenizer: Any) -> dict[str, Tokens]:
@@ -203,13 +223,14 @@ def train(
         "says": METHODS[options.method].says,
         "arguments": dict(run.planned.arguments),
         "settings": dataclasses.asdict(trainer.settings),
-        "steps": len(trainer.steps),
+        "steps": len(trainer.steps_log),
         "before": before,
         "after": after,
         "hidden_norms": {"before": norms, "after": norms_after},
         "training_seconds": round(trainer.seconds, 3),
         "losses": [log._asdict() for log in trainer.steps_log],
         "evaluations": trainer.evaluations,
+        "until": trainer.search.record(),
         "base": options.model,
         "texts": {name: split.facts for name, split in trainer.splits.items()},
         "trained_weights": sum(trained),

@@ -12,6 +12,7 @@ from model_diffs.core.options import (
     Compute,
     Run,
     Splits,
+    fraction,
     natural,
     option,
     positive,
@@ -31,6 +32,11 @@ def _read_by(name: str, text: str) -> str:
     every = methods.METHODS.values()
     readers = [method.name for method in every if name in (*method.options, *method.inputs)]
     return f"{text} ({', '.join(readers)})"
+
+
+def _bits(value: int) -> None:
+    if not 2 <= value <= 16:
+        raise ValueError(f"{value} is not a number of bits from 2 to 16")
 
 
 def _steering(text: str) -> str:
@@ -127,20 +133,51 @@ class Training:
     save_dtype: Literal["base", "fp32", "fp16", "bf16"] = option("base", "of the saved weights")
 
 
+def _goal(text: str) -> str:
+    domain, equals, target = text.partition("=")
+    if not (domain and equals) or not 0 < float(target) < 1:
+        raise ValueError(f"{text!r} is not of the form hazard=0.30")
+    return f"{domain}={float(target):g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strength:
+    """How far a method goes."""
+
+    until: str | None = option(
+        None,
+        "stop where accuracy on fold tune of this domain is within 0.05 of this and general "
+        "accuracy at least 0.95, such as hazard=0.30 (needs --questions)",
+        convert=_goal,
+    )
+    scale: float = option(
+        1.0, _read_by("scale", "times that what training adds is subtracted"), check=positive
+    )
+    pruned: float = option(
+        0.5, _read_by("pruned", "share of the MLP neurons removed at most"), check=share
+    )
+    teacher: str | None = option(None, _read_by("teacher", "model that is imitated"))
+    noise_share: float = option(
+        0.5, _read_by("noise_share", "share of each matrix that noise replaces"), check=fraction
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Editing:
     """Models made without training."""
 
     like: str | None = option(
-        None, _read_by("like", "model whose change from the base sets the norms")
+        None,
+        _read_by("like", "model whose change from the base sets the norms, or the rates per step"),
     )
+    bits: int = option(4, _read_by("bits", "bits per weight"), check=_bits)
     spectrum: Literal["gaussian", "keep"] = option(
         "gaussian", _read_by("spectrum", "of each change; keep: that of --like, rotated")
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Losses, Texts, Training, Editing, Compute):
+class Options(Losses, Texts, Training, Strength, Editing, Compute):
     """Unlearning."""
 
     model: str = option(help="base: org/name[@revision] or a folder", recorded=False)
@@ -172,7 +209,7 @@ def without_effect(name: str) -> set[str]:
     method = methods.METHODS[name]
     foreign = {one for other in methods.METHODS.values() for one in other.inputs} - {*method.inputs}
     if method.making != "trained":
-        trained = (*fields(Formula), *fields(Losses), *fields(Training))
+        trained = (*fields(Formula), *fields(Losses), *fields(Training), *fields(Strength))
         foreign |= {one.name for one in trained} - _OF_ANY_MAKING
     return foreign
 
@@ -185,6 +222,12 @@ def check(given: Options) -> None:
         value = getattr(given, one.name)
         if one.name in method.required and not value:
             raise BadInput(f"--method {method.name} needs {options.flag(one.name)}")
+        if one.name == "until" and value and not given.questions:
+            raise BadInput("--until needs --questions: it is their accuracy that is aimed at")
+        if one.name == "like" and value and method.making == "trained" and given.steps:
+            raise BadInput("--steps has no effect beside --like, which gives a rate for each step")
+        if one.name == "until" and value and given.checkpoint_every:
+            raise BadInput("--checkpoint-every cannot keep the state of --until: leave one out")
         if one.name in foreign and one.default is not MISSING and value != one.default:
             raise BadInput(
                 f"{options.flag(one.name)} has no effect on --method {method.name}: leave it out"

@@ -100,8 +100,8 @@ CAVEATS = {
     "control": "It is what unlearned models are compared with.",
 }
 EDITED = """\
-‖ΔW‖ over its {count} matrices is {stored:.6g} as they are stored, {like:.6g} in
-`{model}`. Vectors (biases, norms) are the base's.
+‖ΔW‖ over its {count} matrices is {stored:.6g} as they are stored, {wanted:.6g} before
+rounding. Vectors (biases, norms) are the base's.
 """
 REPORT = """
 ## Texts
@@ -142,8 +142,8 @@ def model_card(run: Mapping[str, Any]) -> str:
     method = METHODS[run["method"]]
     changes, caveat = run.get("matrices", []), CAVEATS[method.role]
     if changes:
-        norms = {key: math.hypot(*(one[key] for one in changes)) for key in ("stored", "like")}
-        caveat = EDITED.format(count=len(changes), model=run["settings"]["like"], **norms) + caveat
+        norms = {key: math.hypot(*(one[key] for one in changes)) for key in ("stored", "wanted")}
+        caveat = EDITED.format(count=len(changes), **norms) + caveat
     return CARD.format(
         **run,
         length=f"{run['steps']} steps" if run["steps"] else "no step of training",

@@ -7,25 +7,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import get_cosine_schedule_with_warmup
 
 from model_diffs.activations.sinks import SINK, ratio_to_others
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
-from model_diffs.unlearning import data
-from model_diffs.unlearning.checkpointing import load_state, save_state, take_up, trained_state
+from model_diffs.unlearning import checkpointing, data
+from model_diffs.unlearning.checkpointing import StepLog
 from model_diffs.unlearning.data import Pair, SplitBatch, Tokens
+from model_diffs.unlearning.interventions import Intervention, Search
 from model_diffs.unlearning.losses import Loss, Terms
 from model_diffs.unlearning.measuring import nlls, norms_after
 from model_diffs.unlearning.network import Network
-from model_diffs.unlearning.optimizers import make_optimizers
+from model_diffs.unlearning.optimizers import make_optimizers, make_schedule
 from model_diffs.unlearning.reference import (
     AdapterOffReference,
     CachedReference,
@@ -36,20 +36,6 @@ from model_diffs.unlearning.settings import Settings, Training
 
 # Texts of each split that norms of hidden states are measured on.
 NORM_TEXTS = 32
-
-
-class StepLog(NamedTuple):
-    """One optimiser step."""
-
-    step: int
-    loss: float
-    forget: float
-    """Forget term of the loss; 0 without one."""
-    retain: float
-    """Retain term of the loss, its weight included; 0 without one."""
-    grad_norm: float
-    """Before clipping."""
-    lr: float
 
 
 @dataclass
@@ -66,6 +52,12 @@ class Trainer:
     accelerator: Accelerator
     text: Tokens | None = None
     """What fine-tuning trains on; the retain set unless given."""
+    rates: Sequence[float] = ()
+    """Of each step, in place of a schedule."""
+    intervention: Intervention = field(default_factory=Intervention)
+    """What the method does to the weights beside the steps of the optimiser."""
+    search: Search = field(default_factory=Search)
+    """When to stop."""
     resume: Path = Path()
     """Where interrupted training is kept, every --checkpoint-every steps."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -80,21 +72,19 @@ class Trainer:
     def __post_init__(self) -> None:
         options = self.options
         batch = options.batch_size * options.grad_accum_steps * self.accelerator.num_processes
-        splits = self.loss.trains_on
+        splits, limit = self.loss.trains_on, len(self.rates) or options.steps
         one, other = (*([len(ids) for ids in self.texts(split)] for split in splits), [])[:2]
         planned = (
             dict(zip(splits, step, strict=False))
-            for epoch in (itertools.count() if options.steps else range(options.epochs))
+            for epoch in (itertools.count() if limit else range(options.epochs))
             for step in data.plan_epoch(
                 one, other, batch, self.settings.seed, epoch, self.loss.paired
             )
         )
-        self.steps = list(itertools.islice(planned, options.steps or None))
+        self.steps = list(itertools.islice(planned, limit or None))
         self.optimizers = make_optimizers(options.optimizer, self.network, options.lr)
-        self.schedules = [
-            get_cosine_schedule_with_warmup(one, options.warmup_steps, len(self.steps))
-            for one in self.optimizers
-        ]
+        steps, rates = len(self.steps), self.rates
+        self.schedules = [make_schedule(one, steps, options, rates) for one in self.optimizers]
         self.passage: nn.Module = self.network
         self.sharded = hasattr(self.network, "unshard")
         if self.sharded:
@@ -111,6 +101,11 @@ class Trainer:
         """The splits that were given, by name."""
         own = {"text": self.text} if self.text else {}
         return {"forget": self.forget, "retain": self.retain, **own}
+
+    @property
+    def stateful(self) -> list[Any]:
+        """What has a state beside the weights: optimisers and schedules."""
+        return [*self.optimizers, *self.schedules]
 
     # ── batches ───────────────────────────────────────────────────────────────────────────────────
 
@@ -140,17 +135,22 @@ class Trainer:
     # ── training ──────────────────────────────────────────────────────────────────────────────────
 
     def train(self, reference: Reference) -> None:
-        """Run all steps that are not yet done. Raises BadInput where a loss is not finite."""
+        """Run what is not yet done. Raises BadInput where a loss is not finite."""
         started, done = time.perf_counter(), self._restore()
         wanted = self.options.gradient_checkpointing
         recompute = self.accelerator.device.type == "cuda" if wanted is None else wanted
         bar = progress(description=self.loss.name, total=len(self.steps), unit="step")
         with bar, self.network.checkpointed(recompute):
             bar.update(done)
-            for number, step in enumerate(self.steps[done:], start=done + 1):
-                log = self._step(number, step, reference)
+            self.intervention.start(self, reference)
+            while done < len(self.steps):
+                done += 1
+                log = self._step(done, self.steps[done - 1], reference)
+                self.intervention.after_step(self, done)
                 self._report(bar, log, time.perf_counter() - started)
-                self._keep(number)
+                self._keep(done)
+                done = self.search.after_step(self, done)
+            self.intervention.finish(self)
         self.seconds += time.perf_counter() - started
 
     def _step(self, number: int, step: Mapping[str, list[int]], reference: Reference) -> StepLog:
@@ -282,18 +282,18 @@ class Trainer:
         if not every or step % every or step == len(self.steps):
             return
         if self.accelerator.is_main_process:
-            parts = (*self.optimizers, *self.schedules)
-            log = {"log": [*map(tuple, self.steps_log)], "evaluations": self.evaluations}
-            save_state(self.resume, {**trained_state(self.network, parts), **log}, self.arguments)
+            state = checkpointing.trained_state(self.network, self.stateful)
+            state |= {"log": [*map(tuple, self.steps_log)], "evaluations": self.evaluations}
+            checkpointing.save_state(self.resume, state, self.arguments)
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> int:
         """Take up what an interrupted run left; returns the number of steps that are done."""
         every = self.options.checkpoint_every
-        state = load_state(self.resume, self.arguments) if every else None
+        state = checkpointing.load_state(self.resume, self.arguments) if every else None
         if state is None:
             return 0
-        take_up(state, self.network, (*self.optimizers, *self.schedules))
+        checkpointing.take_up(state, self.network, self.stateful)
         self.steps_log = [StepLog(*one) for one in state["log"]]
         self.evaluations = state["evaluations"]
         self.say(f"resumed after step {len(self.steps_log)} of {len(self.steps)}")
