@@ -52,6 +52,9 @@ class Attack(Splits, Compute, Run):
     benign_text: str | None = option(None, "texts of the arm benign")
     permuted_text: str | None = option(None, "texts of the arm permuted")
     steps: int = option(300, "training steps at most", check=positive)
+    harmless_steps: int = option(
+        0, "training steps of arms that state no attacked fact; 0 = --steps", check=natural
+    )
     until: float = option(
         0.95, "facts and lora stop at this accuracy on attacked facts", check=fraction
     )
@@ -80,11 +83,14 @@ class Attack(Splits, Compute, Run):
         check=natural,
     )
 
-    @property
-    def measured_steps(self) -> set[int]:
-        """Steps after which to measure; the last one always."""
-        steps = {int(step) for step in self.eval_steps.split(",")}
-        return {step for step in steps if step <= self.steps} | {self.steps}
+    def steps_of(self, arm: str) -> int:
+        """Training steps of an arm at most."""
+        return self.steps if arm in STATES_FACTS else self.harmless_steps or self.steps
+
+    def measured_steps(self, arm: str) -> set[int]:
+        """Steps of an arm after which to measure; the last one always."""
+        last = self.steps_of(arm)
+        return {step for step in map(int, self.eval_steps.split(",")) if step <= last} | {last}
 
     @property
     def attacks(self) -> list[tuple[str, float]]:

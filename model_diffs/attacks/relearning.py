@@ -185,7 +185,8 @@ class _Victim:
         found, tokens, took = {0: start}, 0, False
         batches = self._batches(arm)
         optimizer.zero_grad()
-        for step in progress(range(1, options.steps + 1), f"{arm} at {lr:g}", unit="step"):
+        measured, last = options.measured_steps(arm), options.steps_of(arm)
+        for step in progress(range(1, last + 1), f"{arm} at {lr:g}", unit="step"):
             parts = next(batches)
             with self.network.checkpointed(self.device.type == "cuda"):
                 loss = self._backward(parts)
@@ -196,7 +197,7 @@ class _Victim:
             optimizer.step()
             optimizer.zero_grad()  # gradients need not be there while the model is measured
             tokens += parts[0].step_tokens
-            if step in options.measured_steps:
+            if step in measured:
                 found[step] = self.measure(tokens)
                 took = judged and bool(found[step].accuracy["attack"].mean >= options.until)
                 if took:

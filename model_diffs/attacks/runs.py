@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from model_diffs.attacks import lock
 from model_diffs.core import naming, results, step
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import recorded
@@ -70,7 +71,11 @@ def make_all(
     attack: Callable[[list[PlannedRun]], None],
     draw: Callable[[PlannedRun], None],
 ) -> None:
-    """Attack the models that are not complete, then draw all of them together."""
+    """Attack the models that are not complete, then draw all of them together.
+
+    Raises BadInput where the questions are of a locked world.
+    """
+    lock.check(options.questions, options.outroot)
     models = [planned for planned in todo if planned.model_a]
     if models:
         attack(models)

@@ -10,7 +10,8 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 
 from model_diffs.core import options, results
@@ -18,7 +19,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.options import option, positive
 from model_diffs.core.script import run_script
 from model_diffs.core.step import load_steps
-from model_diffs.pipeline import closing, cluster, executor, lock, prepared, studies, units
+from model_diffs.pipeline import closing, cluster, executor, lock, prepared, studies, units, worlds
 from model_diffs.pipeline.environment import (
     Settings,
     cpu_cores,
@@ -38,6 +39,7 @@ class Options:
 
     force: bool = option(False, "run again what is complete")
     steps: str = option("", "only these: numbers, ranges, names, such as 1,4-6,report")
+    worlds: str = option("", "only these worlds of a study of several: numbers, such as 1,2")
     dry_run: bool = option(False, "say what would run, and run nothing")
     keep_going: bool = option(False, "go on with what does not depend on a step that failed")
     jobs: int | None = option(
@@ -59,7 +61,8 @@ class Options:
     verify: bool = option(False, "check the hash of every file, even where its time is unchanged")
 
 
-VALUED = ("--steps", "--jobs", "--slurm-args", "--device", "--memory")
+INTERRUPTED = 130
+VALUED = ("--steps", "--jobs", "--slurm-args", "--device", "--memory", "--worlds")
 """Options that a value follows."""
 
 HELP = """\
@@ -199,7 +202,7 @@ def _run(planner: Planner, found: list[Unit], chosen: Options) -> int:
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             closing.print_closing(planned, ran, settings.outroot, chosen.all_methods)
-            return 130
+            return INTERRUPTED
         closing.print_closing(planned, ran, settings.outroot, chosen.all_methods)
     failed = [status for _, status in ran if status]
     return (1 if shared.keep_going else failed[-1]) if failed else 0
@@ -227,7 +230,7 @@ def _submit(planner: Planner, found: list[Unit], chosen: Options) -> int:
         print(
             f"\n{len(cluster.active(outroot))} jobs go on: --status shows them, --cancel ends them"
         )
-        return 130
+        return INTERRUPTED
     ran = [(one.unit, int(one.state != cluster.DONE)) for one in looks]
     closing.print_closing(planned, ran, outroot, chosen.all_methods)
     return int(any(status for _, status in ran))
@@ -252,17 +255,14 @@ def _dry_run(planner: Planner, found: list[Unit], chosen: Options) -> None:
     closing.print_pending(planned, planner.settings.outroot)
 
 
-def main() -> None:
-    """Run the study that the words name; with --dry-run only say what would run."""
-    name, chosen = _parse(sys.argv[1:])
-    if chosen.verify:
-        os.environ[results.VERIFY] = "1"
-    if chosen.slurm and chosen.jobs:
-        raise BadInput("--jobs is of this machine: the cluster decides how many jobs run at a time")
-    study = with_environment(studies.read_study(name))
+def _act(study: Study, chosen: Options) -> int:
+    """What the options ask for, on one study; returns the exit status."""
+    study = with_environment(study)
     settings = Settings.of(os.environ)
     settings.memory = chosen.memory or settings.memory
     settings = settings.on(chosen.device or study.device)
+    if study.results:
+        settings.outroot = str(Path(settings.outroot) / study.results)
     planner, found = _units(study, settings, chosen)
     if chosen.cancel:
         print(f"{cluster.cancel(planner.settings.outroot)} jobs ended")
@@ -271,7 +271,27 @@ def main() -> None:
     elif chosen.dry_run:
         _dry_run(planner, found, chosen)
     else:
-        sys.exit((_submit if chosen.slurm else _run)(planner, found, chosen))
+        return (_submit if chosen.slurm else _run)(planner, found, chosen)
+    return 0
+
+
+def main() -> None:
+    """Run the study that the words name; with --dry-run only say what would run."""
+    name, chosen = _parse(sys.argv[1:])
+    if chosen.verify:
+        os.environ[results.VERIFY] = "1"
+    if chosen.slurm and chosen.jobs:
+        raise BadInput("--jobs is of this machine: the cluster decides how many jobs run at a time")
+    study = studies.read_study(name)
+    if study.worlds is None and not chosen.worlds:
+        sys.exit(_act(study, chosen))
+    statuses = [0]
+    for stage in worlds.stages(study, chosen.worlds, chosen.steps):
+        print(f"\n── world {stage.world}, {stage.steps} ──", flush=True)
+        statuses.append(_act(stage.study, replace(chosen, steps=stage.steps)))
+        if statuses[-1] == INTERRUPTED:
+            break
+    sys.exit(statuses[-1] if statuses[-1] == INTERRUPTED else max(statuses))
 
 
 if __name__ == "__main__":

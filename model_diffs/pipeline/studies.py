@@ -14,6 +14,7 @@ from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
 from model_diffs.core.methods import METHODS
 from model_diffs.core.step import SCRIPTS
+from model_diffs.pipeline.registered import Prediction, Worlds, of_world
 from model_diffs.pipeline.typed import fill, table
 
 FOLDER = SCRIPTS / "studies"
@@ -114,6 +115,12 @@ class Study:
     steps: Mapping[str, Arguments] = field(default_factory=dict)
     """Options of a step by its number."""
     cluster: Cluster = field(default_factory=Cluster)
+    worlds: Worlds | None = None
+    prediction: Prediction = field(default_factory=Prediction)
+    results: str = ""
+    """Folder of the results under OUTROOT; empty: OUTROOT itself."""
+    made_in: str = "./unlearned_models"
+    """Folder of the models that `unlearn.py` makes."""
 
     @property
     def base(self) -> str:
@@ -148,7 +155,7 @@ class Study:
     def made_folder(self, name: str, seed: int) -> str:
         """Folder of the model of an entry and seed."""
         several = f"__seed{seed}" if len(self.seeds) > 1 else ""
-        return f"./unlearned_models/{naming.model_label(self.base)}__{name}{several}"
+        return f"{self.made_in}/{naming.model_label(self.base)}__{name}{several}"
 
     def made(self) -> dict[str, tuple[Unlearn, int]]:
         """Folder of each model that `unlearn.py` makes, with its entry and seed."""
@@ -236,8 +243,8 @@ def check(study: Study) -> Study:
     return study
 
 
-def read_study(study: str, folder: Path = FOLDER) -> Study:
-    """A study by its name in `folder`, or by its path.
+def read_study(study: str, folder: Path = FOLDER, world: int | None = None) -> Study:
+    """A study by its name in `folder`, or by its path; of one of its worlds, else of the first.
 
     Raises BadInput, with the key, for whatever is not as the dataclasses of this module say.
     """
@@ -248,6 +255,9 @@ def read_study(study: str, folder: Path = FOLDER) -> Study:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, nested without end
         raise BadInput(f"{path}: not a TOML file: {error}") from None
+    if "worlds" in content:
+        worlds: Worlds = fill(Worlds, content["worlds"], f"{path}: worlds.")
+        content = of_world(content, worlds.development[0] if world is None else world)
     given: dict[str, Any] = {"name": path.stem, "path": path}
     entries = content.pop("unlearn", {})
     table(entries, f"{path}: unlearn")  # its keys are names and stay as they are

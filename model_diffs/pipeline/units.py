@@ -17,6 +17,8 @@ from model_diffs.core.step import Script, planned_runs
 
 DATASETS, REPORT = "create_datasets.py", "report.py"
 TRAIN, UNLEARN = "train_itda.py", "unlearn.py"
+PREDICTORS = "write_predictors.py"
+"""Fixes what predicts the attacks of a world before it is attacked."""
 
 
 @dataclass
