@@ -1,0 +1,69 @@
+"""The analysis as tables."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from model_diffs.brittleness import analysis, measures, power
+from model_diffs.brittleness.analysis import Settings, complete
+from model_diffs.brittleness.table import LOCKED, REMOVAL, TARGET, predictors_of
+
+RHOS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+BASELINES = (0.0, 0.3)
+
+
+def primary_table(known: pd.DataFrame, new: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """One row per statistic: value, ends of its interval, p, verdict."""
+    found = analysis.primary(known, new, settings)
+    shared = {"worlds": found.worlds, "models": found.models}
+    part = "locked" if (new["part"] == LOCKED).any() else "development"
+    return pd.DataFrame([
+        {"statistic": "rho", **found.rho._asdict(), "p": found.p, **shared, "part": part},
+        {"statistic": "rho_baseline", **found.baseline._asdict(), **shared, "part": part},
+        {"statistic": "gain", **found.gain._asdict(), **shared, "part": part},
+        {"statistic": "confirmed", "value": float(found.confirmed), **shared, "part": part},
+    ])  # fmt: skip
+
+
+def _out_of_family(known: pd.DataFrame, new: pd.DataFrame, columns: Sequence[str], ridge: float
+) -> Any:  # fmt: skip
+    """For each row of `new` with all columns: a prediction without its family; else NaN."""
+    found = np.full(len(new), np.nan)
+    ready = new[[*columns]].notna().all(axis=1).to_numpy()
+    fitted = complete(known, columns)
+    found[ready] = analysis.out_of_family(fitted, new[ready], columns, ridge)
+    return found
+
+
+def predictions(known: pd.DataFrame, new: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Every attacked model of `new`, controls too: predicted by the signature and by strength."""
+    own = new.dropna(subset=[TARGET])
+    return own[["world", "model", "role", TARGET]].assign(
+        predicted=_out_of_family(known, own, settings.predictors, settings.ridge),
+        predicted_by_strength=_out_of_family(known, own, settings.baseline, settings.ridge),
+    )
+
+
+def measures_table(known: pd.DataFrame, new: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """A row per measure, the largest |partial ρ| first."""
+    strength = _out_of_family(known, new, settings.baseline, settings.ridge)
+    rows = [
+        measures.measure_row(new.reset_index(drop=True), column, strength, settings)
+        for column in predictors_of(new)
+        if new.loc[new["role"] == REMOVAL, column].notna().any()
+    ]
+    found = pd.DataFrame(rows)
+    return found.sort_values("partial_rho", key=abs, ascending=False, ignore_index=True)
+
+
+def power_table(rows: pd.DataFrame, studies: int, settings: Settings) -> pd.DataFrame:
+    """The registered rule under assumed truths: five worlds, as many families as were attacked."""
+    families = complete(rows, [*settings.predictors, *settings.baseline])["model"].nunique()
+    found = [
+        power.simulate(power.Assumed(rho, baseline), 5, families, studies, 200, settings.seed)
+        for baseline in BASELINES
+        for rho in RHOS
+    ]
+    return pd.DataFrame(found).assign(worlds=5, families=families, studies=studies)
