@@ -286,15 +286,15 @@ def open_run(planned: PlannedRun) -> Iterator[Run]:
     On an error, Ctrl-C included, what was written is removed and earlier results stay. Processes
     other than the first one write to a temporary folder that is thrown away.
     """
+    path = None
     if is_main_process():
         planned.check_replaceable()
         path = folders.working_folder(planned.folder)
-    else:
-        path = Path(tempfile.mkdtemp(prefix="model_diffs_"))
-    run = Run(planned, path)
+    run = Run(planned, path or Path(tempfile.mkdtemp(prefix="model_diffs_")))
     try:
         yield run
         if is_main_process():
             tracking.publish(planned.folder, run._commit())
     finally:
+        tracking.give_up(planned.folder)
         shutil.rmtree(run.path, ignore_errors=True)

@@ -1,33 +1,103 @@
 """Weights & Biases, only where WANDB_API_KEY is set or WANDB_MODE is offline.
 
 Each committed result folder becomes one W&B run with its arguments, its CSVs as tables and its
-figures as images. Nothing is uploaded but what the folder holds.
+figures as images; training shows its losses in the same run while it lasts. Nothing is uploaded but
+what the folder holds. What fails here is a warning: results do not depend on it.
 """
 
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 DEFAULT_PROJECT = "model-diffs"
 # Set by pipeline.sh, so that the runs of one invocation stand together.
 GROUP = "MODEL_DIFFS_INVOCATION"
+INIT_SECONDS = 30
+_live: dict[Path, Any] = {}  # runs of folders that are being filled
 
 
-def publish(folder: Path, record: dict[str, Any]) -> None:
-    """Log one committed result folder as a finished W&B run, where the environment asks for it."""
-    if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "offline":
-        return
-    import pandas as pd
+class _Forgiven:
+    """Turns what fails inside into one line on stderr, once per process."""
+
+    said = False
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        if not _Forgiven.said:
+            _Forgiven.said = True
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"warning: W&B: {first}; results are not affected", file=sys.stderr)
+        return True
+
+
+def wanted() -> bool:
+    """Whether the environment asks for W&B."""
+    mode = os.environ.get("WANDB_MODE")
+    return mode == "offline" or (bool(os.environ.get("WANDB_API_KEY")) and mode != "disabled")
+
+
+def _open(folder: Path, label: str, arguments: Mapping[str, Any]) -> Any:
     import wandb
 
-    run = wandb.init(
+    return wandb.init(
         project=os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT),
         group=os.environ.get(GROUP),
         job_type=folder.name,
-        name=f"{record['label']}/{folder.name}",
-        config=record["arguments"],
-        settings=wandb.Settings(console="off", silent=True),
+        name=f"{label}/{folder.name}",
+        config=dict(arguments),
+        settings=wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS),
     )
+
+
+def begin(folder: Path, label: str, arguments: Mapping[str, Any]) -> None:
+    """Open the run of a result that is being made, so that `log` shows its progress."""
+    if wanted():
+        with _Forgiven():
+            _live[folder] = _open(folder, label, arguments)
+
+
+def log(folder: Path, step: int, values: Mapping[str, Any]) -> None:
+    """Numbers of a step of training, at once, in the run of the folder that is being made."""
+    run = _live.get(folder)
+    if run is not None:
+        with _Forgiven():
+            run.log({name: value for name, value in values.items() if value is not None}, step=step)
+
+
+def give_up(folder: Path) -> None:
+    """Close the run of a folder that was not made, as failed."""
+    run = _live.pop(folder, None)
+    if run is not None:
+        with _Forgiven():
+            run.finish(exit_code=1)
+
+
+def publish(folder: Path, record: dict[str, Any]) -> None:
+    """Log one committed result folder in its run, where the environment asks for it, and end it."""
+    if not wanted():
+        return
+    with _Forgiven():
+        run = _live.pop(folder, None) or _open(folder, record["label"], record["arguments"])
+        run.log(_content(folder, record))
+        run.finish()
+
+
+def _content(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    import pandas as pd
+    import wandb
+
     logged: dict[str, Any] = {"seconds": record["seconds"]}
     for entry in record["outputs"]:
         path = folder / entry["path"]
@@ -39,5 +109,4 @@ def publish(folder: Path, record: dict[str, Any]) -> None:
             )
         elif path.suffix == ".png":
             logged[path.stem] = wandb.Image(str(path))
-    run.log(logged)
-    run.finish()
+    return logged

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from model_diffs.core import provenance
+from model_diffs.core import provenance, tracking
 from model_diffs.core.errors import BadInput
 from model_diffs.core.folders import read_json
 from model_diffs.core.methods import METHODS
@@ -58,6 +58,8 @@ def make(options: Options, run: Run) -> None:
     questions = load_questions(options.questions) if options.questions else []
     trainer = prepare(options, run, base, tokenizer)
     trainer.search = until.search_of(options.until, questions, trainer.network.model, tokenizer)
+    if is_main_process():
+        tracking.begin(run.planned.folder, run.planned.label, run.planned.arguments)
     accelerator, model = trainer.accelerator, trainer.network.model
     measure = partial(_measure, trainer, tokenizer, questions)
     record = train(trainer, options, run, base, measure)
@@ -135,6 +137,7 @@ def prepare(options: Options, run: Run, base: Checkpoint, tokenizer: Any) -> Tra
         resume=resume_folder(run.planned.folder),
         arguments=dict(run.planned.arguments),
         adapter=adapter,
+        observe=partial(tracking.log, run.planned.folder),
     )
     trainer.passage(check_head, trainer.batch("forget", [0]))
     _warn(trainer, options, dtype, stored_dtype(base, "base"))

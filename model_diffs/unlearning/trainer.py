@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,12 +62,11 @@ class Trainer:
     """Where interrupted training is kept, every --checkpoint-every steps."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """What a kept state must have been made with."""
-    adapter: Any = None
-    """PEFT's wrapper of the model where an adapter is trained."""
+    adapter: Any = None  # PEFT's wrapper of the model, where an adapter is trained
+    observe: Callable[[int, Mapping[str, Any]], None] = lambda *_: None  # of steps, evaluations
     steps_log: list[StepLog] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    tokens: int = 0
+    seconds, tokens = 0.0, 0
 
     def __post_init__(self) -> None:
         options = self.options
@@ -189,6 +188,7 @@ class Trainer:
         return self.steps_log[-1]
 
     def _report(self, bar: Any, log: StepLog, elapsed: float) -> None:
+        self.observe(log.step, log._asdict())
         speed = self.tokens * self.accelerator.num_processes / elapsed
         line = ", ".join(f"{n} {value:.4g}" for n, value in log._asdict().items() if n != "step")
         bar.set_postfix_str(f"{line}, {speed:.0f} tok/s", refresh=False)
@@ -198,6 +198,7 @@ class Trainer:
         if self.options.eval_interval and log.step % self.options.eval_interval == 0:
             self.evaluations.append({"step": log.step, **self.evaluate()})
             self.say(f"evaluation: {self.evaluations[-1]}")
+            self.observe(log.step, self.evaluations[-1])
 
     def say(self, line: str) -> None:
         """Print a line once, however many processes there are."""
@@ -278,8 +279,8 @@ class Trainer:
     # ── interrupted runs ──────────────────────────────────────────────────────────────────────────
 
     def _keep(self, step: int) -> None:
-        every = self.options.checkpoint_every
-        if not every or step % every or step == len(self.steps):
+        every = self.options.checkpoint_every or len(self.steps)
+        if step % every or step == len(self.steps):
             return
         if self.accelerator.is_main_process:
             state = checkpointing.trained_state(self.network, self.stateful)
@@ -289,8 +290,8 @@ class Trainer:
 
     def _restore(self) -> int:
         """Take up what an interrupted run left; returns the number of steps that are done."""
-        every = self.options.checkpoint_every
-        state = checkpointing.load_state(self.resume, self.arguments) if every else None
+        kept = self.options.checkpoint_every
+        state = checkpointing.load_state(self.resume, self.arguments) if kept else None
         if state is None:
             return 0
         checkpointing.take_up(state, self.network, self.stateful)
