@@ -80,11 +80,13 @@ def test_every_option_with_a_value_can_be_set_in_the_environment(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     values: dict[str, Any] = {"model": "m", "layer_id": "1", "steering_coeff": "2.0", "seed": 7}
-    values |= dict.fromkeys(("forget_text", "retain_text", "questions", "outdir", "like"), "x")
-    values |= dict.fromkeys(("lat_layer", "epochs", "warmup_steps", "lora_rank"), 3)
+    values |= dict.fromkeys(
+        ("forget_text", "retain_text", "questions", "outdir", "like", "push_to"), "x"
+    )
+    values |= {"lat_layer": "3"} | dict.fromkeys(("epochs", "warmup_steps", "lora_rank"), 3)
     values |= {"lat_step_size": 0.5, "eval_split": 0.2, "optimizer": "muon", "trainable": "mlp"}
     values |= {"logprob_reduction": "sum", "cb_target": "orthogonal", "save_dtype": "fp16"}
-    values |= {"device": "cpu", "dtype": "bf16", "text": "x", "spectrum": "keep"}
+    values |= {"device": "cpu", "dtype": "bf16", "text": "x", "spectrum": "keep", "memory": "9"}
     switches = ("force", "trust_remote_code", "gradient_checkpointing")
     for one in fields(Options):
         if one.name not in ("method", *switches, *values):

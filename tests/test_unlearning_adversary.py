@@ -19,7 +19,7 @@ from model_diffs.unlearning.settings import Settings
 TEXTS = [[5, 9, 30, 41, 7], [8, 12, 60], [17, 23, 4, 4, 90, 91]]
 CPU = torch.device("cpu")
 SETTINGS = Settings(
-    layers=(0, 1), lat_layer=1, lat_eps=0.05, lat_steps=4, lat_step_size=0.02, alpha=3.0
+    layers=(0, 1), lat_layers=(1,), lat_eps=0.05, lat_steps=4, lat_step_size=0.02, alpha=3.0
 )
 
 
@@ -32,20 +32,20 @@ def batch_of(texts: list[list[int]]) -> SplitBatch:
 
 
 def searched(network: Network, ids: list[int], settings: Settings) -> torch.Tensor:
-    """The best δ `[positions, hidden]` for one text, as the docstring of `attack` says."""
-    one = batch_of([ids])
-    delta = torch.zeros(1, len(ids), tiny_models.HIDDEN, dtype=torch.float64)
+    """The best δ `[blocks, positions, hidden]` for one text, as the docstring of `attack` says."""
+    one, blocks = batch_of([ids]), len(settings.lat_layers)
+    delta = torch.zeros(blocks, 1, len(ids), tiny_models.HIDDEN, dtype=torch.float64)
     best, highest = delta, -torch.inf
     for step in range(settings.lat_steps + 1):
         delta = delta.detach().requires_grad_()
-        found = network.log_probs(one, Perturbation(settings.lat_layer, delta))
+        found = network.log_probs(one, Perturbation(settings.lat_layers, delta))
         if float(found) > highest:
             best, highest = delta.detach(), float(found)
         if step < settings.lat_steps:
             (gradient,) = torch.autograd.grad(-found.sum(), delta)
             moved = delta - settings.lat_step_size * gradient.sign()
             delta = moved.clamp(-settings.lat_eps, settings.lat_eps)
-    return best[0]
+    return best[:, 0]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,9 @@ def searched(network: Network, ids: list[int], settings: Settings) -> torch.Tens
         {},
         {"lat_steps": 0},
         {"lat_steps": 1},
-        {"lat_layer": 0, "lat_step_size": 0.03},
+        {"lat_layers": (0,), "lat_step_size": 0.03},
+        {"lat_layers": (0, 1, 2)},
+        {"lat_layers": (0, 1), "lat_step_size": 0.05},  # a step of the whole bound
         {"lat_step_size": 2.0, "lat_eps": 3.0},  # too long a step: an earlier iterate is best
     ],
 )
@@ -62,10 +64,10 @@ def test_the_adversary_equals_a_search_text_by_text(changes: dict[str, float]) -
     settings = replace(SETTINGS, **changes)
     network = make_network(1)
     found = attack(network, batch_of(TEXTS), settings)
-    assert found.layer == settings.lat_layer and not found.delta.requires_grad
-    for row, ids in zip(found.delta, TEXTS, strict=True):
-        torch.testing.assert_close(row[: len(ids)], searched(network, ids, settings))
-        assert not row[len(ids) :].any()
+    assert found.layers == settings.lat_layers and not found.delta.requires_grad
+    for row, ids in zip(found.delta.unbind(1), TEXTS, strict=True):
+        torch.testing.assert_close(row[:, : len(ids)], searched(network, ids, settings))
+        assert not row[:, len(ids) :].any()
 
 
 def test_the_adversary_of_a_model_in_half_precision_searches_in_fp32() -> None:

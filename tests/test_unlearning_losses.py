@@ -30,7 +30,7 @@ SETTINGS = Settings(
     alpha=3.0,
     layers=(0, 1),
     steering=(2.0, 5.0),
-    lat_layer=0,
+    lat_layers=(0,),
     lat_eps=0.05,
     lat_steps=3,
     lat_step_size=0.02,
@@ -82,7 +82,7 @@ def token_log_probs(network: Network, ids: list[int], delta: torch.Tensor | None
     """log p of each token but the first, from the model's own logits."""
     with hooks() as handles:
         if delta is not None:
-            block = network.blocks[SETTINGS.lat_layer]
+            block = network.blocks[SETTINGS.lat_layers[0]]
             handles.append(block.register_forward_hook(lambda m, a, out: _added(out, delta)))
         logits = network.model(input_ids=torch.tensor([ids])).logits[0]
     table = logits - logits.exp().sum(-1, keepdim=True).log()
@@ -243,10 +243,10 @@ RESOLVED: dict[str, dict[str, Any]] = {
     "forget_weight": {"forget_weight": 2.0},
     "retain_weight": {"retain_weight": 2.0},
     "alpha": {"alpha": 5.0},
-    "layer_id": {"layers": (1, 2), "lat_layer": 1},
+    "layer_id": {"layers": (1, 2), "lat_layers": (1,)},
     "steering_coeff": {"steering": (3.0, 6.0)},
     "cb_target": {"cb_target": "orthogonal"},
-    "lat_layer": {"lat_layer": 1},
+    "lat_layer": {"lat_layers": (1,)},
     "lat_eps": {"lat_eps": 0.01},
     "lat_steps": {"lat_steps": 1},
     "lat_step_size": {"lat_step_size": 0.01},
@@ -417,8 +417,8 @@ def test_no_hook_is_left_after_an_exception(base: Network) -> None:
     delta = torch.zeros(1)
     for call in (
         lambda: base.states(broken, [0]),
-        lambda: base.log_probs(broken, Perturbation(1, delta)),
-        lambda: base.states(batch, [2], Perturbation(0, torch.zeros(7))),
+        lambda: base.log_probs(broken, Perturbation((1,), delta[None])),
+        lambda: base.states(batch, [2], Perturbation((0,), torch.zeros(1, 7))),
         lambda: attack(base, broken, SETTINGS),
     ):
         with pytest.raises((IndexError, RuntimeError)):
@@ -434,7 +434,7 @@ def test_attack_helps_every_text_within_its_bounds(base: Network) -> None:
     batch = make_pair(extra=3).forget
     before = [p.detach().clone() for p in base.parameters()]
     found = attack(base, batch, SETTINGS)
-    delta = found.delta
+    (delta,) = found.delta
     assert float(delta.abs().max()) <= SETTINGS.lat_eps
     assert not delta.requires_grad
     assert bool((delta[batch.attention_mask == 0] == 0).all())
@@ -465,7 +465,7 @@ def test_attack_does_not_change_accumulated_gradients(base: Network) -> None:
 def test_lat_is_ga_under_the_perturbation(base: Network, changed: Network) -> None:
     pair = make_pair()
     terms = get_loss("lat").compute(changed, pair, make_reference(base, pair), SETTINGS)
-    delta = attack(changed, pair.forget, SETTINGS).delta
+    (delta,) = attack(changed, pair.forget, SETTINGS).delta
     with torch.no_grad():
         log_probs = [
             token_log_probs(changed, ids, delta[i : i + 1, : len(ids)])

@@ -11,23 +11,24 @@ from model_diffs.unlearning.settings import Settings
 
 
 def attack(network: Network, batch: SplitBatch, settings: Settings) -> Perturbation:
-    """The δ within ±ε at `lat_layer` under which the texts are likeliest, of those the search met.
+    """The δ within ±ε at `lat_layers` under which the texts are likeliest, of those the search met.
 
     `lat_steps` times δ ← clip(δ − s·sign ∇_δ NLL(δ), ±ε) from δ = 0 (signed gradient descent, as in
     latent adversarial training, Casper et al. 2024). The best iterate is kept text by text: it
     does not depend on the rest of the batch and is never worse than δ = 0. The result is detached
     and zero at padding; gradients are taken with respect to δ alone.
     """
-    mask = batch.attention_mask.unsqueeze(-1)
+    mask, layers = batch.attention_mask.unsqueeze(-1), settings.lat_layers
     with torch.no_grad():
-        shape = network.states(batch, [settings.lat_layer])[settings.lat_layer]
-    delta = torch.zeros_like(shape, dtype=torch.promote_types(shape.dtype, torch.float32))
-    best, best_log_probs = delta, torch.full(delta.shape[:1], -torch.inf).to(delta)
+        state = network.states(batch, layers[:1])[layers[0]]
+    wide = torch.promote_types(state.dtype, torch.float32)
+    delta = state.new_zeros(len(layers), *state.shape, dtype=wide)
+    best, best_log_probs = delta, torch.full(state.shape[:1], -torch.inf).to(delta)
     for step in range(settings.lat_steps + 1):
         last = step == settings.lat_steps
         with torch.set_grad_enabled(not last):
             candidate = delta.clone().requires_grad_(not last)
-            log_probs = network.log_probs(batch, Perturbation(settings.lat_layer, candidate))
+            log_probs = network.log_probs(batch, Perturbation(layers, candidate))
             negative = -log_probs.sum()
         better = log_probs.detach() > best_log_probs
         best = torch.where(better[:, None, None], delta, best)
@@ -38,7 +39,7 @@ def attack(network: Network, batch: SplitBatch, settings: Settings) -> Perturbat
             delta = (delta - settings.lat_step_size * gradient.sign() * mask).clamp(
                 -settings.lat_eps, settings.lat_eps
             )
-    return Perturbation(settings.lat_layer, best.detach())
+    return Perturbation(layers, best.detach())
 
 
 @method(adversary=True)

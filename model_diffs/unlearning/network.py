@@ -16,11 +16,11 @@ from model_diffs.models.loading import hooks
 
 
 class Perturbation(NamedTuple):
-    """Something added to the output of one block."""
+    """Something added to the outputs of some blocks."""
 
-    layer: int
+    layers: tuple[int, ...]
     delta: Tensor
-    """`[texts, positions, hidden]`, zero at padding."""
+    """`[blocks, texts, positions, hidden]`, zero at padding."""
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
@@ -90,15 +90,14 @@ class Network(nn.Module):
     def _perturbed(self, perturbation: Perturbation | None) -> Iterator[list[Any]]:
         """A list for hook handles, removed at the end; before them the perturbation acts."""
 
-        def add(module: nn.Module, args: Any, output: Any) -> Any:
-            assert perturbation is not None
+        def add(delta: Tensor, module: nn.Module, args: Any, output: Any) -> Any:
             hidden = _hidden(output)
-            changed = hidden + perturbation.delta.to(hidden.dtype)
+            changed = hidden + delta.to(hidden.dtype)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         with hooks() as handles:
-            if perturbation is not None:
-                handles.append(self.blocks[perturbation.layer].register_forward_hook(add))
+            for layer, delta in zip(*perturbation, strict=True) if perturbation else ():
+                handles.append(self.blocks[layer].register_forward_hook(partial(add, delta)))
             yield handles
 
     def _trunk(self, batch: Any) -> Tensor:

@@ -43,6 +43,10 @@ def _steering(text: str) -> str:
     return text if text == "auto" else str(float(text))
 
 
+def _block_or_all(text: str) -> str:
+    return text if text == "all" else str(int(text))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Formula:
     """Losses, and the methods that read each number."""
@@ -72,7 +76,8 @@ class Settings(Formula):
     """c of rmu, one per target block."""
     skip_first: int = 0
     """First positions that squared distances and norms leave out: 1 with an attention sink."""
-    lat_layer: int = 0
+    lat_layers: tuple[int, ...] = (0,)
+    """Blocks whose outputs the adversary perturbs."""
     lat_step_size: float = 0.0
     seed: int = Run.seed
 
@@ -85,8 +90,10 @@ class Losses(Formula):
     steering_coeff: str | None = option(
         None, _read_by("steering_coeff", "number or auto; default 20"), convert=_steering
     )
-    lat_layer: int | None = option(
-        None, _read_by("lat_layer", "default: middle, or first, of --layer-id"), check=natural
+    lat_layer: str | None = option(
+        None,
+        _read_by("lat_layer", "a block, or all of --layer-id; default: its middle, or first"),
+        convert=_block_or_all,
     )
     lat_step_size: float | None = option(
         None, _read_by("lat_step_size", "of the adversary; default ε/4"), check=positive
@@ -258,22 +265,24 @@ def resolve(given: Options, loss: "Loss", blocks: int) -> Settings:
     """
     by_layer = loss.targets or loss.adversary or given.trainable == "layers"
     layers = parse_layers(given.layer_id, blocks) if by_layer else ()
-    coefficient, lat_layer = given.steering_coeff, 0
+    coefficient = given.steering_coeff
+    attacked: tuple[int, ...] = (0,)
     automatic = coefficient == "auto" and loss.name == "rmu"
     c = DEFAULT_STEERING if coefficient in (None, "auto") else float(coefficient or 0)
     if loss.adversary:
-        lat_layer = layers[0] if loss.targets else layers[len(layers) // 2]
+        attacked = (layers[0] if loss.targets else layers[len(layers) // 2],)
         if given.lat_layer is not None:
-            (lat_layer,) = parse_layers(str(given.lat_layer), blocks, "--lat-layer")
-        if loss.targets and lat_layer > layers[-1]:
+            named = given.layer_id if given.lat_layer == "all" else given.lat_layer
+            attacked = parse_layers(named, blocks, "--lat-layer")
+        if loss.targets and attacked[-1] > layers[-1]:
             raise BadInput(
-                f"--lat-layer {lat_layer} lies above every block of --layer-id: no loss sees it"
+                f"--lat-layer {attacked[-1]} lies above every block of --layer-id: no loss sees it"
             )
     return Settings(
         **{one.name: getattr(given, one.name) for one in fields(Formula)},
         layers=layers,
         steering=() if automatic else (c,) * len(layers),
-        lat_layer=lat_layer,
+        lat_layers=attacked,
         lat_step_size=given.lat_step_size or given.lat_eps / 4,
         seed=given.seed,
     )
