@@ -290,9 +290,8 @@ class Trainer:
 
     def _restore(self) -> int:
         """Take up what an interrupted run left; returns the number of steps that are done."""
-        kept = self.options.checkpoint_every
-        state = checkpointing.load_state(self.resume, self.arguments) if kept else None
-        if state is None:
+        kept, load = self.options.checkpoint_every, checkpointing.load_state
+        if (state := load(self.resume, self.arguments) if kept else None) is None:
             return 0
         checkpointing.take_up(state, self.network, self.stateful)
         self.steps_log = [StepLog(*one) for one in state["log"]]
