@@ -32,6 +32,7 @@ STEP = Step(
     folder="activation_covariance",
     question="Did the shape of the cloud of hidden states change?",
     memory="model_diffs.activations.memory:COMPARISONS",
+    processes=True,
     needs=("forget", "retain"),
     version=2,
     tables=(Table("covariance_metrics"),),

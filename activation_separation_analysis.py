@@ -34,6 +34,7 @@ STEP = Step(
     folder="activation_separation",
     question="Does the model tell forget from retain texts more, or less?",
     memory="model_diffs.activations.memory:COMPARISONS",
+    processes=True,
     needs=("forget", "retain"),
     version=2,
     tables=(

@@ -42,6 +42,7 @@ STEP = Step(
     folder="elicitation",
     question="Can removed knowledge be brought out without training the model?",
     memory="model_diffs.attacks.memory:ELICIT",
+    processes=True,
     scope="model",
     summary=True,
     needs=("forget", "retain", "questions"),

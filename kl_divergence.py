@@ -25,6 +25,7 @@ STEP = Step(
     folder="kl_divergence",
     question="How differently do the two models predict the next token?",
     memory="model_diffs.diagnostics.memory:PREDICTIONS",
+    processes=True,
     needs=("forget", "retain"),
     tables=(Table("kl_divergence"), Table("per_text"), Table("tokens")),
     figures=(Figure("kl_divergence", "KL divergence by text", axis="function"),),
@@ -55,9 +56,14 @@ class Options(Comparison, Reading, Figures):
 
 
 def compared(models: list[Any], tokenizer: Any, one: Any) -> Any:
-    """A data frame, a row per unmasked token; `context` only where the 20 largest values are."""
+    """A data frame, a row per unmasked token; `context` only where the 20 largest values are.
+
+    Processes share the batches and all get all rows.
+    """
     import pandas as pd
     import torch
+
+    from model_diffs.models.devices import gather_over_processes
 
     found = []
     for at in one.batches("KL divergence"):
@@ -68,7 +74,8 @@ def compared(models: list[Any], tokenizer: Any, one: Any) -> Any:
         columns = (row, at.places[:, 1], (p.exp() * (p - q)).sum(-1), p.argmax(-1), q.argmax(-1))
         names = ("row", "position", "kl", "base", "changed")
         found.append(pd.DataFrame({n: x.tolist() for n, x in zip(names, columns, strict=True)}))
-    table = pd.concat(found, ignore_index=True).assign(split=one.split.name, context="")
+    every = gather_over_processes(found)
+    table = pd.concat(every, ignore_index=True).assign(split=one.split.name, context="")
     if table["kl"].isna().any():
         raise BadInput(f"logits on the {one.split.name} set are not finite: check the weights")
     for index, token in table.nlargest(20, "kl").iterrows():

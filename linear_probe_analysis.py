@@ -66,6 +66,7 @@ STEP = Step(
     folder="linear_probes",
     question="At which depth can the subject, and the knowledge itself, be read?",
     memory="model_diffs.activations.memory:MODELS",
+    processes=True,
     scope="model",
     version=3,
     needs=("forget", "retain", "questions"),
@@ -222,7 +223,8 @@ def answer(run: Run, questions: "Sequence[Question]", options: Options) -> dict[
     model = loading.load_for(options, run.planned.model_a)
     tokenizer = loading.load_tokenizer(run.planned.model_a, options.trust_remote_code)
     # A question is four sentences.
-    answers = logit_lens.answers_by_layer(model, tokenizer, questions, 4 * options.batch_size)
+    size = 4 * options.batch_size
+    answers = logit_lens.answers_by_layer(model, tokenizer, questions, size, shared=True)
     table = run.table("knowledge_by_layer", logit_lens.accuracy_rows(answers, options.seed))
     run.table("per_question", logit_lens.question_rows(answers))
     inside, single = logit_lens.inside_rows(answers, options.seed)

@@ -64,6 +64,7 @@ STEP = Step(
     folder="lipschitzness",
     question="Is the model rougher or smoother around its inputs?",
     memory="model_diffs.diagnostics.memory:SENSITIVITY",
+    processes=True,
     needs=("forget", "retain"),
     version=3,
     tables=(Table("lipschitzness_summary"), Table("per_text")),
@@ -188,18 +189,15 @@ def measure(
 
     found = vars(options) | {"derivatives": options.jacobian_samples}
     settings = sensitivity.Settings(**{name: found[name] for name in sensitivity.Settings._fields})
-    trust, device = options.trust_remote_code, sample[0].device
-    loaded = loading.load_model(model, device, dtype, trust, held=True)
-    lipschitz.make_differentiable(loaded)
+    trust, at = options.trust_remote_code, sample[0].device
+    lipschitz.make_differentiable(loaded := loading.load_model(model, at, dtype, trust, held=True))
     subject = sensitivity.Subject.of(Reader(model, loaded), sample[0])
     texts = pd.concat([sensitivity.measure(subject, one, settings) for one in sample])
     unfinished = int((~texts["jacobian_converged"]).sum())
     if unfinished:
-        print(
-            f"warning: {model}: the Jacobian norm of {unfinished} texts did not converge to "
-            f"{options.tol} in {options.max_iters} iterations; raise --max-iters",
-            file=sys.stderr,
-        )
+        says = f"did not converge to {options.tol} in {options.max_iters} iterations"
+        print(f"warning: {model}: the Jacobian norm of {unfinished} texts {says}; raise "
+              "--max-iters", file=sys.stderr)  # fmt: skip
     return texts
 
 

@@ -31,6 +31,7 @@ STEP = Step(
     folder="mlp_nullspace",
     question="Do MLP updates work inside the subspaces that W uses, or beside them?",
     memory="model_diffs.diagnostics.memory:SUBSPACES",
+    processes=True,
     tables=(Table("mlp_nullspace_metrics"), Table("layer_nullspace_summary")),
     figures=(Figure("mlp_nullspace_alignment", "Inside W's own spaces", "geometry"),),
     measures=(

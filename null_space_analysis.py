@@ -30,6 +30,7 @@ STEP = Step(
     folder="null_space_analysis",
     question="Is the weight change low-rank, and did the matrices' principal subspaces turn?",
     memory="model_diffs.diagnostics.memory:SUBSPACES",
+    processes=True,
     tables=(Table("null_space_results"),),
     figures=(Figure("null_space_visualization", "Rank and angles", "geometry"),),
     measures=(

@@ -41,6 +41,7 @@ STEP = Step(
     folder="relearning",
     question="Does removed knowledge come back that the attacker never had?",
     memory="model_diffs.attacks.memory:RELEARN",
+    processes=True,
     scope="model",
     summary=True,
     needs=("forget", "retain", "questions", "attack"),
@@ -253,12 +254,11 @@ def attack_models(options: Options, todo: list[PlannedRun]) -> None:
     """Attack the models of `todo`, the filtered one first: the others are compared with it."""
     from model_diffs.attacks import material
 
-    given = material.read_material(options)
     ordered = runs.filtered_first(sys.modules[__name__], options, todo)
     if options.dtype in ("fp16", "bf16"):
         weak = "updates below its resolution vanish, and the attack looks weaker than it is"
         print(f"warning: weights are trained in {options.dtype}: {weak}", file=sys.stderr)
-    attack_each(ordered, given, options)
+    attack_each(ordered, material.read_material(options), options)
 
 
 def attack_each(ordered: "Sequence[PlannedRun]", material: Material, options: Options) -> None:

@@ -37,6 +37,7 @@ class Case(NamedTuple):
 
 
 TEXT_WORDS = ("--forget-text", "forget.txt", "--retain-text", "retain.txt")
+TRAINED = ("--steps", "2", "--batch-size", "4", "--device", "cpu", *TEXT_WORDS)
 COMPARED = ("--model-a", "a", "--model-b", "b", "--device", "cpu")
 CASES = {
     "1": Case("collect_param_stats.py", COMPARED, "anonymous"),
@@ -47,6 +48,14 @@ CASES = {
     "12": Case(
         "local_lipschitzness_analysis.py",
         (*COMPARED, *TEXT_WORDS, "--lipschitz-samples", "2", "--max-iters", "4"),
+    ),
+    "rmu": Case(
+        "unlearn.py",
+        ("--model", "a", "--method", "rmu", "--layer-id", "1", *TRAINED),
+    ),
+    "npo": Case(
+        "unlearn.py",
+        ("--model", "a", "--method", "npo", *TRAINED),
     ),
     "17": Case("kl_divergence.py", (*COMPARED, *TEXT_WORDS, "--batch-size", "4")),
 }

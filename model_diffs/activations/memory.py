@@ -33,7 +33,7 @@ def of_pass(shape: Shape, options: Pass, models: int, changes: bool) -> Need:
     of_base = states * tokens * shape.hidden * 4 if changes else 0
     # A state's covariance, and what its eigenvalues are found in.
     saving = Need(host=3 * 8 * shape.hidden**2)
-    together = shapes.loaded(shape, size, models)
+    together = shapes.loaded(shape, options, size, models, reads_head=False)
     together += Need(device=models * moments + working + of_base) + vectors + saving
     wanted = "no" if options.device_map and models > 1 else options.side_by_side
     if shapes.together(shape, size, models, models * moments, wanted, options):
@@ -44,8 +44,8 @@ def of_pass(shape: Shape, options: Pass, models: int, changes: bool) -> Need:
     if changes:
         length = tokens // options.batch_size
         disk = 2 * kept * length * states * shape.hidden * (2 if options.cache_fp16 else 4)
-    alone = shapes.loaded(shape, size) + Need(device=moments + working, disk=disk)
-    return alone + vectors + saving
+    alone = shapes.loaded(shape, options, size, reads_head=False)
+    return alone + Need(device=moments + working, disk=disk) + vectors + saving
 
 
 def _by_blocks(shape: Shape, options: Pass, models: int) -> Need:

@@ -16,6 +16,7 @@ from model_diffs.attacks.registry import Attack, Strengths
 from model_diffs.attacks.victim import NotApplicable, Opened, Victim
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
+from model_diffs.models import devices
 from model_diffs.stats import intervals
 from model_diffs.stats.intervals import Interval
 
@@ -91,13 +92,23 @@ def _tries(
 
 
 def attack_all(victim: Victim, attacks: Sequence[Attack], strengths: Strengths) -> Found:
-    """The model as it answers, then under each attack at each strength."""
-    found = Found([measure(victim, NONE, "-", Opened(victim.ask))], [], {})
-    for attack in progress(attacks, "attacks", unit="attack"):
-        started = time.perf_counter()
-        found.tried.extend(_tries(victim, attack, strengths, found.skipped))
-        found.seconds[attack.name] = round(time.perf_counter() - started, 3)
+    """The model as it answers, then under each attack at each strength.
+
+    Processes share the attacks and all get all.
+    """
+    start = measure(victim, NONE, "-", Opened(victim.ask))
+    own: list[Found] = []
+    for attack in progress(devices.share(attacks), "attacks", unit="attack"):
+        started, skipped = time.perf_counter(), list[str]()
+        tried = [*_tries(victim, attack, strengths, skipped)]
+        seconds = round(time.perf_counter() - started, 3)
+        own.append(Found(tried, skipped, {attack.name: seconds}))
     victim.forget_kept()
+    found = Found([start], [], {})
+    for one in devices.gather_over_processes(own):
+        found.tried.extend(one.tried)
+        found.skipped.extend(one.skipped)
+        found.seconds.update(one.seconds)
     return found
 
 

@@ -24,16 +24,20 @@ def relearn(options: Attack, todo: Sequence[PlannedRun]) -> Need:
     size, whole = shapes.BYTES[options.dtype], {*options.arm} - {"lora"}
     sides = sum(sum(m.shape) for m in shape.matrices if m.layer >= 0)
     weights = shape.weights if whole else sides * (options.lora_rank or LORA_RANK)
+    held = size if whole else min(size, shape.itemsize)
     paths = (options.forget_text, options.retain_text, options.attack_data)
     texts = [path for path in (*paths, options.benign_text, options.permuted_text) if path]
     tokens = shapes.batch_tokens(shape, texts, options.batch_size, options.max_length)
+    most = options.batch_tokens or 4 * tokens
     computed = 2 if shapes.mixed(options) else size
+    recomputed = shapes.recomputes(options)
+    passes = graph(shape, min(tokens, most), computed, shape.blocks, recomputed)
+    passes += head(shape, min(tokens, most), computed)
+    measured = min(4 * tokens, most) * shape.vocabulary * 2 * 4
     kept = weights * (1 + MOMENTS["adamw"]) * 4
-    passes = graph(shape, tokens, computed, shape.blocks, shapes.recomputes(options))
-    passes += head(shape, tokens, computed)
-    measured = 4 * tokens * shape.vocabulary * 2 * 4
-    copy = Need(host=shape.weights * size)
-    return shapes.loaded(shape, size) + copy + Need(device=max(kept + passes, measured))
+    copy = Need(host=shape.weights * size if whole else 0)
+    model = shapes.loaded(shape, options, held) + copy
+    return model + Need(device=max(kept + passes, kept + measured))
 
 
 def elicit(options: Any, todo: Sequence[PlannedRun]) -> Need:
@@ -45,8 +49,8 @@ def elicit(options: Any, todo: Sequence[PlannedRun]) -> Need:
     texts = (options.forget_text, options.retain_text)
     tokens = shapes.batch_tokens(shape, texts, options.batch_size, options.max_length)
     passes = graph(shape, tokens, size, shape.blocks, False) + head(shape, tokens, size)
-    return shapes.loaded(shape, size) + Need(device=4 * 4 * shape.largest + passes)
+    return shapes.loaded(shape, options, size) + Need(device=4 * 4 * shape.largest + passes)
 
 
-RELEARN = Footprint(relearn, ({"arm": ("lora",)}, {"batch_size": 4}, {"dtype": "bf16"}))
+RELEARN = Footprint(relearn, ({"batch_tokens": 2048}, {"arm": ("lora",)}, {"dtype": "bf16"}))
 ELICIT = Footprint(elicit, ({"batch_size": 4}, {"dtype": "bf16"}, {"batch_size": 1}))

@@ -20,6 +20,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data import texts
 from model_diffs.evaluation import scoring
+from model_diffs.models import devices
 from model_diffs.models.checkpoints import Checkpoint
 from model_diffs.models.devices import DTYPES, pick_device
 from model_diffs.models.loading import load_model, load_tokenizer
@@ -228,14 +229,14 @@ def measure(model: str, material: Material, options: Attack) -> Measured:
 def attack(model: str, material: Material, options: Attack) -> list[Attacked]:
     """Attack `model` with every arm at every rate, each time from its own weights.
 
-    The model is loaded once. Raises BadInput, naming arm, rate and step, where a loss is not
-    finite.
+    The model is loaded once. Processes share the arms and rates and all get all. Raises BadInput,
+    naming arm, rate and step, where a loss is not finite.
     """
     victim = _Victim(model, material, options)
     start, weights = victim.measure(0), None if victim.adapted else victim.weights()
     found = []
-    for arm, lr in options.attacks:
+    for arm, lr in devices.share(options.attacks):
         if weights is not None:
             victim.network.model.load_state_dict(weights)
         found.append(victim.attack(arm, lr, start))
-    return found
+    return devices.gather_over_processes(found)

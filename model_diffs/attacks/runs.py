@@ -14,6 +14,7 @@ from model_diffs.attacks import lock
 from model_diffs.core import naming, results, step
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import recorded
+from model_diffs.core.processes import wait_for_processes
 from model_diffs.core.results import PlannedRun
 from model_diffs.core.step import model_runs
 
@@ -43,7 +44,11 @@ def planned_runs(options: Any, folder: str) -> list[PlannedRun]:
 
 
 def filtered_run(script: ModuleType, options: Any) -> PlannedRun | None:
-    """The result folder of the filtered model, whatever --model and --outdir name."""
+    """The result folder of the filtered model, whatever --model and --outdir name.
+
+    Asked for by all processes: where it is made in this run, the first of them has written it.
+    """
+    wait_for_processes()
     if options.filtered is None:
         return None
     alone = replace(options, model=(options.filtered,), outdir=None)
@@ -79,12 +84,14 @@ def make_all(
     models = [planned for planned in todo if planned.model_a]
     if models:
         attack(models)
+    wait_for_processes()  # until the first one has written the results
     # What was compared with an older result of the filtered model is stale now, and attacked models
     # make the overview stale, also where it was complete.
     every = step.planned_runs(script, options)
     stale = [p for p in every if p.model_a and results.state(p).status != "complete"]
     if stale:
         attack(stale)
+    wait_for_processes()
     for planned in every:
         if not planned.model_a:
             draw(planned)

@@ -13,6 +13,7 @@ from typing import NoReturn
 from model_diffs.core import memory, options, results
 from model_diffs.core.errors import BadInput
 from model_diffs.core.parent import end_with_parent
+from model_diffs.core.processes import wait_for_processes
 from model_diffs.core.step import planned_runs
 
 
@@ -54,6 +55,8 @@ def execute(module: ModuleType, words: Sequence[str] | None = None) -> None:
     """
     chosen = options.parse(module.Options, words, module.__doc__)
     todo = results.pending(planned_runs(module, chosen), chosen.force)
+    if module.STEP.processes:
+        wait_for_processes()  # before one of them writes what another looks for
     if not todo:
         return
     try:

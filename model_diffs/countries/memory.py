@@ -21,7 +21,7 @@ def needs(options: Any, todo: Sequence[PlannedRun]) -> Need:
     copies = sum(one.label.startswith("invented-") for one in todo)
     taught = copies * _TAUGHT * 4 * shape.weights
     logits = max(1, copies) * _TOKENS * shape.vocabulary * 3 * 4
-    asked = shapes.loaded(shape, shapes.compute_bytes(options))
+    asked = shapes.loaded(shape, options, shapes.compute_bytes(options))
     return (Need(host=taught) if copies else asked) + Need(device=logits)
 
 

@@ -11,6 +11,8 @@ from model_diffs.models.shapes import Shape
 
 _CHUNKS = 5 << 25
 """Bytes of the rows that step 1 converts at a time."""
+_TOGETHER, _STATES = 256, 1 << 24
+"""Tokens, and entries of their states, whose derivatives are sought together: `sensitivity`."""
 
 
 def _shape(todo: Sequence[PlannedRun]) -> Shape | None:
@@ -48,23 +50,27 @@ def row_space(options: Any, todo: Sequence[PlannedRun]) -> Need:
     texts = (options.forget_text, options.retain_text)
     tokens = shapes.batch_tokens(shape, texts, options.batch_size, options.max_length)
     passing = shapes.inside_block(shape, tokens, size) + 6 * tokens * shape.inner * 4
-    return shapes.loaded(shape, size) + Need(device=passing, host=reduced)
+    weights = shapes.loaded(shape, options, size, reads_head=False)
+    return weights + Need(device=passing, host=reduced)
 
 
 def sensitivity(options: Any, todo: Sequence[PlannedRun]) -> Need:
-    """Step 12: one model, and the graph of a batch that derivatives are taken of."""
+    """Step 12: one model, and the graph of a batch that derivatives are taken of: once for the
+    loss, with its logits; half as much again, with vectors, for products with the Jacobian."""
     shape = _shape(todo)
     if shape is None:
         return Need(unknown=todo[0].model_a)
     size = shapes.BYTES[options.dtype]
+    held = min(size, shape.itemsize)
     texts = (options.forget_text, options.retain_text)
     length = shapes.batch_tokens(shape, texts, 1, options.max_length)
-    tokens = max(256, length)
-    block = 2 * tokens * (4 * shape.inner + 12 * shape.hidden + 4 * shape.heads * length)
-    vectors = 2 * 30 * tokens * shape.hidden * 4
-    logits = 6 * tokens * shape.vocabulary * 4
-    graph = shape.blocks * block * size + vectors + logits
-    return shapes.loaded(shape, size) + Need(device=graph)
+    tokens = max(length, min(_TOGETHER, _STATES // (shape.hidden * shape.blocks)))
+    inside = 4 * shape.inner + 8 * shape.hidden + 3 * shape.heads * length
+    once = tokens * inside * size * shape.blocks
+    logits = 4 * tokens * shape.vocabulary * 4
+    vectors = 2 * min(options.max_iters, 30) * tokens * shape.hidden * 4
+    graph = max(once + logits, 1.5 * once + vectors)
+    return shapes.loaded(shape, options, held) + Need(device=graph)
 
 
 def predictions(options: Any, todo: Sequence[PlannedRun]) -> Need:
@@ -76,7 +82,7 @@ def predictions(options: Any, todo: Sequence[PlannedRun]) -> Need:
     texts = (options.forget_text, options.retain_text)
     tokens = shapes.batch_tokens(shape, texts, options.batch_size, options.max_length)
     logits = tokens * shape.vocabulary * (size + 5 * 4)
-    return shapes.loaded(shape, size, 2) + Need(device=logits)
+    return shapes.loaded(shape, options, size, 2) + Need(device=logits)
 
 
 _BATCHES = ({"batch_size": 4}, {"dtype": "bf16"}, {"batch_size": 1})

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model_diffs.models.architectures import MLP_COMPONENTS, Matrix
 from model_diffs.models.checkpoints import Checkpoint, lockstep
+from model_diffs.models.devices import gather_over_processes, share
 from model_diffs.stats.spectra import gram, rank_for_share, row_parts, singular_values, tall
 
 Row = dict[str, Any]
@@ -63,17 +64,18 @@ def measure_changes(
 ) -> list[list[Row]]:
     """For each changed model a row per matrix: `measure(matrix, decomposition of W_A, W_B, dW)`.
 
-    Matrices are [out, in] fp32 on `device`; the base's are read and decomposed once. Raises
+    Matrices are [out, in] fp32 on `device`; the base's are read and decomposed once. Several
+    processes share out the matrices and all return all rows. Raises
     BadInput, naming the tensor, where checkpoints cannot be subtracted or hold NaN or Inf.
     """
     rows: list[list[Row]] = [[] for _ in changed]
-    for matrix, stored_a, others in lockstep(base, changed, matrices):
+    for matrix, stored_a, others in lockstep(base, changed, share(matrices)):
         W_A = stored_a.to(device, torch.float32)
         found = decompose(W_A)
         for out, (_, stored_b) in zip(rows, others, strict=True):
             W_B = stored_b.to(device, torch.float32)
             out.append(measure(matrix, found, W_B, W_B - W_A))
-    return rows
+    return [gather_over_processes(out) for out in rows]
 
 
 # ── one matrix ────────────────────────────────────────────────────────────────────────────────────

@@ -22,7 +22,8 @@ def _pass(options: Any, models: list[str], atoms: int, layers: int, wanted: str)
     chunk = tokens * (atoms + 4 * shape.hidden) * 4
     working = dictionary + chunk + shapes.inside_block(shape, tokens, size)
     several = shapes.together(shape, size, len(models), 0, wanted, options)
-    return shapes.loaded(shape, size, len(models) if several else 1) + Need(device=working)
+    count = len(models) if several else 1
+    return shapes.loaded(shape, options, size, count, reads_head=False) + Need(device=working)
 
 
 def train(options: Any, todo: Sequence[PlannedRun]) -> Need:

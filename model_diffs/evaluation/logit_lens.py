@@ -36,12 +36,16 @@ def _logits(model: Any, anatomy: Anatomy, state: int, hidden: Tensor) -> Tensor:
 
 
 def answers_by_layer(
-    model: nn.Module, tokenizer: Any, questions: Sequence[Question], batch_size: int = 64
+    model: nn.Module,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    batch_size: int = 64,
+    shared: bool = False,
 ) -> list[list[Answer]]:
     """The answers read from each state; those of the last are the model's own.
 
     `batch_size` counts sequences. The model is in evaluation mode; only what is read goes through
-    its head.
+    its head. With `shared`, processes share the batches and all get all answers.
     """
     anatomy = locate(model)
 
@@ -54,7 +58,7 @@ def answers_by_layer(
         loading.stream_states(anatomy, batch, receive)
         return found
 
-    return scoring.read_answers(model, tokenizer, questions, batch_size, read_batch)
+    return scoring.read_answers(model, tokenizer, questions, batch_size, read_batch, shared)
 
 
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ def needs(options: Any, todo: Sequence[PlannedRun]) -> Need:
         return Need(unknown=todo[0].model_a)
     size = shapes.compute_bytes(options)
     logits = options.batch_size * _TOKENS * shape.vocabulary * (size + 4)
-    return shapes.loaded(shape, size) + Need(device=logits)
+    return shapes.loaded(shape, options, size) + Need(device=logits)
 
 
 HARNESS = Footprint(needs, ({"batch_size": 4}, {"dtype": "bf16"}, {"batch_size": 1}))

@@ -17,7 +17,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data import texts
 from model_diffs.data.questions import Question
-from model_diffs.models import loading
+from model_diffs.models import devices, loading
 from model_diffs.stats import intervals
 
 
@@ -147,12 +147,13 @@ def read_answers(
     questions: Sequence[Question],
     batch_size: int,
     read_batch: ReadBatch,
+    shared: bool = False,
 ) -> list[list[Answer]]:
     """The answers of each reading of a model, the questions in their order.
 
     There is one reading of a model's own output, and one per hidden state of a logit lens.
     `batch_size` counts sequences and affects speed and memory only. Padding on the right is behind
-    every place that is read.
+    every place that is read. With `shared`, processes share the batches and all get all answers.
     """
     reads = _again(tokenizer, tuple(questions))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -163,7 +164,8 @@ def read_answers(
             by_context.setdefault(context, []).append((sentence, position, token))
     sums: NDArray[np.float64] | None = None
     batches = texts.length_batches([len(ids) for ids in reads.contexts], batch_size)
-    for chosen in progress(batches, "questions", unit="batch"):
+    own = devices.share(batches) if shared else batches
+    for chosen in progress(own, "questions", unit="batch"):
         batch = loading.pad_batch([reads.contexts[i] for i in chosen], pad_id, device)
         places = [(row, at) for row, i in enumerate(chosen) for at in sorted(reads.needed[i])]
         if not places:
@@ -182,9 +184,18 @@ def read_answers(
             if sums is None:
                 sums = np.zeros((len(read), len(reads.terms)))
             np.add.at(sums[reading], sentences.cpu().numpy(), found)
+    if shared:
+        sums = _over_processes(sums, len(reads.terms))
     if sums is None:  # every choice reads the same tokens: all are ties
         sums = np.zeros((1, len(reads.terms)))
     return [answers(questions, one[reads.choices]) for one in sums]
+
+
+def _over_processes(sums: NDArray[np.float64] | None, sentences: int) -> NDArray[np.float64] | None:
+    """The sums `[readings, sentences]` of all processes; None where none has any."""
+    readings = max(devices.gather_over_processes([0 if sums is None else len(sums)]))
+    own = np.zeros((readings, sentences)) if sums is None else sums
+    return devices.sum_over_processes(torch.from_numpy(own)).numpy() if readings else None
 
 
 def score(

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from model_diffs.core.errors import BadInput
+from model_diffs.core.processes import processes as processes
+from model_diffs.core.processes import state
+from model_diffs.core.processes import wait_for_processes as wait_for_processes
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -61,28 +64,6 @@ def free_memory(device: torch.device) -> int:
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _state() -> Any:
-    """The group of processes, opened when first asked for."""
-    from accelerate import PartialState
-
-    # Asked for no device in particular, it takes processes of a machine without GPUs for strangers.
-    return PartialState(cpu=True) if not torch.cuda.is_available() else PartialState()
-
-
-def processes() -> tuple[int, int]:
-    """Rank of this process and their number. Raises BadInput where the launcher's differs."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return 0, 1
-    state = _state()
-    if state.num_processes != world:
-        raise BadInput(
-            f"{world} processes were started and {state.num_processes} found each other: check "
-            "the launcher"
-        )
-    return state.process_index, state.num_processes
-
-
 def share(values: Sequence[Any]) -> list[Any]:
     """Every n-th of the values, for this one of n processes."""
     rank, count = processes()
@@ -93,7 +74,7 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of a CPU tensor over all processes, on each of them."""
     if processes()[1] == 1:
         return tensor
-    total = tensor.to(_state().device)
+    total = tensor.to(state().device)
     torch.distributed.all_reduce(total)
     return total.cpu()
 
@@ -108,7 +89,7 @@ def gather_over_processes(values: list[Any]) -> list[Any]:
     return [parts[i % count][i // count] for i in range(sum(len(part) for part in parts))]
 
 
-def wait_for_processes() -> None:
-    """Return when all processes have come this far."""
-    if processes()[1] > 1:
-        torch.distributed.barrier()
+def all_agree(value: bool) -> bool:
+    """Whether it is so in every process: what each looks up for itself, such as its free memory,
+    must not decide alone how they read together."""
+    return all(gather_over_processes([value]))

@@ -18,7 +18,7 @@ from model_diffs.core.options import Compute
 from model_diffs.models import architectures, configuration, files
 from model_diffs.models.anatomy import Anatomy
 from model_diffs.models.checkpoints import Checkpoint
-from model_diffs.models.devices import DTYPES, free_memory, pick_device, pick_dtype
+from model_diffs.models.devices import DTYPES, all_agree, free_memory, pick_device, pick_dtype
 from model_diffs.models.held import hold
 
 transformers_logging.disable_progress_bar()
@@ -128,7 +128,7 @@ def fit_together(
     if wanted != "auto" or len(stored) == 1:
         return wanted != "no"
     weights = sum(one.weights for one in stored)
-    return weights * dtype.itemsize + extra < free_memory(device) / 2
+    return all_agree(weights * dtype.itemsize + extra < free_memory(device) / 2)
 
 
 def one_by_one(

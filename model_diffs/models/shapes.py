@@ -201,9 +201,18 @@ def together(
     return count * shape.weights * itemsize + extra < memory.free(options) / 2
 
 
-def loaded(shape: Shape, itemsize: int, count: int = 1) -> Need:
-    """`count` models held on the device with `itemsize` bytes a weight, loaded one by one."""
-    return Need(device=count * shape.weights * itemsize, passing=shape.weights * itemsize)
+def loaded(
+    shape: Shape, options: Any, itemsize: int, count: int = 1, reads_head: bool = True
+) -> Need:
+    """`count` models on the device with `itemsize` bytes a weight, loaded one by one.
+
+    In main memory, weights in the dtype that they are stored in are read from the mapped file when
+    they are used: of the embedding few rows, of the head nothing where it is not run.
+    """
+    weights = shape.weights
+    if not memory.own_memory(options) and itemsize == shape.itemsize:
+        weights -= shape.outside - (shape.vocabulary * shape.hidden if reads_head else 0)
+    return Need(device=count * weights * itemsize, passing=shape.weights * itemsize)
 
 
 def inside_block(shape: Shape, tokens: int, itemsize: int) -> float:

@@ -56,18 +56,20 @@ def trained(shape: Shape, options: Options) -> Need:
     weights = trained_weights(shape, options, layers, reads)
     texts = [options.forget_text, options.retain_text, *filter(None, [options.text])]
     tokens = shapes.batch_tokens(shape, texts, options.batch_size, options.max_length)
-    splits = len(method.trains_on)
+    most, splits = options.batch_tokens or 2 * tokens, len(method.trains_on)
     computed = 2 if shapes.mixed(options) else size
-    recomputed = shapes.recomputes(options)
     blocks = max(layers) + 1 if reads else shape.blocks
-    passes = graph(shape, splits * tokens, computed, blocks, recomputed)
+    passed = splits * min(tokens, most)
+    passes = graph(shape, passed, computed, blocks, shapes.recomputes(options))
+    passes += 0 if reads else head(shape, passed, computed)
     # Held-out texts are measured in batches of twice as many.
-    measured = 2 * tokens * shape.vocabulary * 2 * 4
-    logits = 0 if reads else splits * head(shape, tokens, computed)
-    kept = weights * (1 + MOMENTS[options.optimizer]) * size
-    step = max(kept + passes + logits, measured)
+    measured = min(2 * tokens, most) * shape.vocabulary * 2 * 4
+    kept = weights * MOMENTS[options.optimizer] * size
+    held = (shape.weights - weights) * (size if options.dtype != "auto" else shape.itemsize)
     saved = shape.weights * min(size, shape.itemsize)
-    return Need(device=shape.weights * size + step, passing=shape.weights * size, disk=saved)
+    step = max(weights * size + passes, measured, saved)
+    model = Need(device=held + weights * size, passing=held + weights * size, disk=saved)
+    return model + Need(device=kept + step)
 
 
 def needs(options: Options, todo: Sequence[PlannedRun]) -> Need:
@@ -82,7 +84,7 @@ def needs(options: Options, todo: Sequence[PlannedRun]) -> Need:
     tokens = shapes.batch_tokens(shape, texts, 2 * options.batch_size, options.max_length)
     measured = tokens * shape.vocabulary * 2 * 4
     edited = Need(host=5 * 4 * shape.largest)
-    return edited + shapes.loaded(shape, size) + Need(device=measured)
+    return edited + shapes.loaded(shape, options, size) + Need(device=measured)
 
 
 def smaller() -> tuple[dict[str, Any], ...]:
