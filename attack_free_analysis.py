@@ -61,6 +61,7 @@ STEP = Step(
     question="What may tell, before any attack, how much an attack will bring back?",
     needs=("forget", "retain", "questions"),
     optional=True,
+    memory="model_diffs.brittleness.memory:ATTACK_FREE",
     tables=(Table("attack_free"),),
     measures=tuple(
         Measure(
