@@ -2,23 +2,24 @@
 
     uv run benchmarks/choose_unlearning.py
     uv run benchmarks/choose_unlearning.py --methods npo --place artifacts/choices
+    uv run benchmarks/choose_unlearning.py --study capitals --place artifacts/choices_capitals
 
-Each of the settings below makes a model of the miniature's base. Of those that keep at least 0.95
+Each of the settings below makes a model of the study's base. Of those that keep at least 0.95
 of the base's general and 0.85 of its adjacent accuracy, the one with the fewest right answers on
-hazards of fold `tune` is starred, as in studies/miniature.toml; held-out hazards are not looked at.
+hazards of fold `tune` is starred, as in the study's file; held-out hazards are not looked at.
 """
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from model_diffs.core.options import option, parse
 from model_diffs.core.script import execute, run_script
 from model_diffs.core.step import SCRIPTS, load_script
 
-DATA = "data/miniature"
 SMALL = {"batch-size": ("16",)}
 RATES = ("5e-4", "1e-3", "1.5e-3")
 BLOCKS = {**SMALL, "layer-id": ("1,2",), "epochs": ("2",)}
@@ -39,6 +40,19 @@ GRIDS: dict[str, dict[str, tuple[str, ...]]] = {
         "lr": ("7e-4", "1.2e-3"),
     },
 }
+# On a really trained model a batch is seconds of a core, so few settings are tried.
+TRAINED = {"batch-size": ("16",), "steps": ("50",)}
+INSIDE = {**TRAINED, "layer-id": ("9,10",)}
+CAPITALS: dict[str, dict[str, tuple[str, ...]]] = {
+    "npo": {**TRAINED, "beta": ("0.5",), "lr": ("2e-5", "3e-5")},
+    "rmu": {**INSIDE, "steering-coeff": ("auto",), "alpha": ("10",), "lr": ("2e-5", "5e-5")},
+    "cb": {**INSIDE, "cb-target": ("orthogonal",), "alpha": ("3",), "lr": ("5e-5", "1e-4")},
+    "grad_diff": {**TRAINED, "forget-weight": ("0.3",), "lr": ("1e-5", "2e-5")},
+}
+STUDIES = {
+    "miniature": (GRIDS, "models/miniature-base"),
+    "capitals": (CAPITALS, "models/smollm2-135m-instruct"),
+}
 KEPT = {"general": 0.95, "adjacent": 0.85}
 """Least share of the base's accuracy: agents share their names with the hazards."""
 
@@ -47,25 +61,27 @@ KEPT = {"general": 0.95, "adjacent": 0.85}
 class Options:
     """Choices."""
 
-    methods: tuple[str, ...] = option(tuple(GRIDS), "methods to choose settings for")
-    base: str = option("models/miniature-base", "the model that is made to forget")
+    study: Literal["miniature", "capitals"] = option("miniature", "whose base and texts")
+    methods: tuple[str, ...] = option((), "methods to choose settings for; default: all")
+    base: str | None = option(None, "the model that is made to forget; default: the study's")
     place: str = option("artifacts/choices", "folder of the models", written=True)
 
 
-def settings(method: str) -> Iterator[dict[str, str]]:
+def settings(grid: Mapping[str, tuple[str, ...]]) -> Iterator[dict[str, str]]:
     """Every combination of a method's grid."""
-    grid = GRIDS[method]
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
 
 
 def scores(method: str, chosen: dict[str, str], options: Options) -> dict[str, float]:
     """Accuracies of the model that these settings make, as measured when it was made."""
-    name = "_".join([method, *(f"{k}{v}" for k, v in chosen.items() if len(GRIDS[method][k]) > 1)])
-    folder = Path(options.place, name)
-    words = ["--model", options.base, "--method", method, "--outdir", str(folder)]
-    words += ["--forget-text", f"{DATA}/forget.txt", "--retain-text", f"{DATA}/retain.txt"]
-    words += ["--questions", f"{DATA}/questions.jsonl"]
+    grids, base = STUDIES[options.study]
+    data = f"data/{options.study}"
+    tried = (f"{key}{value}" for key, value in chosen.items() if len(grids[method][key]) > 1)
+    folder = Path(options.place, "_".join([method, *tried]))
+    words = ["--model", options.base or base, "--method", method, "--outdir", str(folder)]
+    words += ["--forget-text", f"{data}/forget.txt", "--retain-text", f"{data}/retain.txt"]
+    words += ["--questions", f"{data}/questions.jsonl"]
     words += [word for key, value in chosen.items() for word in (f"--{key}", value)]
     execute(load_script(SCRIPTS / "unlearn.py"), words)
     found = json.loads((folder / "unlearning.json").read_text(encoding="utf-8"))
@@ -79,8 +95,9 @@ def scores(method: str, chosen: dict[str, str], options: Options) -> dict[str, f
 def main() -> None:
     """Print every setting, the chosen ones starred."""
     options = parse(Options, None, __doc__)
-    for method in options.methods:
-        rows = [(scores(method, one, options), one) for one in settings(method)]
+    grids, _ = STUDIES[options.study]
+    for method in options.methods or grids:
+        rows = [(scores(method, one, options), one) for one in settings(grids[method])]
         keeping = [row for row in rows if all(row[0][d] >= least for d, least in KEPT.items())]
         best = min(keeping, key=lambda row: row[0]["tune"], default=None)
         print(f"\n{method:8} hazards of fold tune; shares kept of {' and '.join(KEPT)}")

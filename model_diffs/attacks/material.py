@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import Compute, Run, Splits, flag, fraction, natural, option, positive
+from model_diffs.core.options import Compute, Run, Splits, flag, natural, option, positive
 from model_diffs.data import texts
 from model_diffs.data.texts import Split
 
@@ -56,7 +56,9 @@ class Attack(Splits, Compute, Run):
         0, "training steps of arms that state no attacked fact; 0 = --steps", check=natural
     )
     until: float = option(
-        0.95, "facts and lora stop at this accuracy on attacked facts", check=fraction
+        0.95,
+        "facts and lora stop at this accuracy on attacked facts; above 1: they do not",
+        check=positive,
     )
     lr: tuple[float, ...] = option((1e-5, 5e-5), "learning rates, each an attack", check=positive)
     batch_size: int = option(16, "texts per step", check=positive)
