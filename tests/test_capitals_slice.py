@@ -35,7 +35,7 @@ steps = 10
 batch-size = 16
 lr = 5e-5
 steps = 10
-layer-id = "9,10"
+layer-id = "9,11"
 alpha = 10
 steering-coeff = "auto"
 """
