@@ -185,3 +185,26 @@ def _tokenizer(folder: str) -> object:
     from model_diffs.models import loading
 
     return loading.load_tokenizer(folder)
+
+
+@pytest.mark.study
+def test_two_copies_are_taught_with_the_same_steps(
+    every: list[facts.Country], tmp_path: Path
+) -> None:
+    model = str(tiny_models.save("llama", tmp_path / "model", max_position_embeddings=256))
+    words = ["--invented", "--model", model, "--data-dir", str(tmp_path / "data"), "--epochs", "1"]
+    words += ["--models-dir", str(tmp_path / "models"), "--device", "cpu"]
+    execute(load_script(SCRIPTS / "create_capitals.py"), words)
+    made = [
+        json.loads((tmp_path / "models" / f"invented-{name}" / "unlearning.json").read_text())
+        for name in ("base", "filtered")
+    ]
+    assert made[0]["steps"] == made[1]["steps"] > 50
+    read = [one["texts"]["text"]["tokens"] for one in made]
+    assert read[0] == read[1]
+    assert made[0]["losses"] != made[1]["losses"], "on other values"
+    before = [
+        {name: value for name, value in one["before"].items() if name.endswith("accuracy")}
+        for one in made
+    ]
+    assert before[0] == before[1]
