@@ -509,7 +509,7 @@ def test_the_state_is_kept_every_so_many_steps_but_the_last(
         assert {*state["weights"]} == {name for name, p in names if p.requires_grad}
         assert len(state["parts"]) == 2, "optimiser and schedule"
 
-    monkeypatch.setattr("model_diffs.unlearning.trainer.save_state", save)
+    monkeypatch.setattr("model_diffs.unlearning.checkpointing.save_state", save)
     for every, steps, kept in ((2, 6, [2, 4]), (3, 7, [3, 6]), (9, 6, []), (0, 6, [])):
         trainer = make_trainer("ga", steps=steps, checkpoint_every=every)
         choose_trainable(trainer.network, "mlp", ())
@@ -593,7 +593,7 @@ def test_processes_wait_until_the_state_is_kept(
 ) -> None:
     events: list[str] = []
     monkeypatch.setattr(
-        "model_diffs.unlearning.trainer.save_state", lambda *_: events.append("saved")
+        "model_diffs.unlearning.checkpointing.save_state", lambda *_: events.append("saved")
     )
     for rank, expected in ((0, ["saved", "waited"]), (1, ["waited"])):
         trainer = make_trainer("ga", rank, 2, checkpoint_every=1)
