@@ -264,14 +264,14 @@ import os, signal, sys
 import torch
 import unlearn
 from model_diffs.core import script
-from model_diffs.unlearning import trainer
+from model_diffs.unlearning import checkpointing
 
-def save_and_die(*state, save=trainer.save_state):
+def save_and_die(*state, save=checkpointing.save_state):
     save(*state)
     os.kill(os.getpid(), signal.SIGKILL)
 
 torch.set_num_threads(1)
-trainer.save_state = save_and_die
+checkpointing.save_state = save_and_die
 script.execute(unlearn, sys.argv[1:])
 """
 
