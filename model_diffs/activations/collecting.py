@@ -59,6 +59,10 @@ def collect(missing: Sequence[Saved], options: Pass) -> None:
                 _save(one, split_pass, checkpoints, devices.dtype_name(dtype))
 
     how = _how([*checkpoints.values()], options, device, dtype)
+    if options.cache_fp16 and results.is_main_process():
+        says = "states of the base are kept in fp16, whose rounding shows in small differences"
+        why = says if how == "no" else "has no effect: no disk cache is needed here"
+        print(f"warning: --cache-fp16: {why}", file=sys.stderr)
     if how == "blocks":
         remote = options.trust_remote_code
         skeletons = [Skeleton.open(name, device, dtype, remote) for name in names]

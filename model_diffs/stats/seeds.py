@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 def entry_of(name: str) -> str:
     """A model's name without its training seed: `npo` of `npo__seed1337`."""
-    return re.sub(r"__seed\d+$", "", name)
+    return re.sub(r"__seed-?\d+$", "", name)
 
 
 def over_seeds(table: "pd.DataFrame") -> "pd.DataFrame":

@@ -67,9 +67,10 @@ def make(options: Options, run: Run) -> None:
     changes = _write(base, like, options, run)
     editing_seconds = time.perf_counter() - started
     tokenizer.save_pretrained(run.path)
+    texts: dict[str, dict[str, list[float]]] = {"before": {}, "after": {}}
     before, after = (
-        _measured(options, model, splits, tokenizer, questions)
-        for model in (options.model, str(run.path))
+        _measured(options, model, splits, tokenizer, questions, kept)
+        for model, kept in zip((options.model, str(run.path)), texts.values(), strict=True)
     )
     print(f"before: {in_words(before)}\nafter:  {in_words(after)}", flush=True)
     facts = provenance.process_facts()
@@ -78,6 +79,7 @@ def make(options: Options, run: Run) -> None:
         "arguments": dict(run.planned.arguments),
         "before": before,
         "after": after,
+        "held_out_NLL": texts,
         "texts": {name: split.facts for name, split in splits.items()},
         "matrices": [change._asdict() for change in changes],
         "training_seconds": round(editing_seconds, 3),
@@ -201,12 +203,13 @@ def _measured(
     splits: Mapping[str, Tokens],
     tokenizer: Any,
     questions: list[Question],
+    kept: dict[str, list[float]],
 ) -> dict[str, float | None]:
     """What a trained model is measured by before and after; the model is loaded for it alone."""
     dtype = DTYPES["fp32" if options.dtype == "auto" else options.dtype]
     model = load_model(name, pick_device(options.device), dtype, options.trust_remote_code)
     size = 2 * options.batch_size
-    found = nlls(Network(model), splits, tokenizer.pad_token_id, size)
+    found = nlls(Network(model), splits, tokenizer.pad_token_id, size, kept=kept)
     found |= accuracies(model, tokenizer, questions) if questions else {}
     del model
     gc.collect()

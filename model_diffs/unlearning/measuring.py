@@ -23,48 +23,54 @@ def nlls(
     batch_size: int,
     accelerator: Accelerator | None = None,
     most: int = 0,
+    kept: dict[str, list[float]] | None = None,
 ) -> dict[str, float | None]:
     """NLL per token, nats, on the held-out texts of each split; gap = forget_NLL − retain_NLL.
 
     `passage` is a Network, or what wraps one. With an accelerator its processes share the texts.
     A pass takes at most `most` tokens (0: any number). None where no text was held out and for what
-    is not finite.
+    is not finite. `kept` gets the NLL per token of each text.
     """
-    found = {
-        f"{name}_NLL": _mean_nll(passage, split.held_out, pad_id, batch_size, accelerator, most)
-        for name, split in splits.items()
-    }
+    found = {}
+    for name, split in splits.items():
+        texts = split.held_out
+        sums = _text_nlls(passage, texts, pad_id, batch_size, accelerator, most)
+        predictions = [len(ids) - 1 for ids in texts]
+        found[f"{name}_NLL"] = math.fsum(sums) / sum(predictions) if texts else math.nan
+        if kept is not None:
+            kept[name] = [s / max(n, 1) for s, n in zip(sums, predictions, strict=True)]
     found["gap"] = found["forget_NLL"] - found["retain_NLL"]
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 @torch.no_grad()
-def _mean_nll(
+def _text_nlls(
     passage: nn.Module,
     texts: Sequence[list[int]],
     pad_id: int,
     batch_size: int,
     accelerator: Accelerator | None,
     most: int,
-) -> float:
-    """NLL per prediction over `texts`; NaN without texts."""
+) -> list[float]:
+    """Summed NLL of each text, on every process."""
     if not texts:
-        return math.nan
+        return []
     device = accelerator.device if accelerator else next(passage.parameters()).device
     rank, processes = 0, 1
     if accelerator:
         rank, processes = accelerator.process_index, accelerator.num_processes
     batches = length_batches([len(ids) for ids in texts], batch_size, most)
-    total = 0.0
+    found: dict[int, float] = {}
     # Sharded weights need equally many passes on all processes.
     for start in range(0, len(batches), processes):
         mine = start + rank
         rows = batches[min(mine, len(batches) - 1)]
         log_probs = passage(Network.log_probs, split_batch(texts, rows, pad_id, device))
         if mine < len(batches):
-            total -= float(log_probs.cpu().double().sum())
-    totals = gather_object([total]) if accelerator else [total]
-    return math.fsum(totals) / sum(len(ids) - 1 for ids in texts)
+            found |= dict(zip(rows, (-log_probs).cpu().double().tolist(), strict=True))
+    shares = gather_object([found]) if accelerator else [found]
+    whole = {row: value for one in shares for row, value in one.items()}
+    return [whole[row] for row in range(len(texts))]
 
 
 @torch.no_grad()

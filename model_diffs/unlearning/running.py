@@ -44,7 +44,8 @@ from model_diffs.unlearning.settings import Options, resolve
 from model_diffs.unlearning.summary import model_card
 from model_diffs.unlearning.trainer import Trainer
 
-Measure = Callable[[], dict[str, float | None]]
+Measure = Callable[[dict[str, list[float]]], dict[str, float | None]]
+"""Gets what keeps the NLL of each held-out text."""
 # RMU's published coefficients are about this many times the norm of the frozen model's states.
 AUTO_STEERING = 2.0
 
@@ -209,7 +210,8 @@ def train(
 ) -> dict[str, Any]:
     """Train the model; returns what was done and measured, for unlearning.json."""
     trainer.leave_out_sink()
-    before, norms = measure(), trainer.state_norms()
+    texts: dict[str, dict[str, list[float]]] = {"before": {}, "after": {}}
+    before, norms = measure(texts["before"]), trainer.state_norms()
     if norms and not trainer.settings.steering:
         steering = tuple(AUTO_STEERING * norm for norm in norms["forget"])
         trainer.settings = dataclasses.replace(trainer.settings, steering=steering)
@@ -218,7 +220,7 @@ def train(
     trainer.train(trainer.make_reference(stored_dtype(base, "base"), run.path))
     for file in run.path.glob("reference_*.bin"):
         file.unlink()
-    after, norms_after = measure(), trainer.state_norms()
+    after, norms_after = measure(texts["after"]), trainer.state_norms()
     trainer.say(f"before: {in_words(before)}\nafter:  {in_words(after)}")
     trained = [p.numel() for p in trainer.network.parameters() if p.requires_grad]
     return {
@@ -229,6 +231,7 @@ def train(
         "steps": len(trainer.steps_log),
         "before": before,
         "after": after,
+        "held_out_NLL": texts,
         "hidden_norms": {"before": norms, "after": norms_after},
         "training_seconds": round(trainer.seconds, 3),
         "losses": [log._asdict() for log in trainer.steps_log],
@@ -247,9 +250,9 @@ def train(
 
 
 def _measure(
-    trainer: Trainer, tokenizer: Any, questions: list[Question]
+    trainer: Trainer, tokenizer: Any, questions: list[Question], kept: dict[str, list[float]]
 ) -> dict[str, float | None]:
-    found = trainer.evaluate()
+    found = trainer.evaluate(kept)
     # Sharded weights come together only where all processes make the pass.
     if questions and (trainer.accelerator.is_main_process or trainer.sharded):
         found |= trainer.network(lambda one: accuracies(one.model, tokenizer, questions))

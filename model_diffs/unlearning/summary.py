@@ -6,7 +6,6 @@ uv run python -m model_diffs.unlearning.summary --report unlearned_models/miniat
 
 import argparse
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from model_diffs.core.methods import METHODS
 from model_diffs.core.options import flag
 from model_diffs.core.records import read_record
 from model_diffs.core.script import run_script
+from model_diffs.stats.intervals import mean_interval
+from model_diffs.stats.seeds import entry_of
 from model_diffs.unlearning.settings import without_effect
 
 # Columns of the table where a run has them; the rest is in the report.
@@ -49,7 +50,7 @@ def table(folders: Sequence[Path], results: Mapping[Path, str]) -> str:
     rows = []
     for folder in folders:
         row: dict[str, Any] = {"model": folder.name, "result": results.get(folder)}
-        row["entry"] = re.sub(r"__seed-?\d+$", "", folder.name)
+        row["entry"] = entry_of(folder.name)
         made = results.get(folder) in ("done", "skipped") and (folder / "unlearning.json").exists()
         if made or not results:  # one that failed may have left the numbers of an earlier run
             run = read_run(folder)
@@ -62,16 +63,22 @@ def table(folders: Sequence[Path], results: Mapping[Path, str]) -> str:
     summaries = []
     for label, seeds in found.groupby("entry", sort=False):
         if len(seeds) > 1:
-            spread = seeds[measured].std().add_suffix("_std")
-            mean = seeds[[*measured, "seconds", "GB"]].mean()
-            named = pd.Series({"model": f"{label}: mean of {len(seeds)}"})
-            summaries.append(pd.concat([named, mean, spread]))
+            mean, spread = seeds[[*measured, "seconds", "GB"]].mean(), seeds[measured].std()
+            known = [name for name in measured if pd.notna(mean[name])]
+            both = {name: f"{cell(mean[name])} ± {cell(spread[name])}" for name in known}
+            named = {"model": f"{label}: mean of {len(seeds)}"}
+            summaries.append(mean.to_dict() | both | named)
     whole = pd.concat([found, pd.DataFrame(summaries)]) if summaries else found
     whole = whole.drop(columns="entry")
     shown = {"seconds": "{:.0f}".format, "GB": "{:.1f}".format}
     for name in whole.columns[1:]:
         whole[name] = [
-            "–" if pd.isna(value) else shown.get(name, cell)(value) for value in whole[name]
+            "–"
+            if pd.isna(value)
+            else str(value)
+            if isinstance(value, str)
+            else shown.get(name, cell)(value)
+            for value in whole[name]
         ]
     return whole.to_string(index=False)
 
@@ -118,8 +125,11 @@ REPORT = """
 - Python {python}; {versions}
 - commit of this project: {git_commit}
 
+## Tests of no change, paired over held-out texts
+{tests}
+
 ## Robustness
-- seeds run, and the spread over them: …
+- seeds run, and the spread over them: {seeds}
 - after relearning (`relearn.py`; rates, steps, worst case): …
 - downstream tasks, generated samples, other forms of the questions: …"""
 
@@ -154,6 +164,40 @@ def model_card(run: Mapping[str, Any]) -> str:
     )
 
 
+def paired_tests(run: Mapping[str, Any]) -> str:
+    """A line per split: change of NLL per held-out text, its bootstrap interval, paired t-test."""
+    from scipy import stats
+
+    kept = run.get("held_out_NLL") or {"before": {}, "after": {}}
+    lines = []
+    for split, after in kept["after"].items():
+        change = [b - a for a, b in zip(kept["before"][split], after, strict=True)]
+        if len(change) < 2:
+            continue
+        mean, low, high = mean_interval(change, run["arguments"].get("seed", 0))
+        t = stats.ttest_1samp(change, 0.0)
+        lines.append(
+            f"- {split}_NLL: {mean:+.3f} nats per token ({low:+.3f} – {high:+.3f}, 95 % bootstrap "
+            f"over {len(change)} texts); paired t = {t.statistic:.2f}, p = {t.pvalue:.2g}"
+        )
+    return "\n".join(lines) or "- no text was held out"
+
+
+def over_seeds(folder: Path) -> str:
+    """Mean ± standard deviation of a model and those beside it that differ in seed alone."""
+    import pandas as pd
+
+    entry = entry_of(folder.name)
+    beside = [one for one in folder.parent.glob(f"{entry}__seed*") if entry_of(one.name) == entry]
+    several = [one for one in sorted(beside) if (one / "unlearning.json").exists()]
+    if len(several) < 2 or entry == folder.name:
+        return "… (one seed here; `seeds` of a study makes a model per seed)"
+    after = pd.DataFrame([read_run(one)["after"] for one in several])
+    measured = [name for name in MEASURED if name in after]
+    found = [f"{name} {after[name].mean():.3f} ± {after[name].std():.3f}" for name in measured]
+    return f"{len(several)} seeds, mean ± standard deviation: {', '.join(found)}"
+
+
 def report(folder: Path) -> str:
     """What has to stand beside a result, filled in from the records; gaps (…) are the author's."""
     run = read_run(folder)
@@ -166,6 +210,8 @@ def report(folder: Path) -> str:
     return model_card(run) + REPORT.format(
         **{**record, **run},
         splits="\n".join(splits),
+        tests=paired_tests(run),
+        seeds=over_seeds(folder),
         gigabytes=run["peak_memory_bytes"] / 1e9,
         versions=", ".join(f"{k} {v}" for k, v in sorted(run.get("packages", {}).items())),
     )

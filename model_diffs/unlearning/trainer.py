@@ -207,10 +207,10 @@ class Trainer:
 
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────
 
-    def evaluate(self) -> dict[str, float | None]:
+    def evaluate(self, kept: dict[str, list[float]] | None = None) -> dict[str, float | None]:
         """NLLs on the held-out texts, as `measuring.nlls` says."""
         size, most = 2 * self.options.batch_size, self.options.batch_tokens
-        return nlls(self.passage, self.splits, self.pad_id, size, self.accelerator, most)
+        return nlls(self.passage, self.splits, self.pad_id, size, self.accelerator, most, kept)
 
     @torch.no_grad()
     def state_norms(self) -> dict[str, list[float]] | None:
