@@ -15,15 +15,16 @@ their place, with --power power.csv. With --register it writes the hashes of the
 and no result, with --model it prints where a model stands.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import Run, natural, option, recorded
+from model_diffs.core.options import Run, natural, option, parse, recorded
 from model_diffs.core.results import PlannedRun, open_run
 from model_diffs.core.results import Run as Writing
-from model_diffs.core.script import run_step
+from model_diffs.core.script import execute, run_script
 from model_diffs.core.step import Figure, Step, Table, load_steps
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ class Options(Run):
 
 
 def planned_runs(options: Options) -> list[PlannedRun]:
-    """One folder; none where something is only printed or registered."""
+    """One folder; none where a model is placed or the document registered."""
     if options.register or options.model:
-        return [PlannedRun(Path(), "", {})]
+        return []
     what = "choice" if options.choose else "power" if options.power else STEP.folder
     folder = Path(options.outdir or Path(options.outroot) / "brittleness" / what)
     return [PlannedRun(folder, what, recorded(options))]
@@ -150,13 +151,7 @@ def register(options: Options) -> None:
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
-    """Analyse, choose, simulate, register or place."""
-    if options.register:
-        register(options)
-        return
-    if options.model:
-        place(options)
-        return
+    """Analyse, choose or simulate."""
     rows, states, settings = read(options)
     for planned in todo:
         with open_run(planned) as run:
@@ -177,5 +172,16 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
                 predict(run, rows, settings)
 
 
+def command() -> None:
+    """Register or place, which leave no result folder, or run the step."""
+    given = parse(Options, None, __doc__)
+    if given.register:
+        register(given)
+    elif given.model:
+        place(given)
+    else:
+        execute(sys.modules[__name__])
+
+
 if __name__ == "__main__":
-    run_step(__name__)
+    run_script(command)

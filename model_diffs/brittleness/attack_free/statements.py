@@ -32,8 +32,9 @@ def asked(lines: Sequence[str], questions: Sequence[Question]) -> list[Question]
 
 
 def measure(pair: Pair) -> dict[str, float]:
-    """Mean over all statements of fold `heldout`, at most one a question and template."""
+    """Mean over all statements of fold `heldout`; NaN where no line is one."""
     lines = pair.victim.sample()[0].split.texts
     heldout = [one for one in pair.hazard if one.fold == "heldout"]
-    given = pair.victim.ask(asked(lines, heldout)) if heldout else []
+    questions = asked(lines, heldout)
+    given = pair.victim.ask(questions) if questions else []
     return {"statement_accuracy": accuracy(given), "statement_margin": margin(given)}
