@@ -5,6 +5,7 @@ are made on Linux only: elsewhere system libraries do not survive them.
 """
 
 import gc
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,18 @@ def prepare(units: Sequence[Unit]) -> None:
         os.environ.setdefault("MPLBACKEND", "agg")
         for name in HEAVY:
             import_module(name)
+        _draw_once()
         gc.freeze()  # forks share these objects as long as nobody writes to them
+
+
+def _draw_once() -> None:
+    """Draw one figure, so that forks have the fonts."""
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.set(title="title", xlabel="block", yscale="log")
+    figure.savefig(io.BytesIO(), format="png")
 
 
 def run(unit: Unit, words: Sequence[str]) -> NoReturn:
