@@ -90,7 +90,7 @@ def saelens(folder: Path, seed: int, d_in: int = D, **config: Any) -> Tensors:
     _config(folder, "cfg.json", {**told, "normalize_activations": "none", **config})
     stored = {"W_enc": w["encoder"].T.contiguous(), "W_dec": w["decoder"]}
     stored |= {name: w[name] for name in ("b_enc", "b_dec")}
-    if told | config | {} and {**told, **config}["architecture"].startswith("jumprelu"):
+    if {**told, **config}["architecture"].startswith("jumprelu"):
         stored["threshold"] = w["threshold"]
     save_file(stored, folder / "sae_weights.safetensors")
     return w

@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import field_saes
 import numpy as np
 import pytest
 import tiny_models
 import torch
 
+from model_diffs.core.errors import BadInput
 from model_diffs.core.options import parse
 from model_diffs.core.script import run_script
-from model_diffs.dictionaries import sae_files
+from model_diffs.dictionaries import sae_files, sae_releases
 from model_diffs.dictionaries.sae import Sae
 from model_diffs.importance.saved import load_results
 
@@ -252,6 +254,55 @@ def test_interrupted_run_is_saved_and_marked_partial(
     assert about["partial"] is True
     assert about["texts"] == 2
     assert (folder / "timing_summary.txt").read_text().startswith("INTERRUPTED")
+
+
+def test_saes_are_found_by_the_model_where_none_are_named(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = given(place, "--layers", "0,1,2")
+    assert run("sae_gradient_analysis", words, monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert "--sae is missing" in said and "./dictionary_learning_demo/" in said
+    trained = tmp_path / "dictionary_learning_demo" / "tiny_batch_top_k"
+    for trainer in (0, 1):
+        below = trained / "mlp_out_layer_1" / f"trainer_{trainer}"
+        field_saes.dictionary_learning(below, trainer, 1, "mlp_out_layer_1")
+    assert run("sae_gradient_analysis", words, monkeypatch) == 2
+    assert "--trainer 0 1" in capsys.readouterr().err
+    assert run("sae_gradient_analysis", [*words, "--trainer", "1"], monkeypatch) == 0
+    done = capsys.readouterr()
+    assert "layer_1_mean_abs: 96 dimensions" in done.out
+    assert "no SAE for mlp_out of layer 0, 2: skipped" in done.err
+    assert run("sae_gradient_analysis", [*words, "--inactive"], monkeypatch) == 2
+    assert "--inactive has no effect on values" in capsys.readouterr().err
+
+
+def test_known_saes_are_used_or_named() -> None:
+    assert sae_releases.of_model("google/gemma-2-2b") == "google/gemma-scope-2b-pt-mlp"
+    assert sae_releases.of_model("gpt2") == "jbloom/GPT2-Small-SAEs-Reformatted"
+    with pytest.raises(BadInput, match="known for it: NoamDiamant52"):
+        sae_releases.of_model("Qwen/Qwen2.5-0.5B")
+    with pytest.raises(BadInput, match="no SAEs are known for org_model"):
+        sae_releases.of_model("org/model")
+
+
+def test_releases_of_saelens_are_read_from_its_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without importing it: the library is not installed here."""
+    (tmp_path / "sae_lens").mkdir()
+    (tmp_path / "sae_lens" / "__init__.py").write_text("raise ImportError")
+    (tmp_path / "sae_lens" / "pretrained_saes.yaml").write_text(
+        "one:\n  repo_id: org/first\n  saes:\n  - id: a\n    path: x/y\n"
+        "two:\n  repo_id: org/second\n  saes:\n  - id: l0/b\n    path: z\n  - id: c\n    path: w\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert sae_releases.locate("two:l0/b") == ("org/second", ("z",), None)
+    assert sae_releases.locate("two") == ("org/second", ("z", "w"), None)
+    assert sae_releases.locate("three:a") is None
+    with pytest.raises(BadInput, match="the release one has no such SAE; it has a"):
+        sae_releases.locate("one:b")
 
 
 @pytest.mark.parametrize(

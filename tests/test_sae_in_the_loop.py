@@ -104,6 +104,35 @@ def test_feature_means_are_those_of_an_sae_in_the_loop(activation: str, batch_si
     assert found.mean_loss == pytest.approx(plain / PREDICTIONS, rel=1e-5)
 
 
+def test_inactive_features_have_gradients_where_that_is_asked_for() -> None:
+    model, sae, layer = tiny_models.build("llama", seed=8), an_sae("jumprelu"), 1
+    _, features, slopes = losses_in_the_loop(model, layer, sae, lambda f: f)
+    counted = [slice(start, None) for start in STARTS]
+    g = torch.cat([one[part] for one, part in zip(slopes, counted, strict=True)]).double()
+    reader, options = Reader("tiny", model), Options(aggregate_by="gradients", batch_size=3)
+    lens = SaeFeatures({layer: sae}, inactive=True)
+    found = measuring.measure(reader, TOKENS, 0, lens, (layer,), options)
+    expected = torch.stack([g.sum(0), g.abs().sum(0)]) / PREDICTIONS
+    np.testing.assert_allclose(found.means[layer], expected, rtol=1e-4, atol=1e-6)
+    never = (torch.cat(features) > 0).sum(0) == 0
+    assert never.any() and (found.means[layer][1][never] > 0).all()
+
+
+@pytest.mark.parametrize("normalise", ["layer_norm", "constant_norm"])
+@pytest.mark.parametrize("centred", [False, True])
+def test_gradients_pass_by_the_scale_of_normalised_activations(
+    normalise: str, centred: bool
+) -> None:
+    sae = replace(an_sae("topk"), normalise=normalise, centred=centred)
+    found, direction = sae.encode(X), torch.randn(len(X), D)
+    values = found.values.clone().requires_grad_()
+    loss = (sae.reconstruct(X, found._replace(values=values)) * direction).sum()
+    (expected,) = torch.autograd.grad(loss, values)
+    torch.testing.assert_close(sae.slopes(found, direction, X), expected, rtol=1e-4, atol=1e-5)
+    dense_slopes = sae.all_slopes(X, direction)[found.tokens, found.features]
+    torch.testing.assert_close(dense_slopes, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_feature_turned_down_changes_the_loss_as_its_gradient_says() -> None:
     model, sae, layer = tiny_models.build("llama", seed=8), an_sae("topk"), 1
     before, features, slopes = losses_in_the_loop(model, layer, sae, lambda f: f)
