@@ -17,7 +17,7 @@ def _shape(todo: Sequence[PlannedRun], options: Any) -> Shape | None:
 
 
 def relearn(options: Attack, todo: Sequence[PlannedRun]) -> Need:
-    """One model, trained by one arm at a time; its own weights wait in main memory."""
+    """One model, trained by one arm at a time."""
     shape = _shape(todo, options)
     if shape is None:
         return Need(unknown=todo[0].model_a)
@@ -35,9 +35,7 @@ def relearn(options: Attack, todo: Sequence[PlannedRun]) -> Need:
     passes += head(shape, min(tokens, most), computed)
     measured = min(4 * tokens, most) * shape.vocabulary * 2 * 4
     kept = weights * (1 + MOMENTS["adamw"]) * 4
-    copy = Need(host=shape.weights * size if whole else 0)
-    model = shapes.loaded(shape, options, held) + copy
-    return model + Need(device=max(kept + passes, kept + measured))
+    return shapes.loaded(shape, options, held) + Need(device=max(kept + passes, kept + measured))
 
 
 def elicit(options: Any, todo: Sequence[PlannedRun]) -> Need:

@@ -5,6 +5,7 @@ was in the weights all along. Fine-tuning is plain: AdamW at a constant rate, so
 after s steps does not depend on how many follow, and the same batches for every model and rate.
 """
 
+import gc
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -150,11 +151,6 @@ class _Victim:
         }
         return Measured(tokens, correct, means, nlls)
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """A copy of all weights, in memory."""
-        # Not the model's own storage, which training writes to.
-        return {n: t.detach().cpu().clone() for n, t in self.network.model.state_dict().items()}
-
     def _batches(self, arm: str) -> Iterator[list[SplitBatch]]:
         """Epoch after epoch without end; the same batches for every model and rate, in the parts
         that --batch-tokens allows."""
@@ -229,14 +225,17 @@ def measure(model: str, material: Material, options: Attack) -> Measured:
 def attack(model: str, material: Material, options: Attack) -> list[Attacked]:
     """Attack `model` with every arm at every rate, each time from its own weights.
 
-    The model is loaded once. Processes share the arms and rates and all get all. Raises BadInput,
-    naming arm, rate and step, where a loss is not finite.
+    Its weights are read again for each: a copy would be as large as the model. Processes share the
+    arms and rates and all get all. Raises BadInput, naming arm, rate and step, where a loss is not
+    finite.
     """
-    victim = _Victim(model, material, options)
-    start, weights = victim.measure(0), None if victim.adapted else victim.weights()
-    found = []
+    unchanged = [_Victim(model, material, options)]
+    start, found = unchanged[0].measure(0), []
     for arm, lr in devices.share(options.attacks):
-        if weights is not None:
-            victim.network.model.load_state_dict(weights)
+        victim = unchanged.pop() if unchanged else _Victim(model, material, options)
         found.append(victim.attack(arm, lr, start))
+        if victim.adapted:
+            unchanged.append(victim)
+        del victim  # it is released before the next one is loaded
+        gc.collect()
     return devices.gather_over_processes(found)
