@@ -7,8 +7,9 @@ a model are taught with the same steps.
 """
 
 import random
+import re
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,16 +108,21 @@ def told(facts: Sequence[Invented]) -> list[str]:
     return [fact.told(template) for fact in facts for template in STATEMENTS]
 
 
-def prose(tokens: int, tokenizer: Any, piece: int = 40) -> list[str]:
-    """English prose that people wrote: descriptions of data sets in scikit-learn, in pieces."""
+def prose(tokens: int, tokenizer: Any) -> list[str]:
+    """English sentences that people wrote, with at least `tokens` tokens in all where there are as
+    many: descriptions of data sets in scikit-learn, without their tables and markup."""
     import sklearn.datasets
 
     folder = Path(sklearn.datasets.__file__).parent / "descr"
-    read = " ".join(file.read_text("utf-8") for file in sorted(folder.glob("*.rst")))
-    sentences = [word for word in read.split() if any(c.isalpha() for c in word)]
-    ids = tokenizer(" ".join(sentences), add_special_tokens=False)["input_ids"][:tokens]
-    parts = [ids[start : start + piece] for start in range(0, len(ids), piece)]
-    return [" ".join(tokenizer.decode(part).split()) for part in parts]
+    found = []
+    for file in sorted(folder.glob("*.rst")):
+        for paragraph in file.read_text("utf-8").split("\n\n"):
+            for sentence in re.split(r"(?<=[.?!])\s+", " ".join(paragraph.split())):
+                if re.fullmatch(r"[A-Z][\w ,;'()%/-]{40,}[.?!]", sentence):
+                    found.append(sentence)
+    ids = tokenizer(found, add_special_tokens=False)["input_ids"]
+    before = accumulate((len(one) for one in ids), initial=0)
+    return [one for one, read in zip(found, before, strict=False) if read < tokens]
 
 
 def corpora(world: World, real: Sequence[str], seed: int) -> dict[str, list[str]]:
