@@ -14,7 +14,6 @@ which tokens predictions changed most), contexts.html (the same) and kl_divergen
 from dataclasses import dataclass
 from typing import Any
 
-from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Comparison, Figures, Reading
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import run_step
@@ -26,6 +25,7 @@ STEP = Step(
     question="How differently do the two models predict the next token?",
     memory="model_diffs.diagnostics.memory:PREDICTIONS",
     processes=True,
+    version=2,  # logits of the tokens that count alone: other sums, other last digits
     needs=("forget", "retain"),
     tables=(Table("kl_divergence"), Table("per_text"), Table("tokens")),
     figures=(Figure("kl_divergence", "KL divergence by text", axis="function"),),
@@ -55,35 +55,6 @@ class Options(Comparison, Reading, Figures):
     """KL divergence."""
 
 
-def compared(models: list[Any], tokenizer: Any, one: Any) -> Any:
-    """A data frame, a row per unmasked token; `context` only where the 20 largest values are.
-
-    Processes share the batches and all get all rows.
-    """
-    import pandas as pd
-    import torch
-
-    from model_diffs.models.devices import gather_over_processes
-
-    found = []
-    for at in one.batches("KL divergence"):
-        with torch.inference_mode():
-            logits = (model(**at.batch._asdict(), use_cache=False).logits for model in models)
-            p, q = (x[at.counted].float().log_softmax(-1) for x in logits)
-        row = torch.tensor(at.rows)[at.places[:, 0].cpu()]
-        columns = (row, at.places[:, 1], (p.exp() * (p - q)).sum(-1), p.argmax(-1), q.argmax(-1))
-        names = ("row", "position", "kl", "base", "changed")
-        found.append(pd.DataFrame({n: x.tolist() for n, x in zip(names, columns, strict=True)}))
-    every = gather_over_processes(found)
-    table = pd.concat(every, ignore_index=True).assign(split=one.split.name, context="")
-    if table["kl"].isna().any():
-        raise BadInput(f"logits on the {one.split.name} set are not finite: check the weights")
-    for index, token in table.nlargest(20, "kl").iterrows():
-        ids = one.tokens.ids[token["row"]][: token["position"] + 1]
-        table.loc[index, "context"] = tokenizer.decode(ids[-15:])
-    return table.assign(text=one.tokens.documents[table.row], agreement=table.base == table.changed)
-
-
 def write(run: Run, tokens: Any, tokenizer: Any, seed: int) -> None:
     """Tables, page and figure of one comparison."""
     from model_diffs.core.figures import STYLES, Line, Panel, layer_figure, model_colour
@@ -108,20 +79,29 @@ def write(run: Run, tokens: Any, tokenizer: Any, seed: int) -> None:
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
-    """Compare every changed model with the base, which is loaded once."""
+    """Compare every changed model with the base, which is read once; one model is in memory."""
     import pandas as pd
 
     from model_diffs.activations import passes
-    from model_diffs.models import loading
+    from model_diffs.diagnostics import predictions
+    from model_diffs.models import devices, loading
 
-    sample, tokenizer = passes.of_splits(options, [options.model_a, *options.model_b])
-    base: Any = loading.load_for(options, options.model_a)
-    for planned in todo:
-        models = [base, loading.load_for(options, planned.model_b)]
+    names = [options.model_a, *(planned.model_b for planned in todo)]
+    sample, tokenizer = passes.of_splits(options, names)
+    left, bases = iter(todo), list[Any]()
+    dtype = devices.pick_dtype(options.dtype, sample[0].device)
+
+    def use(model: Any) -> None:
+        if not bases:
+            bases.append(predictions.read_base(model, sample))
+            return
+        changed, planned = predictions.Predictor(model), next(left)
         with open_run(planned) as run:
-            rows = pd.concat(compared(models, tokenizer, one) for one in sample)
-            write(run, rows, tokenizer, options.seed)
-            passes.describe(run, [planned.model_a, planned.model_b], sample, base.dtype)
+            every = (predictions.compared(bases[0], changed, tokenizer, one) for one in sample)
+            write(run, pd.concat(every), tokenizer, options.seed)
+            passes.describe(run, [planned.model_a, planned.model_b], sample, dtype)
+
+    loading.one_by_one(lambda name: loading.load_for(options, name), names, use)
 
 
 if __name__ == "__main__":

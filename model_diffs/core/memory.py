@@ -22,6 +22,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.results import PlannedRun, is_main_process
 
 GB = 1e9
+UNKNOWN = "an unknown amount of memory"
 NAMES = {"device": "the device", "host": "main memory", "disk": "disk"}
 
 
@@ -153,7 +154,7 @@ def estimate(of: Footprint, chosen: Any, todo: Sequence[PlannedRun]) -> Need | N
 def in_words(need: Need, there: Room) -> str:
     """Such as `14.9 GB of the device, 13.8 GB of main memory, 2.1 GB of disk`."""
     if need.unknown:
-        return f"an unknown amount of memory: no config.json of {need.unknown} is on this disk"
+        return f"{UNKNOWN}: no config.json of {need.unknown} is on this disk"
     wanted = need.on(there.device is None)
     shown = [
         f"{getattr(wanted, name) / GB:.2f} GB of {of}"

@@ -13,5 +13,7 @@ covariance        step 9: spectra of covariances over tokens
 lipschitz         step 12: perturbations and gradients around a text, the head in short
 jacobian          step 12: Jacobian norms around a text, of states and logits
 sensitivity       step 12: one model on a sample of texts, and its change
+predictions       step 17: KL divergence of next-token predictions
+memory            what these steps need, before anything is loaded
 probes            step 13: linear probes of the last token's state
 """

@@ -11,6 +11,8 @@ from model_diffs.models.shapes import Shape
 
 _CHUNKS = 5 << 25
 """Bytes of the rows that step 1 converts at a time."""
+_LOGITS = 1 << 26
+"""Logits of each model at a time: `predictions`."""
 _TOGETHER, _STATES = 256, 1 << 24
 """Tokens, and entries of their states, whose derivatives are sought together: `sensitivity`."""
 
@@ -74,15 +76,20 @@ def sensitivity(options: Any, todo: Sequence[PlannedRun]) -> Need:
 
 
 def predictions(options: Any, todo: Sequence[PlannedRun]) -> Need:
-    """Step 17: base and changed model, and the logits of a batch from both."""
+    """Step 17: one model, the base's head and last states, and the logits of some tokens."""
     shape = _shape(todo)
     if shape is None:
         return Need(unknown=todo[0].model_a)
     size = shapes.compute_bytes(options)
     texts = (options.forget_text, options.retain_text)
     tokens = shapes.batch_tokens(shape, texts, options.batch_size, options.max_length)
-    logits = tokens * shape.vocabulary * (size + 5 * 4)
-    return shapes.loaded(shape, options, size, 2) + Need(device=logits)
+    length, most = tokens // options.batch_size, options.max_samples
+    states = 2 * shapes.samples(texts, most) * length * shape.hidden * size
+    logits = 4 * 4 * min(_LOGITS, tokens * shape.vocabulary)
+    of_base = shape.vocabulary * shape.hidden * size
+    passing = shapes.inside_block(shape, tokens, size)
+    model = shapes.loaded(shape, options, size)
+    return model + Need(device=of_base + max(logits, passing), host=states)
 
 
 _BATCHES = ({"batch_size": 4}, {"dtype": "bf16"}, {"batch_size": 1})

@@ -21,6 +21,27 @@ from model_diffs.models.anatomy import Anatomy, locate
 from model_diffs.stats.intervals import entity_interval
 
 
+class Head(NamedTuple):
+    """A model's output embedding, without the model."""
+
+    module: Any
+    cap: float | None
+    """Gemma 2 caps its logits."""
+    vocabulary: int
+
+    @classmethod
+    def of(cls, model: Any) -> "Head":
+        """The head of a causal language model."""
+        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        module = model.get_output_embeddings()
+        return cls(module, cap, len(module.weight))
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits `[…, vocabulary]` of final states `[…, d]`."""
+        logits: Tensor = self.module(hidden)
+        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
+
+
 def _logits(model: Any, anatomy: Anatomy, state: int, hidden: Tensor) -> Tensor:
     """`hidden` `[…, d]` through final norm and head; the last state is normed already."""
     if state < len(anatomy.blocks):
@@ -29,10 +50,7 @@ def _logits(model: Any, anatomy: Anatomy, state: int, hidden: Tensor) -> Tensor:
         # OPT may project to a smaller width after its blocks.
         project = getattr(anatomy.trunk, "project_out", None)
         hidden = hidden if project is None else project(hidden)
-    logits = anatomy.head(hidden)
-    # Gemma 2 caps its logits.
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits
+    return Head.of(model)(hidden)
 
 
 def answers_by_layer(

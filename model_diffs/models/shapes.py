@@ -117,10 +117,20 @@ def _from_headers(folder: Path) -> Shape:
 
 def _from_configuration(folder: Path) -> Shape:
     """Laid out on `meta`. BadInput for an architecture that transformers does not know."""
+    read = files.read_config(folder)
+    return _laid_out(str(folder), (folder / files.CONFIG).read_text(encoding="utf-8"), read)
+
+
+_known: dict[str, Shape] = {}
+"""Of each configuration, by its text: models that are compared have the same."""
+
+
+def _laid_out(folder: str, text: str, read: Mapping[str, Any]) -> Shape:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    read = files.read_config(folder)
+    if text in _known:
+        return _known[text]
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
@@ -130,7 +140,7 @@ def _from_configuration(folder: Path) -> Shape:
     stored = str(read.get("dtype") or read.get("torch_dtype") or "float32")
     itemsize = _STORED.get(stored, 2)
     tensors = {name: Tensor((*p.shape,), itemsize) for name, p in model.named_parameters()}
-    return Shape(read, tensors)
+    return _known.setdefault(text, Shape(read, tensors))
 
 
 def _read(model: str) -> Shape | None:

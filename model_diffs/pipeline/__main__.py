@@ -5,7 +5,6 @@ python -m model_diffs.pipeline [STUDY] [options]
 
 import os
 import platform
-import shlex
 import shutil
 import signal
 import sys
@@ -246,12 +245,7 @@ def _status(planner: Planner, found: list[Unit], chosen: Options) -> None:
 def _dry_run(planner: Planner, found: list[Unit], chosen: Options) -> None:
     planned = units.with_states(found, chosen.force)
     _print_plan(planner, planned)
-    for unit in planned:
-        if unit.todo:
-            words = units.narrowed(unit, chosen.force)
-            print(f"step {unit.number}  would run: {unit.script.name} {shlex.join(words)}")
-            for line in units.memory_lines(unit):
-                print(f"        {line}")
+    closing.print_commands(planned, chosen.force)
     closing.print_pending(planned, planner.settings.outroot)
 
 

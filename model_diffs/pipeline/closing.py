@@ -1,9 +1,11 @@
 """What a run says at its end: a table of results, and where they are."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_diffs.core import results
+from model_diffs.core import memory, results
+from model_diffs.pipeline import units
 from model_diffs.pipeline.units import Target, Unit
 
 Line = tuple[int, str, str, str]
@@ -21,6 +23,24 @@ def _print_places(outroot: str, planned: Sequence[Unit], dry_run: bool) -> None:
     folders = {one.planned.folder for unit in planned for one in unit.targets}
     if page.parent in folders and page.is_file() and not dry_run:
         print(f"Page:    {page}")
+
+
+def print_commands(planned: Sequence[Unit], force: bool) -> None:
+    """What a dry run says of each unit: its command, what it needs, and whether it fits."""
+    fits = []
+    for unit in planned:
+        if unit.todo:
+            words = shlex.join(units.narrowed(unit, force))
+            print(f"step {unit.number}  would run: {unit.script.name} {words}")
+            fits.append(units.fit(unit))
+            for says, what in zip(("needs about", "does not fit:"), fits[-1], strict=True):
+                if what:
+                    print(f"        {says} {what}")
+    said = [one for one in fits if one.needs]
+    unknown = sum(one.needs.startswith(memory.UNKNOWN) for one in said)
+    well = sum(not one.problem for one in said) - unknown
+    more = f", of {unknown} nothing is known yet" if unknown else ""
+    print(f"\nmemory:  {well} of {len(said)} units that load models fit{more}")
 
 
 def print_pending(planned: Sequence[Unit], outroot: str) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from model_diffs.core import memory, options, results
 from model_diffs.core.errors import BadInput
@@ -143,17 +143,23 @@ def narrowed(unit: Unit, force: bool) -> list[str]:
     return words + (["--force"] if force else [])
 
 
-def memory_lines(unit: Unit) -> list[str]:
-    """What the unit needs before it loads anything, and how it would fit where it does not."""
+class Fit(NamedTuple):
+    """What a unit needs before it loads anything, and what to do where that does not fit, in words;
+    empty where nothing is said, or all is well."""
+
+    needs: str
+    problem: str
+
+
+def fit(unit: Unit) -> Fit:
+    """Whether the memory of this machine, or of --memory, holds the unit."""
     of = memory.footprint(unit.script.module)
     todo = [one.planned for one in unit.todo]
-    need = memory.estimate(of, unit.chosen, todo) if of else None
+    need = memory.estimate(of, unit.chosen, todo) if of and todo else None
     if of is None or need is None:
-        return []
+        return Fit("", "")
     there = memory.room(unit.chosen, todo[0].folder)
-    lines = [f"needs about {memory.in_words(need, there)}"]
-    problem = memory.problem(of, unit.chosen, todo, there)
-    return [*lines, f"does not fit: {problem}"] if problem else lines
+    return Fit(memory.in_words(need, there), memory.problem(of, unit.chosen, todo, there))
 
 
 def command(unit: Unit, launcher: Sequence[str], force: bool) -> list[str]:
