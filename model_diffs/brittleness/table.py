@@ -124,6 +124,7 @@ def gather(template: Study, outroot: Path) -> tuple[pd.DataFrame, list[State]]:
 
 
 def predictors_of(rows: pd.DataFrame) -> list[str]:
-    """Columns that may predict: numbers that are not targets."""
+    """Columns that may predict: numbers of some model that are not targets."""
     out = (*GIVEN, TARGET, *SECONDARY, "steps")
-    return [str(c) for c in rows if c not in out and pd.api.types.is_numeric_dtype(rows[c])]
+    kept = [c for c in rows if c not in out and rows[c].notna().any()]
+    return [str(c) for c in kept if pd.api.types.is_numeric_dtype(rows[c])]
