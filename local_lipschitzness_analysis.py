@@ -145,12 +145,12 @@ class Options(Comparison, Reading, Figures):
     )
     num_perturbations: int = option(2, "random perturbations per text", check=at_least_two)
     lipschitz_samples: int = option(
-        64,
+        0,
         "texts per split, evenly spread over those of --max-samples; 0 = all of them",
         check=natural,
     )
     jacobian_samples: int = option(
-        0,
+        64,
         "texts per split whose Jacobian, gradient and loss are measured, evenly spread over those "
         "of --lipschitz-samples; 0 = all of them; fewer widen the intervals",
         check=natural,

@@ -1,15 +1,15 @@
 """Step 2. In which blocks did the weights change, how strongly, and with what rank?
 
 Draws step 1's tables, separately for attention and MLP: relative size of the change per block
-(layer locality), its stable rank, its relative spectral norm and, where step 1 ran with
---empirical-rank, both ranks together. No matrix is read again.
+(layer locality), its stable rank, its relative spectral norm, and its rank beside that of the
+weights (with the 99 % rank where step 1 ran with --empirical-rank). No matrix is read again.
 
     uv run plot_param_stats.py --model-a ./models/miniature-base \\
         --model-b ./models/miniature-filtered
     uv run plot_param_stats.py --per-layer-csv per_layer.csv --outdir figures --title "Base → RMU"
 
-Writes <outroot>/<A>__to__<B>/param_plots/{layer_locality,stable_rank,spectral_norm}_{attn,mlp}.png,
-and rank_comparison_{attn,mlp}.png with empirical ranks. An unchanged block has no rank.
+Writes <outroot>/<A>__to__<B>/param_plots/{layer_locality,stable_rank,spectral_norm,
+rank_comparison}_{attn,mlp}.png. An unchanged block has no rank.
 """
 
 from dataclasses import dataclass
@@ -37,13 +37,14 @@ STEP = Step(
         Figure("stable_rank_attn", "Stable rank by block, attention"),
         Figure("spectral_norm_mlp", "Largest singular value by block, MLP"),
         Figure("spectral_norm_attn", "Largest singular value by block, attention"),
-        Figure("rank_comparison_mlp", "Stable and empirical rank by block, MLP"),
-        Figure("rank_comparison_attn", "Stable and empirical rank by block, attention"),
+        Figure("rank_comparison_mlp", "Rank of the change and of the weights by block, MLP"),
+        Figure("rank_comparison_attn", "Rank of the change and of the weights by block, attention"),
     ),
+    version=2,  # ranks are compared without --empirical-rank too
 )
 
 SIZE, RANK, NORM = "dW_fro_layer_rel", "mean_dW_stable_rank", "max_dW_spectral_rel"
-EMPIRICAL = "mean_dW_empirical_rank"
+EMPIRICAL, BASES = "mean_dW_empirical_rank", "mean_W_stable_rank"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +64,36 @@ def draw(run: Run, table: "pd.DataFrame", title: str) -> None:
         ("stable_rank", "Stable rank", stable, {RANK: ""}),
         ("spectral_norm", "Strongest direction", "max σ₁(ΔW) / max σ₁(W)", {NORM: ""}),
     ]
-    if EMPIRICAL in table:
-        ranks = {RANK: "stable rank", EMPIRICAL: "empirical rank"}
-        figures.append(("rank_comparison", "Both ranks", "rank, mean of changed matrices", ranks))
+    names = {RANK: "stable rank of ΔW", BASES: "stable rank of W", EMPIRICAL: "99 % rank of ΔW"}
+    ranks = {column: name for column, name in names.items() if column in table}
+    if len(ranks) > 1:
+        figures.append(("rank_comparison", "Ranks", "rank, mean of changed matrices", ranks))
     for group, name, colour in (("attn", "attention", ATTENTION), ("mlp", "MLP", MLP)):
         rows = table[table["group"] == group]
         for file, heading, ylabel, columns in figures:
-            if rows[[*columns]].isna().all(axis=None):
+            if rows[next(iter(columns))].isna().all():
                 continue
             lines = [
                 column_line(rows, column, label or name, colour, style)
-                for (column, label), style in zip(columns.items(), ("-", "--"), strict=False)
+                for (column, label), style in zip(columns.items(), ("-", ":", "--"), strict=False)
             ]
             heading = f"{heading} of the weight change, {name}: {title}"
             panel = Panel("", ylabel, lines, from_zero=True)
             run.figure(f"{file}_{group}", layer_figure(heading, [panel]))
+
+
+def with_bases_rank(table: "pd.DataFrame", matrices: Path) -> "pd.DataFrame":
+    """The table with the mean stable rank of W over the changed matrices of each block and group,
+    from per_matrix.csv, where that is there."""
+    if not matrices.is_file():
+        return table
+    each = read_table(matrices, "collect_param_stats.py makes it", ("layer",), (), {"group": ()})
+    if not {"dW_stable_rank", "W_stable_rank"} <= set(each):
+        return table
+    changed = each[each["dW_stable_rank"].notna()].groupby(["layer", "group"])["W_stable_rank"]
+    return table.merge(
+        changed.mean().rename(BASES).reset_index(), on=["layer", "group"], how="left"
+    )
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
@@ -86,8 +102,10 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
         source = Path(options.per_layer_csv or planned.folder.parent / "param_stats/per_layer.csv")
         hint, drawn = "collect_param_stats.py makes it", (SIZE, RANK, NORM)
         table = read_table(source, hint, ("layer",), drawn, {"group": ()})
+        matrices = source.with_name("per_matrix.csv")
+        table = with_bases_rank(table, matrices)
         with open_run(planned) as run:
-            run.reads(source)
+            run.reads(source, *([matrices] if BASES in table else []))
             draw(run, table, title_of(planned))
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import analyze_mlp_vs_attn
+import plot_param_stats
 from model_diffs.core import script, step
 from model_diffs.core.errors import BadInput
 from model_diffs.diagnostics import param_stats
@@ -167,6 +168,13 @@ def test_scripts_from_weights_to_figures(base, tmp_path, capsys):
     assert summary["ratio_mlp_attn"][1] == math.inf
     figures = {path.name for path in (folder / "param_plots").glob("*.png")}
     assert {"layer_locality_attn.png", "stable_rank_mlp.png", "rank_comparison_mlp.png"} <= figures
+    each = pd.read_csv(folder / "param_stats/per_matrix.csv")
+    of_mlp = each[(each["layer"] == 1) & (each["group"] == "mlp")]
+    layers = pd.read_csv(folder / "param_stats/per_layer.csv")
+    ranks = plot_param_stats.with_bases_rank(layers, folder / "param_stats/per_matrix.csv")
+    drawn = ranks.set_index(["layer", "group"])["mean_W_stable_rank"]
+    assert drawn[1, "mlp"] == pytest.approx(of_mlp["W_stable_rank"].mean())
+    assert drawn.drop((1, "mlp")).isna().all()
     capsys.readouterr()
     run("collect_param_stats", *names, "--empirical-rank")
     assert "complete, skipped" in capsys.readouterr().out
