@@ -108,14 +108,20 @@ class _Problems(NamedTuple):
         residuals = self.weight * (scores.sigmoid() - self.target)
         return (residuals @ self.X + self.penalty * theta) / self.total[..., None]
 
-    def newton_step(self, scores: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient over the second derivative."""
+    def newton_step(self, scores: Tensor, gradient: Tensor, wanted: Tensor) -> Tensor:
+        """The gradient over the second derivative where that is `wanted` `[P, L]`, elsewhere 0."""
         p = scores.sigmoid()
-        curvature = (self.weight * p * (1 - p))[..., None, :]
-        hessian = (self.X.mT[:, None] * curvature) @ self.X[:, None] + torch.diag(self.penalty)
+        curvature = self.weight * p * (1 - p)
+        # One at a time: weighted features of all would leave the processor's caches.
+        places = wanted.nonzero().tolist()
+        hessian = torch.stack([(self.X[i].mT * curvature[i, j]) @ self.X[i] for i, j in places])
+        hessian += torch.diag(self.penalty)
         # Where all are told apart with certainty, the intercept has no curvature left.
         hessian.diagonal(dim1=-2, dim2=-1)[..., -1] += 1e-12
-        return torch.linalg.solve(hessian, (gradient * self.total[..., None])[..., None])[..., 0]
+        slope = (gradient * self.total[..., None])[wanted]
+        step = torch.zeros_like(gradient)
+        step[wanted] = torch.linalg.solve(hessian, slope[..., None])[..., 0]
+        return step
 
     def step_size(self, theta: Tensor, scores: Tensor, step: Tensor, slope: Tensor) -> Tensor:
         """The first of 1, ½, ¼, … that lowers each loss enough (Armijo), `[P, L, 1]`."""
@@ -144,13 +150,13 @@ def fit(X: Tensor, trained: Tensor, labels: Tensor, C: float, max_iter: int) -> 
     theta = X.new_zeros(*single.shape, len(penalty))
     converged = single.clone()
     for _ in range(max_iter):
-        scores = of.scores(theta)
-        gradient = of.gradient(theta, scores)
-        step = torch.where(converged[..., None], 0.0, of.newton_step(scores, gradient))
-        theta = theta - of.step_size(theta, scores, step, (gradient * step).sum(-1)) * step
-        converged |= (weight * of.scores(step)).abs().amax(-1) <= TOLERANCE
         if bool(converged.all()):
             break
+        scores = of.scores(theta)
+        gradient = of.gradient(theta, scores)
+        step = of.newton_step(scores, gradient, ~converged)
+        theta = theta - of.step_size(theta, scores, step, (gradient * step).sum(-1)) * step
+        converged |= (weight * of.scores(step)).abs().amax(-1) <= TOLERANCE
     scores = of.scores(theta)
     sure = torch.where(share == 1, torch.inf, -torch.inf)[..., None]
     return Fits(torch.where(single[..., None], sure, scores), converged)
