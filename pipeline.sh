@@ -22,7 +22,16 @@ command -v uv > /dev/null || fail "uv is not installed: pip install uv"
 unset PYTHONDONTWRITEBYTECODE
 VENV=${UV_PROJECT_ENVIRONMENT:-.venv}
 if [ ! -d "$VENV" ]; then echo "setting up the environment (.venv) with uv, once …"; fi
-if [ -z "${UV_NO_SYNC:-}" ]; then uv sync --quiet --inexact || fail "uv sync failed: run it to see why"; fi
+if [ -z "${UV_NO_SYNC:-}" ]; then
+  SYNC=(--quiet --inexact)
+  # Of torch the build that is offered locally, though the registry may have a newer version.
+  if [ -d "${UV_FIND_LINKS:-}" ]; then
+    build=$(find "$UV_FIND_LINKS" -name 'torch-[0-9]*.whl' | sort -V | tail -n 1)
+    build=$(sed -nE 's|.*/torch-([0-9.]+[0-9]).*|\1|p' <<< "$build")
+    if [ -n "$build" ]; then SYNC+=(--upgrade-package "torch==$build"); fi
+  fi
+  uv sync "${SYNC[@]}" || fail "uv sync failed: run it to see why"
+fi
 [ -x "$VENV/bin/python" ] || fail "$VENV holds no Python: run uv sync"
 
 # The same process from here on: a signal to this script reaches the pipeline.
