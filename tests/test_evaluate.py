@@ -117,5 +117,14 @@ def test_a_local_task_gives_the_harness_own_number(tmp_path: Path) -> None:
     assert paired.loc["all", "only_base"] == (each["change"] < 0).sum()
     logged = (folder / "samples" / "b__colours.jsonl").read_text().splitlines()
     assert len(logged) == 24 and "doc" in json.loads(logged[0])
+    # The page shows the paired change and McNemar's p.
+    root = ["--outroot", str(tmp_path / "out"), "--model-a", a, "--model-b", b]
+    execute(load_script(SCRIPTS / "report.py"), root)
+    signature = pd.read_csv(tmp_path / "out" / "report" / "signature.csv").iloc[0]
+    assert signature["tasks_change"] == pytest.approx(each["change"].mean())
+    assert signature["tasks_change_low"] <= signature["tasks_change"]
+    assert signature["tasks_mcnemar"] == pytest.approx(paired.loc["all", "p_mcnemar"])
+    page = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert "published tasks, change" in page and "McNemar" in page
     with pytest.raises(BadInput, match="no such task"):
         execute(load_script(SCRIPTS / "evaluate.py"), [*words[:4], "--tasks", "nothing_like_it"])
