@@ -45,8 +45,8 @@ TRAINED = {"batch-size": ("16",), "steps": ("50",)}
 INSIDE = {**TRAINED, "layer-id": ("9,10",)}
 CAPITALS: dict[str, dict[str, tuple[str, ...]]] = {
     "npo": {**TRAINED, "beta": ("0.5",), "lr": ("2e-5", "3e-5")},
-    "rmu": {**INSIDE, "steering-coeff": ("auto",), "alpha": ("10",), "lr": ("2e-5", "5e-5")},
-    "cb": {**INSIDE, "cb-target": ("orthogonal",), "alpha": ("3",), "lr": ("5e-5", "1e-4")},
+    "rmu": {**INSIDE, "steering-coeff": ("auto",), "alpha": ("5", "10"), "lr": ("2e-4", "5e-4")},
+    "cb": {**INSIDE, "cb-target": ("orthogonal",), "alpha": ("3",), "lr": ("2e-4", "5e-4")},
     "grad_diff": {**TRAINED, "forget-weight": ("0.3",), "lr": ("1e-5", "2e-5")},
 }
 STUDIES = {
