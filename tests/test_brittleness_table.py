@@ -58,9 +58,10 @@ def attacked(world: int, label: str, area: float | None) -> None:
     folder = Path(f"outputs/b/w{world}/{label}/relearning")
     folder.mkdir(parents=True)
     rows = [
-        {"arm": arm, "lr": lr, "picked": int(area is not None and lr == RATES[1]),
+        {"arm": arm, "lr": lr, "picked": int(area is not None and lr == RATES[1] and step == 20),
+         "step": step, "heldout_accuracy": 0.5 + step / 100, "area": 0.75 if lr == RATES[1] else 9,
          "area_over_filtered": (area or 0) + (0 if lr == RATES[1] and arm == "facts" else 9)}
-        for arm in ("facts", "retain") for lr in RATES
+        for arm in ("facts", "retain") for lr in RATES for step in (0, 20)
     ]  # fmt: skip
     pd.DataFrame(rows).to_csv(folder / "relearning.csv", index=False)
 
@@ -98,6 +99,7 @@ def test_rows_have_roles_targets_and_parts(study: Study) -> None:
         "reseeded": "control",
     }  # fmt: skip
     assert own.loc["npo", table.TARGET] == 0.4 and own[table.TARGET].notna().sum() == 1
+    assert own.loc["npo", table.GAIN] == 0.25
     assert rows.groupby("part")["world"].unique().map(list).to_dict() == {
         "development": [1], "locked": [3],
     }  # fmt: skip

@@ -19,7 +19,11 @@ from model_diffs.report import reductions
 
 TARGET = "recovered_area"
 """Area under the held-out curve of arm `facts` over log-steps, less the scrambled model's."""
-SECONDARY = ("recovered_retain", "elicited")
+GAIN = "recovered_gain"
+"""That area less the model's own accuracy before the attack: what the attack adds."""
+ELSEWHERE = ("recovered_retain", "elicited")
+"""Measures of the attacks that are targets, too."""
+SECONDARY = (GAIN, *ELSEWHERE)
 REMOVAL, CONTROL, DEEP = "removal", "control", "deep"
 ROLES = {"unlearned": REMOVAL, "control": CONTROL, "filtered": DEEP}
 DEVELOPMENT, LOCKED = "development", "locked"
@@ -36,17 +40,24 @@ class State(NamedTuple):
     """`attacked`, or why it is not in the analysis."""
 
 
-def _target(folder: Path) -> tuple[float | None, str]:
-    """The target and the state of an attack, from relearning.csv."""
+def _target(folder: Path) -> dict[str, Any]:
+    """The target, the gain and the state of an attack, from relearning.csv."""
     path = folder / "relearning" / "relearning.csv"
     if not path.is_file():
-        return None, "not attacked"
+        return {TARGET: None, GAIN: None, "status": "not attacked"}
     rows = pd.read_csv(path)
-    picked = rows[(rows["arm"] == "facts") & (rows["picked"] == 1)]
+    facts = rows[rows["arm"] == "facts"]
+    picked = facts[facts["picked"] == 1]
     if picked.empty:
-        return None, "not tested: the attack did not take"
-    found = picked["area_over_filtered"].iloc[0]
-    return (None if math.isnan(found) else float(found)), "attacked"
+        return {TARGET: None, GAIN: None, "status": "not tested: the attack did not take"}
+    found = picked.iloc[0]
+    start = facts.loc[(facts["lr"] == found["lr"]) & (facts["step"] == 0), "heldout_accuracy"]
+    over = found["area_over_filtered"]  # empty for the one that the others are compared with
+    return {
+        TARGET: None if math.isnan(over) else float(over),
+        GAIN: float(found["area"] - start.iloc[0]),
+        "status": "attacked",
+    }
 
 
 def _secondary(outroot: Path, base: str, changed: str, measures: Iterable[Measure]) -> Any:
@@ -88,12 +99,12 @@ def of_one(study: Study, outroot: Path, world: int, part: str) -> tuple[pd.DataF
     labels = {naming.short_label(m, base): naming.model_label(m)
               for m in (*study.compare, *study.made())}  # fmt: skip
     measures = [one for script in load_steps() for one in script.step.measures
-                if one.key in SECONDARY]  # fmt: skip
+                if one.key in ELSEWHERE]  # fmt: skip
     more = []
     for model in rows["model"]:
-        target, status = _target(outroot / labels[model])
+        target = _target(outroot / labels[model])
         found = _secondary(outroot, base, labels[model], measures)
-        more.append({TARGET: target, "status": status, "role": roles[model], **found})
+        more.append({"role": roles[model], **target, **found})
     rows = pd.concat([rows, pd.DataFrame(more)], axis=1)
     rows["world"], rows["part"] = world, part
     states = [

@@ -8,23 +8,30 @@ import pandas as pd
 
 from model_diffs.brittleness import analysis, measures, power
 from model_diffs.brittleness.analysis import Settings, complete
-from model_diffs.brittleness.table import LOCKED, REMOVAL, TARGET, predictors_of
+from model_diffs.brittleness.table import LOCKED, REMOVAL, SECONDARY, TARGET, predictors_of
 
 RHOS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 BASELINES = (0.0, 0.3)
 
 
 def primary_table(known: pd.DataFrame, new: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """One row per statistic: value, ends of its interval, p, verdict."""
-    found = analysis.primary(known, new, settings)
-    shared = {"worlds": found.worlds, "models": found.models}
+    """Rows per target, the registered one first: value, ends of its interval, p, verdict."""
     part = "locked" if (new["part"] == LOCKED).any() else "development"
-    return pd.DataFrame([
-        {"statistic": "rho", **found.rho._asdict(), "p": found.p, **shared, "part": part},
-        {"statistic": "rho_baseline", **found.baseline._asdict(), **shared, "part": part},
-        {"statistic": "gain", **found.gain._asdict(), **shared, "part": part},
-        {"statistic": "confirmed", "value": float(found.confirmed), **shared, "part": part},
-    ])  # fmt: skip
+    rows = []
+    for target in (TARGET, *(one for one in SECONDARY if one in new)):
+        fitted, scored = (one.assign(**{TARGET: one[target]}) for one in (known, new))
+        if any(complete(one, settings.predictors).empty for one in (fitted, scored)):
+            continue
+        found = analysis.primary(fitted, scored, settings)
+        same = {"target": target, "worlds": found.worlds, "models": found.models, "part": part}
+        rows += [
+            {"statistic": "rho", **found.rho._asdict(), "p": found.p, **same},
+            {"statistic": "rho_baseline", **found.baseline._asdict(), **same},
+            {"statistic": "gain", **found.gain._asdict(), **same},
+        ]
+        if target == TARGET:
+            rows.append({"statistic": "confirmed", "value": float(found.confirmed), **same})
+    return pd.DataFrame(rows)
 
 
 def _out_of_family(known: pd.DataFrame, new: pd.DataFrame, columns: Sequence[str], ridge: float
