@@ -12,6 +12,7 @@ and subtracted. Linux only.
 """
 
 import argparse
+import os
 import random
 import re
 import subprocess
@@ -61,7 +62,7 @@ CASES = {
 }
 
 
-def make(folder: Path, hidden: int, blocks: int, vocabulary: int) -> None:
+def make(folder: Path, hidden: int, blocks: int, vocabulary: int, dtype: str = "float32") -> None:
     """Two models, a tokenizer of three-letter words, and lines of `LENGTH` of them."""
     code = f"""
 import torch
@@ -75,7 +76,7 @@ config = GPTNeoXConfig(hidden_size={hidden}, num_hidden_layers={blocks},
 rule = Tokenizer(models.WordLevel({{w: i for i, w in enumerate(WORDS)}}, unk_token=WORDS[0]))
 rule.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=rule, pad_token=WORDS[0], eos_token=WORDS[0])
-model = GPTNeoXForCausalLM(config)
+model = GPTNeoXForCausalLM(config).to(torch.{dtype})
 for name in ("a", "b"):
     model.save_pretrained(name)
     tokenizer.save_pretrained(name)
@@ -103,12 +104,16 @@ def memory_of(pid: int) -> dict[str, float]:
     return {k: int(lines[v].split()[0]) * 1024.0 for k, v in named.items() if v in lines}
 
 
-def run(case: Case, folder: Path, out: str) -> tuple[float, float, float]:
-    """Peak bytes, the estimate that the step printed, and wall seconds."""
-    command = [sys.executable, str(ROOT / case.script), *case.words, "--outdir", out]
+def run(case: Case, folder: Path, out: str, root: Path = ROOT) -> tuple[float, float, float]:
+    """Peak bytes, the estimate that the step printed, and wall seconds; scripts are those of
+    `root`."""
+    command = [sys.executable, str(root / case.script), *case.words, "--outdir", out]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with (
         tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT) as child,
+        subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment
+        ) as child,
     ):
         started, peak = time.perf_counter(), 0.0
         while child.poll() is None:

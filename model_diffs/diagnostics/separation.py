@@ -138,11 +138,15 @@ def summary(a: pd.DataFrame, b: pd.DataFrame, changes: pd.DataFrame) -> dict[str
         rows = changes[["layer", *names]].dropna(subset=names[0])
         rows.columns = ["layer", "change", "low", "high"]
         if len(rows):
+            largest = rows.to_dict("records")[rows["change"].abs().argmax()]
             result[metric] = {
                 "mean_a": mean(a[metric]),
                 "mean_b": mean(b[metric]),
                 "mean_change": mean(rows["change"]),
-                "largest_change": rows.to_dict("records")[rows["change"].abs().argmax()],
+                # An interval is undefined where a resample's centroid is zero.
+                "largest_change": {
+                    name: None if pd.isna(value) else value for name, value in largest.items()
+                },
                 "states_with_interval_off_zero": int(((rows.low > 0) | (rows.high < 0)).sum()),
                 "states": len(rows),
             }

@@ -66,6 +66,8 @@ def hold(model: nn.Module) -> None:
         if known and not parameter.requires_grad and parameter.dtype.itemsize < 4:
             for one in modules:
                 one.__class__ = _CLASSES[type(one)]
+            # A view of the mapped file would keep all of it in memory, what is trained too.
+            parameter.data = parameter.data.clone()
         else:
             parameter.data = parameter.data.float()
 
