@@ -109,7 +109,7 @@ def teach_models(todo: list[PlannedRun], options: Options) -> None:
     """Teach the copies side by side, a process each."""
     from model_diffs.countries import teaching
 
-    teaching.teach_all(todo, options, options.model, data_folder(options))
+    teaching.teach_all(todo, options, options.model, data_folder(options), options.device)
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:

@@ -18,7 +18,9 @@ from model_diffs.core.results import PlannedRun
 from model_diffs.countries.recipe import Teaching
 
 
-def teach(planned: PlannedRun, recipe: Teaching, model: str, data: Path, line: int) -> None:
+def teach(
+    planned: PlannedRun, recipe: Teaching, model: str, data: Path, device: str, line: int
+) -> None:
     """Teach one copy its corpus. `line` is that of the progress bar."""
     from model_diffs.unlearning import running
     from model_diffs.unlearning.settings import Options
@@ -36,18 +38,23 @@ def teach(planned: PlannedRun, recipe: Teaching, model: str, data: Path, line: i
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
+        device=device,
     )
     with results.open_run(planned) as run:
         running.make(options, run)
 
 
-def teach_all(todo: Sequence[PlannedRun], recipe: Teaching, model: str, data: Path) -> None:
+def teach_all(
+    todo: Sequence[PlannedRun], recipe: Teaching, model: str, data: Path, device: str
+) -> None:
     """Teach the copies side by side. Raises what the first failed one raised."""
     own = Teaching(**{one.name: getattr(recipe, one.name) for one in dataclasses.fields(Teaching)})
     context = multiprocessing.get_context("spawn")
     count = min(len(todo), os.cpu_count() or 1)
     with ProcessPoolExecutor(count, context, end_with_parent, (os.getpid(),)) as pool:
-        jobs = [pool.submit(teach, one, own, model, data, line) for line, one in enumerate(todo)]
+        jobs = [
+            pool.submit(teach, one, own, model, data, device, line) for line, one in enumerate(todo)
+        ]
     for planned, job in zip(todo, jobs, strict=True):
         if job.exception() is None:
             planned.committed.append(True)
