@@ -57,7 +57,9 @@ def _by_blocks(shape: Shape, options: Pass, models: int) -> Need:
     chunk = min(states, SHARE * memory.free(options))
     part = max(shape.block_weights(0), shape.vocabulary * shape.hidden) * size
     moments = models * (shape.blocks + 2) * shape.hidden**2 * 8
-    return Need(device=part + moments + chunk)
+    # Looking for an attention sink (--skip-first auto) loads the base whole, before all this.
+    sink = shape.weights * size if options.skip_first == "auto" else 0
+    return Need(device=max(part + moments + chunk, sink), passing=sink)
 
 
 def of_comparisons(options: Any, todo: Sequence[PlannedRun]) -> Need:
