@@ -27,7 +27,7 @@ MORE = {
 }
 STEPS = {
     one.name: one for one in load_steps() if one.step.scope in ("comparison", "model")
-    and one.accepts("device") and not one.step.optional
+    and one.accepts("device") and "dictionary" not in one.step.needs and not one.accepts("tasks")
 }  # fmt: skip
 IMPORTANCE = "important_acts_ftrs/layer_gradient_analysis.py"
 Words = list[str]

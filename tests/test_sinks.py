@@ -107,6 +107,16 @@ def test_steps_that_read_models_themselves_leave_it_out(tmp_path: Path) -> None:
     assert {start for one in found for start in one.tokens.starts} == {1}
 
 
+def test_a_model_in_memory_is_not_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, chosen = planted(tmp_path / "a"), options(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(a)
+    monkeypatch.setattr("model_diffs.models.loading.load_model", None)  # would fail
+    found = passes.of_splits(chosen, [a], model)[0]
+    assert {start for one in found for start in one.tokens.starts} == {1}
+
+
 def test_what_was_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, chosen = planted(tmp_path / "a"), options(tmp_path)
     splits = read_splits(chosen.forget_text, chosen.retain_text, 0)

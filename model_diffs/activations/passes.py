@@ -133,12 +133,17 @@ class SplitPass:
         return receive
 
 
-def of_splits(options: Reading, models: Sequence[str]) -> tuple[list[SplitPass], Any]:
-    """Both splits, tokenised for `models`, and their tokenizer. BadInput where theirs differ."""
+def of_splits(
+    options: Reading, models: Sequence[str], loaded: Any = None
+) -> tuple[list[SplitPass], Any]:
+    """Both splits, tokenised for `models`, and their tokenizer. BadInput where theirs differ.
+
+    `loaded`: the first model, where it is in memory already.
+    """
     splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
     tokenizer = loading.common_tokenizer(models, options.trust_remote_code)
     device = devices.pick_device(options.device)
-    options = without_sinks(options, models[0], splits)
+    options = without_sinks(options, models[0], splits, loaded)
     found = [SplitPass.of(split, tokenizer, options, device) for split in splits]
     check_memory(found, Checkpoint.open(models[0]))
     return found, tokenizer

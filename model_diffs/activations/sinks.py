@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,12 +33,13 @@ _found: dict[Path, tuple[PlannedRun, float]] = {}
 _said: set[str] = set()
 
 
-def without_sinks(options: T, base: str, splits: Sequence[Split]) -> T:
+def without_sinks(options: T, base: str, splits: Sequence[Split], loaded: Any = None) -> T:
     """The options with a number of first positions to leave out: the given one, or with `auto` 1
     where the base has a sink there and 0 elsewhere.
 
-    `options`: a step's, with `Texts` and `Run`. The ratio is read from the activation cache where
-    an earlier pass kept it, so that a step which finds its statistics saved needs no torch.
+    `options`: a step's, with `Texts` and `Run`; `loaded`: the base, where it is in memory already.
+    The ratio is read from the activation cache where an earlier pass kept it, so that a step which
+    finds its statistics saved needs no torch.
     """
     given: Any = options
     if given.skip_first is not None:
@@ -57,7 +58,7 @@ def without_sinks(options: T, base: str, splits: Sequence[Split]) -> T:
     if place in _found:
         ratio = _found[place][1]
     elif not isinstance(ratio, float):
-        ratio = _largest_ratio(given, base, splits)
+        ratio = _largest_ratio(given, base, splits, loaded)
         _found[place] = planned, ratio
     if ratio > SINK and results.is_main_process() and base not in _said:
         _said.add(base)
@@ -91,19 +92,27 @@ def ratio_to_others(norms: "torch.Tensor", counted: "torch.Tensor") -> float:
     return float(norms[first].double().mean() / norms[others].double().mean())
 
 
-def _largest_ratio(options: Any, base: str, splits: Sequence[Split]) -> float:
+def _largest_ratio(options: Any, base: str, splits: Sequence[Split], loaded: Any) -> float:
     """The largest ratio over the base's states, on the first texts of the splits."""
     import torch
 
     from model_diffs.activations.skeleton import states_of
-    from model_diffs.activations.tokens import padded_batches, tokenise
+    from model_diffs.activations.tokens import TokenBatch, padded_batches, tokenise
     from model_diffs.data.texts import length_batches
     from model_diffs.models import devices, loading
+    from model_diffs.models.anatomy import locate
 
     tokenizer = loading.load_tokenizer(base, options.trust_remote_code)
     texts = [text for split in splits for text in split.texts[:SAMPLED]]
     tokens = tokenise(tokenizer, texts, options.max_length, options.keep_bos, 0)
-    read = states_of(options, base, getattr(options, "device_map", None))
+    if loaded is None:
+        read = states_of(options, base, getattr(options, "device_map", None))
+    else:
+        anatomy = locate(loaded)
+
+        def read(at: TokenBatch, receive: Callable[[int, torch.Tensor], None]) -> None:
+            loading.stream_states(anatomy, at.batch, receive, before_norm=True)
+
     device, ratios = devices.pick_device(options.device), [0.0]
     batches = length_batches(tokens.lengths, options.batch_size)
     with torch.inference_mode():

@@ -112,7 +112,7 @@ class Victim:
 
     def sample(self) -> list[SplitPass]:
         """The forget and the retain set in this model's tokens."""
-        return passes.of_splits(self.options, [self.name])[0]
+        return passes.of_splits(self.options, [self.name], self.model)[0]
 
     # ── weights ───────────────────────────────────────────────────────────────────────────────────
 
