@@ -1,10 +1,12 @@
 """Step 4's tables from statistics that are written down here."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_study
 
 from model_diffs.diagnostics.activation_norms import norm_table, text_table
 from model_diffs.stats.intervals import ratio_interval
@@ -67,3 +69,15 @@ def test_a_text_has_the_mean_of_its_tokens_over_the_blocks() -> None:
     np.testing.assert_allclose(table["mean_dh_rel"], sums[:, 1:].sum(1) / 3 / TOKENS)
     assert table["text"].tolist() == [*range(2, 13)] and (table["split"] == "forget").all()
     np.testing.assert_array_equal(table["tokens"], TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"), [("no", "states of the base are kept in fp16"), ("yes", "has no effect")]
+)
+def test_a_cache_in_fp16_is_named_where_it_acts_and_where_it_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, says: str
+) -> None:
+    study = tiny_study.make(tmp_path)
+    models = ("--model-a", study.model_a, "--model-b", study.model_b)
+    study.run("collect_activation_norms.py", *models, "--cache-fp16", "--side-by-side", how)
+    assert f"warning: --cache-fp16: {says}" in capsys.readouterr().err
