@@ -50,7 +50,7 @@ MEASURED = (
     ),
     (
         "jacobian",
-        "jacobian_norm",
+        "jacobian_norm_estimated",
         "Jacobian norm",
         "Jacobian norm",
         "Mean norm of the Jacobian of the final hidden states with respect to the embeddings",
@@ -66,7 +66,7 @@ STEP = Step(
     memory="model_diffs.diagnostics.memory:SENSITIVITY",
     processes=True,
     needs=("forget", "retain"),
-    version=3,
+    version=4,
     tables=(Table("lipschitzness_summary"), Table("per_text")),
     figures=(Figure("lipschitzness_analysis", "Sensitivity by text kind", "stability"),),
     measures=tuple(
@@ -79,15 +79,9 @@ STEP = Step(
             over={"model": "{base}"},
             label=f"{label}, {split}",
             meaning=f"{meaning} on {split} texts, changed model over base.",
-            weights=("derivatives",) if key == "jacobian" else (),
-            may_be_empty=key == "jacobian",
+            weights=(),  # the texts alike
             paired_by="text",
-            options=(
-                "epsilon",
-                "num_perturbations",
-                *(SEARCH if key == "jacobian" else ()),
-                "seed",
-            ),
+            options=("epsilon", "num_perturbations", "seed", *(SEARCH if "jac" in key else ())),
             unchanged=1.0,
             logarithmic=True,
             above=f"has a higher {what} on {split} texts than the filtered model",
@@ -136,6 +130,12 @@ def at_least_two(value: int) -> None:
         raise ValueError("a variance needs at least 2")
 
 
+def not_one(value: int) -> None:
+    """A number of texts that has a spread, or 0 for all."""
+    if value < 0 or value == 1:
+        raise ValueError("0 takes all texts; others need at least 2 for a spread")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison, Reading, Figures):
     """Perturbations."""
@@ -149,11 +149,11 @@ class Options(Comparison, Reading, Figures):
         "texts per split, evenly spread over those of --max-samples; 0 = all of them",
         check=natural,
     )
-    jacobian_samples: int = option(
-        64,
-        "texts per split whose Jacobian, gradient and loss are measured, evenly spread over those "
-        "of --lipschitz-samples; 0 = all of them; fewer widen the intervals",
-        check=natural,
+    jacobian_samples: int | None = option(
+        None,
+        "texts per split whose Jacobian, gradient and loss are measured, drawn from those of "
+        "--lipschitz-samples; default: a quarter of them, 16 to 64; 0 = all: narrower intervals",
+        check=not_one,
     )
     tol: float = option(1e-2, "relative change that ends the search for a norm", check=positive)
     max_iters: int = option(
@@ -273,8 +273,9 @@ def write(run: Run, base: "pd.DataFrame", changed: "pd.DataFrame", options: Opti
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Measure the comparisons; the base once for all of them."""
     from model_diffs.activations import passes
-    from model_diffs.diagnostics.sensitivity import spread_sample
+    from model_diffs.diagnostics import sensitivity
     from model_diffs.models.checkpoints import Checkpoint, check_configs
+    from model_diffs.stats import subsample
 
     base, models = Checkpoint.open(options.model_a), [planned.model_b for planned in todo]
     for model in models:
@@ -282,9 +283,9 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     # Every model must read the same tokens.
     sample, _ = passes.of_splits(options, [base.model, *models])
     for one in sample:
-        one.tokens = spread_sample(one.tokens, options.lipschitz_samples, options.seed)
+        one.tokens = sensitivity.spread_sample(one.tokens, options.lipschitz_samples, options.seed)
     measured, dtype = {one.split.name: len(one.tokens.ids) for one in sample}, pick_dtype(options)
-    derived = {name: min(options.jacobian_samples or n, n) for name, n in measured.items()}
+    derived = {name: subsample.asked(n, options.jacobian_samples) for name, n in measured.items()}
     of_base: pd.DataFrame | None = None
     for planned in todo:
         with open_run(planned) as run:

@@ -209,9 +209,9 @@ class Study:
                 value = self.noise("jacobian", split).uniform(1, 3, count)
                 other = self.noise("jacobian", split, model).uniform(0.9, 1.1, count)
                 rows += [
-                    {"model": model, "data": split, "text": i, "tokens": 5, "derivatives": 1,
+                    {"model": model, "data": split, "text": i, "tokens": 5,
                      "lipschitz": k * value[i], "lipschitz_logits_relative": value[i] / k,
-                     "jacobian_norm": k * value[i] * other[i]}
+                     "jacobian_norm_estimated": k * value[i] * other[i]}
                     for i in range(count)
                 ]  # fmt: skip
         self.table(f"{one.label}/lipschitzness/per_text.csv", rows)

@@ -95,7 +95,9 @@ def test_the_largest_singular_value_is_reached_within_the_tolerance() -> None:
         found = norm(lambda at: at @ A, x, counted, [5], tolerance, 40)
         assert found.converged.all() and float(found.value) <= 2 * (1 + 1e-6)
         steps.append(int(found.iterations))
-    assert steps == sorted(set(steps)) and steps[0] >= 3, "two quiet steps after a first"
+    assert steps == sorted(set(steps)) and steps[0] >= 3, (
+        "two quiet steps where changes fall slowly"
+    )
     assert float(found.value) == pytest.approx(2, rel=1e-4)
     # As many steps as dimensions are exact.
     found = norm(lambda at: at @ A, x, counted, [5], 0.0, 40)
@@ -123,3 +125,18 @@ def test_texts_of_a_batch_end_when_they_would_alone(scale: float) -> None:
     factors[0] = scale
     unit = norm(lambda at: at * factors / scale, x, counted, [5, 6], 1e-4, 40)
     assert unit.iterations.tolist() == both.iterations.tolist()
+
+
+def test_the_search_ends_when_steps_change_little_and_ever_less() -> None:
+    """With a gap, changes shrink by more than half: one step within the tolerance is enough."""
+    sigma = torch.cat([torch.tensor([3.0]), torch.linspace(0.5, 1, 30)])
+    x, counted = torch.zeros(1, 1, 31), torch.ones(1, 1, dtype=torch.bool)
+    values = []
+    for most in range(1, 8):
+        values.append(float(norm(lambda at: at * sigma, x, counted, [5], 0.0, most).value))
+    changes = np.abs(np.diff([0.0, *values])) / values
+    found = norm(lambda at: at * sigma, x, counted, [5], 1e-2, 40)
+    first = int(np.flatnonzero(changes <= 1e-2)[0])
+    assert changes[first] < changes[first - 1] / 2
+    assert found.converged.all() and int(found.iterations) == first + 1
+    assert float(found.value) == pytest.approx(3, rel=1e-2)

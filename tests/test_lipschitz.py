@@ -18,6 +18,7 @@ from model_diffs.data.texts import Split
 from model_diffs.diagnostics import jacobian, lipschitz, sensitivity
 from model_diffs.models import loading as models
 from model_diffs.models.anatomy import locate
+from model_diffs.stats import subsample
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -232,10 +233,10 @@ def test_derivatives_of_fewer_texts_are_those_of_all() -> None:
     tokens = Tokens([[1 + i, 20, 30 + i, *range(40, 45 + i)] for i in range(6)], [0] * 6,
                     np.arange(6), {})  # fmt: skip
     every = measured(model, tokens)
-    few = measured(model, tokens, SETTINGS._replace(derivatives=2))
+    few = measured(model, tokens, SETTINGS._replace(derivatives=4))
     assert every["derivatives"].tolist() == [1] * 6
     chosen = few["derivatives"] == 1
-    assert chosen.sum() == 2 and np.diff(np.flatnonzero(chosen)).tolist() == [3]
+    assert np.flatnonzero(chosen).tolist() == subsample.drawn(6, 4, SETTINGS.seed)
     derived = [*sensitivity.DERIVED]
     assert len(derived) == 8 and few.loc[~chosen, derived].isna().all(axis=None)
     rest = [name for name in sensitivity.MEASURED if name not in derived]
@@ -243,10 +244,14 @@ def test_derivatives_of_fewer_texts_are_those_of_all() -> None:
     found, expected = (one.loc[chosen, derived].astype(float) for one in (few, every))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     row = sensitivity.summary_rows(few, 1)[0]
-    assert (row["texts"], row["texts_derivatives"]) == (6, 2)
-    assert row["avg_jacobian_norm"] == pytest.approx(few.loc[chosen, "jacobian_norm"].mean())
+    assert (row["texts"], row["texts_derivatives"]) == (6, 4)
+    for metric in sensitivity.JACOBIANS:
+        np.testing.assert_array_equal(every[f"{metric}_estimated"], every[metric])
+        beside = few[metric.replace("jacobian_norm", "lipschitz")]
+        line = np.polyfit(beside[chosen], few.loc[chosen, metric].astype(float), 1)
+        assert row[f"avg_{metric}"] == pytest.approx(np.polyval(line, beside.mean()))
     change = sensitivity.changes(few, few, 1)["forget"]
-    assert change["texts"] == 6 and change["texts_derivatives"] == 2
+    assert change["texts"] == 6 and change["texts_derivatives"] == 4
 
 
 def test_samples_are_spread_evenly() -> None:
@@ -277,8 +282,9 @@ def test_script_loads_the_base_once_and_pairs_texts(
     monkeypatch.setattr(models, "load_model", loading)
     texts = ["--forget-text", tmp_path / "forget.txt", "--retain-text", tmp_path / "retain.txt"]
     rest = ["--outroot", tmp_path / "out", "--device", "cpu", "--num-perturbations", 3]
+    rest += ["--skip-first", 0]
     arguments = ["--model-a", a, "--model-b", b, same, *texts, *rest]
-    arguments += ["--lipschitz-samples", 2, "--jacobian-samples", 1]
+    arguments += ["--lipschitz-samples", 3, "--jacobian-samples", 2]
     script = load_script(ROOT / "local_lipschitzness_analysis.py")
     execute(script, [str(word) for word in arguments])
     assert loaded == ["a", "b", "same"]
@@ -292,10 +298,10 @@ def test_script_loads_the_base_once_and_pairs_texts(
     ]
     per_text = pd.read_csv(folders["b"] / "per_text.csv")
     part = per_text[(per_text["model"] == "a") & (per_text["data"] == "forget")]
-    assert len(part) == 2
+    assert len(part) == 3
     row = table.iloc[0]
     assert row["avg_jacobian_norm"] == pytest.approx(part["jacobian_norm"].mean())
-    assert part["jacobian_norm"].count() == part["derivatives"].sum() == 1
+    assert part["jacobian_norm"].count() == part["derivatives"].sum() == 2
     assert row["std_lipschitz"] == pytest.approx(part["lipschitz"].std(ddof=1))
     assert row["avg_lipschitz_logits"] == pytest.approx(part["lipschitz_logits"].mean())
     assert row["avg_lipschitz_low"] <= row["avg_lipschitz"] <= row["avg_lipschitz_high"]
@@ -304,10 +310,10 @@ def test_script_loads_the_base_once_and_pairs_texts(
         for metric in sensitivity.METRICS:
             assert still[split][metric]["change"] == {"mean": 0, "low": 0, "high": 0}
     assert json.loads((folders["b"] / "run.json").read_text())["texts_measured"] == {
-        "forget": 2,
-        "retain": 2,
+        "forget": 3,
+        "retain": 3,
     }
     assert json.loads((folders["b"] / "run.json").read_text())["texts_derivatives"] == {
-        "forget": 1,
-        "retain": 1,
+        "forget": 2,
+        "retain": 2,
     }

@@ -133,6 +133,8 @@ def texts_of(model: str, seed: int, count: int = 12) -> pd.DataFrame:
             places = {"model": model, "data": data, "text": text, "tokens": text + 1}
             rows.append({**places, "derivatives": 1, **numbers})
     table = pd.DataFrame(rows)
+    for metric in sensitivity.JACOBIANS:
+        table[f"{metric}_estimated"] = table[metric]
     table.loc[table["text"] == 3, "gradient_norm"] = np.nan
     return table
 
@@ -191,8 +193,10 @@ def test_changes_are_paired_by_text() -> None:
         "texts_derivatives",
         *(one for one in sensitivity.METRICS if one != "gradient_norm"),
     ]
-    small = sensitivity.changes(a.assign(jacobian_norm=a["jacobian_norm"] / 9), b, 4)
-    assert "relative" in small["forget"]["jacobian_norm"]
+    tiny, negative = a["jacobian_norm"] / 9, a["jacobian_norm"] - 1.05
+    for base, given in ((tiny, True), (negative, True), (-tiny, False)):
+        found = sensitivity.changes(a.assign(jacobian_norm_estimated=base), b, 4)["forget"]
+        assert ("relative" in found["jacobian_norm"]) == given, "of means, which are above 0"
 
 
 # ── a model ───────────────────────────────────────────────────────────────────────────────────────

@@ -36,6 +36,10 @@ class Products(NamedTuple):
     """v ↦ J v."""
     pull: Function
     """u ↦ Jᵀu."""
+    gradient: Function
+    """The same over all tokens: of a function of f(x), from its gradient there."""
+    output: Tensor
+    """f(x)."""
 
 
 def products(f: Function, x: Tensor, counted: Tensor) -> Products:
@@ -54,11 +58,13 @@ def products(f: Function, x: Tensor, counted: Tensor) -> Products:
         given = v.to(x.dtype) * mask
         return torch.autograd.grad(pulled, u, given, retain_graph=True)[0] * mask
 
-    def pull(v: Tensor) -> Tensor:
-        given = v.to(output.dtype) * mask
-        return torch.autograd.grad(output, leaf, given, retain_graph=True)[0] * mask
+    def gradient(u: Tensor) -> Tensor:
+        return torch.autograd.grad(output, leaf, u.to(output.dtype), retain_graph=True)[0]
 
-    return Products(push, pull)
+    def pull(u: Tensor) -> Tensor:
+        return gradient(u.to(output.dtype) * mask) * mask
+
+    return Products(push, pull, gradient, output.detach())
 
 
 class _Space:
@@ -109,9 +115,10 @@ def jacobian_norms(
     ‖JᵀMu‖ / √(uᵀMu), which is at most σ₁, and the next vector: for a single metric the values of
     Golub and Kahan's bidiagonalisation (1965). A later metric also has the vectors of the earlier
     ones; its own first vector keeps it from settling on another metric's direction. A text has
-    converged when two successive steps change its value by at most `tolerance`, relatively. It is
-    then left as it is, so that the other texts of its batch do not matter to it. Two fp32 arrays
-    of x's size are kept per step.
+    converged when a step changes its value by at most `tolerance`, relatively, and by less than
+    half of what the step before did, so that further steps would add no more than this one; or when
+    two successive steps change it by at most `tolerance`. It is then left as it is, so that the
+    other texts of its batch do not matter to it. Two fp32 arrays of x's size are kept per step.
     """
     space = _Space(of.push)
     return [_norm(of, space, start, metric, tolerance, max_iterations) for metric in metrics]
@@ -127,17 +134,20 @@ def _norm(
 ) -> JacobianNorm:
     texts = len(start)
     values, iterations, quiet = np.zeros(texts), np.zeros(texts, int), np.zeros(texts, int)
+    before, fresh = np.zeros(texts), not space.basis
     space.extend(of.pull(metric(start)))
-    for _ in range(max_iterations):
+    for step in range(max_iterations):
         squared, image = space.best(metric)
         pulled = of.pull(metric(image))
         length = wide(torch.linalg.vector_norm(pulled.float(), dim=(1, 2))).cpu().numpy()
         found = np.divide(length, np.sqrt(squared), out=np.zeros(texts), where=squared > 0)
         running = quiet < 2
         iterations += running
-        still = np.abs(found - values) <= tolerance * found
-        quiet = np.where(running, np.where(still, quiet + 1, 0), quiet)
+        change = np.abs(found - values)
+        closing = np.where(change < before / 2, 2, quiet + 1)
+        quiet = np.where(running, np.where(change <= tolerance * found, closing, 0), quiet)
         values = np.where(running, found, values)
+        before = 0 * change if fresh and step == 0 else change  # a first value is no change
         if (quiet == 2).all():
             break
         going_on = torch.from_numpy(quiet < 2).to(pulled.device)[:, None, None]

@@ -173,13 +173,14 @@ def respond(
     deltas: Tensor,
     per_pass: int,
     vocabulary: int | None = None,
+    centre: Output | None = None,
 ) -> Response:
     """Responses to the perturbations `deltas`, `per_pass` x + δ at a time.
 
     ‖δ‖ is that of the difference in x's dtype. `outputs` takes `[rows · B, T, d]`. `vocabulary` is
-    the number of logits where `outputs` gives them in short.
+    the number of logits where `outputs` gives them in short; `centre` the outputs at x, if known.
     """
-    centre = outputs(x)
+    centre = outputs(x) if centre is None else centre
     largest = torch.zeros(2, len(x), device=x.device)
     total, second = (torch.zeros_like(centre.logits, dtype=torch.float32) for _ in range(2))
     first: Tensor | None = None
@@ -205,23 +206,31 @@ def respond(
     return Response(largest[0], largest[1], mean_variance, scales[0], scales[1], first)
 
 
+def _mean_losses(logits: Tensor, batch: loading.Batch) -> tuple[Tensor, Tensor]:
+    """Mean next-token loss of each text in nats, and the number of predicted tokens: `[B]` each.
+
+    Every token with a predecessor is predicted, whether it counts or not.
+    """
+    predicted = batch.attention_mask[:, 1:].bool()
+    losses = nn.functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), batch.input_ids[:, 1:], reduction="none"
+    )
+    tokens = predicted.sum(1)
+    return torch.where(predicted, losses, 0.0).sum(1) / tokens.clamp_min(1), tokens
+
+
 def gradient_norms(
-    g: Function, x: Tensor, batch: loading.Batch, counted: Tensor
+    g: Function, x: Tensor, batch: loading.Batch, counted: Tensor, back: Function | None = None
 ) -> tuple[Tensor, Tensor]:
     """‖∂L/∂x‖ over the counted tokens and L, the text's mean next-token loss in nats: `[B]` each.
 
-    Every token with a predecessor is predicted, whether it counts or not. NaN where a text has a
-    single token and so predicts none.
+    g are the logits, of x or, with `back`, of states that x gives: that takes ∂L/∂states to ∂L/∂x.
+    NaN where a text has a single token and so predicts none.
     """
     x = x.detach().requires_grad_()
-    logits = g(x)[:, :-1].float()
-    predicted = batch.attention_mask[:, 1:].bool()
-    losses = nn.functional.cross_entropy(
-        logits.transpose(1, 2), batch.input_ids[:, 1:], reduction="none"
-    )
-    tokens = predicted.sum(1)
-    loss = torch.where(predicted, losses, 0.0).sum(1) / tokens.clamp_min(1)
+    loss, tokens = _mean_losses(g(x), batch)
     # The gradient of the sum contains each text's own: no other text's loss depends on its x.
     (gradient,) = torch.autograd.grad(loss.sum(), x)
+    gradient = gradient if back is None else back(gradient)
     norm = torch.where(tokens > 0, norms(gradient, counted), math.nan)
     return norm, torch.where(tokens > 0, loss.detach(), math.nan)

@@ -17,9 +17,10 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.data.texts import length_batches
 from model_diffs.diagnostics import jacobian, lipschitz
-from model_diffs.diagnostics.jacobian import Function, JacobianNorm
+from model_diffs.diagnostics.jacobian import Products
 from model_diffs.models import devices
-from model_diffs.stats.intervals import mean_interval, ratio_interval
+from model_diffs.stats.intervals import document_weights, mean_interval, ratio_interval
+from model_diffs.stats.subsample import drawn, estimated
 
 _FIRST = ("lipschitz", "gradient_norm", "output_variance")
 _BESIDE = tuple(
@@ -32,6 +33,8 @@ MEASURED = (*METRICS[:4], "jacobian_iterations", "jacobian_converged", "loss", *
 """Of per_text.csv, after `model`, `data`, `text` (its position in the split), counted `tokens` and
 `derivatives` (1 where the text's derivatives were measured, else 0). Gradient norm and mean
 next-token loss (nats) are empty where a text has a single token."""
+JACOBIANS = tuple(name for name in METRICS if name.startswith("jacobian"))
+"""Each also as `…_estimated` (`stats.subsample`), beside `lipschitz…`, of every text."""
 DERIVED = ("gradient_norm", "loss", *(name for name in MEASURED if name.startswith("jacobian")))
 """Of these, empty where `derivatives` is 0."""
 COLUMNS = (
@@ -50,8 +53,7 @@ COLUMNS = (
 # so many entries.
 _LOGITS = 1 << 26
 _STATES = 1 << 24
-# Tokens of texts whose Jacobians are sought together: enough for a CPU's matrix products, and few,
-# since the text that takes most steps holds up the others.
+# Tokens of texts whose Jacobians are sought together: the slowest text holds up the others.
 _TOGETHER = 256
 
 
@@ -63,14 +65,13 @@ class Settings(NamedTuple):
     tol: float
     max_iters: int
     seed: int
-    derivatives: int = 0
-    """Texts per split whose derivatives are measured; 0: all."""
+    derivatives: int | None = 0
+    """Texts per split whose derivatives are measured, drawn at random; 0: all (`subsample`)."""
 
 
 def spread(total: int, count: int, seed: int) -> list[int]:
     """`count` of `total` places evenly spread from a seeded first one; all where `count` is 0."""
-    if count == 0 or count >= total:
-        return list(range(total))
+    count = min(count or total, total)
     offset = np.random.default_rng(seed).random()
     return [int(place) for place in np.floor((np.arange(count) + offset) * total / count)]
 
@@ -106,7 +107,7 @@ def measure(subject: Subject, one: SplitPass, settings: Settings) -> pd.DataFram
     reader, split, tokens = subject.reader, one.split.name, one.tokens
     label = naming.model_label(reader.name)
     derived = np.zeros(len(tokens.ids), bool)
-    derived[spread(len(tokens.ids), settings.derivatives, settings.seed)] = True
+    derived[drawn(len(tokens.ids), settings.derivatives, settings.seed)] = True
     order = _batches(reader, one, derived)
     bar = progress(devices.share(order), f"{label} {split}", unit="batch")
     values = torch.zeros(len(tokens.ids), len(MEASURED), dtype=torch.float64)
@@ -122,6 +123,9 @@ def measure(subject: Subject, one: SplitPass, settings: Settings) -> pd.DataFram
         raise BadInput(f"{label}: NaN or Inf on {split} text {text}: {advice}")
     found.loc[~derived, [*DERIVED]] = np.nan
     places = {"model": label, "data": split, "text": tokens.documents, "tokens": tokens.counts}
+    for metric in JACOBIANS:
+        beside = found[metric.replace("jacobian_norm", "lipschitz")]
+        found[f"{metric}_estimated"] = estimated(found[metric].to_numpy(), beside.to_numpy())
     kinds = {"jacobian_iterations": "Int64", "jacobian_converged": "boolean"}
     table = pd.DataFrame({**places, "derivatives": derived.astype(int)})
     return table.join(found.astype(kinds))
@@ -173,13 +177,19 @@ def _measure_batch(
     deltas = lipschitz.perturbations(x, counted, settings.epsilon, count, seeds)
     width = reader.anatomy.head.weight.shape[0] if head is None else x.shape[2]
     per_pass = max(1, _LOGITS // (counted.numel() * width))
-    vocabulary = None if head is None else head.vocabulary
+    products, centre, vocabulary = None, None, None
+    if head is not None:
+        vocabulary = head.vocabulary
+        if derived:
+            f = lipschitz.trunk_function(reader.anatomy, at.batch.attention_mask)
+            products = jacobian.products(f, x, counted)
+            centre = lipschitz.Output(products.output, head.logits(products.output))
     with torch.no_grad():
-        found = lipschitz.respond(outputs, x, counted, deltas, per_pass, vocabulary)
+        found = lipschitz.respond(outputs, x, counted, deltas, per_pass, vocabulary, centre)
     values = {"lipschitz": found.hidden, "lipschitz_logits": found.logits}
     values["output_variance"] = found.variance
     if derived:
-        values |= _derivatives(subject, at, x, found.first, settings)
+        values |= _derivatives(subject, at, x, products, found.first, settings)
     scales = {"": found.hidden_scale.cpu(), "_logits": found.logits_scale.cpu()}
     for metric in ("lipschitz", *(["jacobian_norm"] if derived else [])):
         for where, scale in scales.items():
@@ -188,26 +198,36 @@ def _measure_batch(
 
 
 def _derivatives(
-    subject: Subject, at: TokenBatch, x: Tensor, start: Tensor, settings: Settings
+    subject: Subject,
+    at: TokenBatch,
+    x: Tensor,
+    products: Products | None,
+    start: Tensor,
+    settings: Settings,
 ) -> dict[str, Tensor]:
-    """Gradient norm, loss and norms of both Jacobians of a batch; the search is from `start`."""
+    """Gradient norm, loss and norms of both Jacobians of a batch; the search is from `start`.
+
+    `products` with the Jacobian of the states, where the head is linear: one graph serves all.
+    """
     (model, anatomy), mask = (subject.reader.model, subject.reader.anatomy), at.batch.attention_mask
-    gradient, loss = lipschitz.gradient_norms(
-        lipschitz.logits_function(model, mask), x, at.batch, at.counted
-    )
-
-    def norms(f: Function, start: Tensor, *metrics: Function) -> list[JacobianNorm]:
-        products = jacobian.products(f, x, at.counted)
-        limits = settings.tol, settings.max_iters
-        return jacobian.jacobian_norms(products, start, metrics, *limits)
-
-    f = lipschitz.trunk_function(anatomy, mask)
-    if subject.head is not None:
-        hidden, logits = norms(f, start, torch.clone, subject.head.metric)
-    else:  # another function, and its change under the first perturbation is not at hand
-        (hidden,) = norms(f, start, torch.clone)
-        g = lipschitz.logits_function(model, mask)
-        (logits,) = norms(g, anatomy.head(start.to(x.dtype)), torch.clone)
+    limits = settings.tol, settings.max_iters
+    if subject.head is not None and products is not None:
+        gradient, loss = lipschitz.gradient_norms(
+            anatomy.head, products.output, at.batch, at.counted, products.gradient
+        )
+        hidden, logits = jacobian.jacobian_norms(
+            products, start, (torch.clone, subject.head.metric), *limits
+        )
+    else:  # the logits are another function, and their change under a perturbation not at hand
+        f, g = lipschitz.trunk_function(anatomy, mask), lipschitz.logits_function(model, mask)
+        gradient, loss = lipschitz.gradient_norms(g, x, at.batch, at.counted)
+        starts = start, anatomy.head(start.to(x.dtype))
+        hidden, logits = (
+            jacobian.jacobian_norms(
+                jacobian.products(of, x, at.counted), first, [torch.clone], *limits
+            )[0]
+            for of, first in zip((f, g), starts, strict=True)
+        )
     return {
         "gradient_norm": gradient,
         "loss": loss,
@@ -228,15 +248,21 @@ def summary_rows(texts: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
     """
     rows = []
     for (model, data), part in texts.groupby(["model", "data"], sort=False):
-        row = {"model": model, "data": data, "texts": len(part), "tokens": part["tokens"].sum()}
-        row["texts_derivatives"] = int(part["derivatives"].sum())
+        row = {"model": model, "data": data, "texts": len(part), "tokens": part["tokens"].sum(),
+               "texts_derivatives": int(part["derivatives"].sum())}  # fmt: skip
         for metric in METRICS:
             values = part[metric].dropna().astype(float).to_numpy()
             if len(values):
-                row |= mean_interval(values, seed).cells(f"avg_{metric}")
+                meant = part[_column(metric)].dropna().astype(float)
+                row |= mean_interval(meant, seed).cells(f"avg_{metric}")
                 row[f"std_{metric}"] = float(values.std(ddof=1)) if len(values) > 1 else None
         rows.append(row)
     return rows
+
+
+def _column(metric: str) -> str:
+    """What means of a metric are taken of."""
+    return f"{metric}_estimated" if metric in JACOBIANS else metric
 
 
 def changes(base: pd.DataFrame, changed: pd.DataFrame, seed: int) -> dict[str, Any]:
@@ -250,12 +276,16 @@ def changes(base: pd.DataFrame, changed: pd.DataFrame, seed: int) -> dict[str, A
         derived = int((pairs["derivatives_a"] * pairs["derivatives_b"]).sum())
         of_split: dict[str, Any] = {"texts": len(pairs), "texts_derivatives": derived}
         for metric in METRICS:
-            both = pairs[[f"{metric}_a", f"{metric}_b"]].dropna().astype(float).to_numpy()
+            columns = [f"{_column(metric)}_{side}" for side in "ab"]
+            both = pairs[columns].dropna().astype(float).to_numpy()
             if not len(both):
                 continue
             difference = both[:, 1] - both[:, 0]
             intervals = {"change": mean_interval(difference, seed)}
-            if (both[:, 0] > 0).all():
+            base_means = both[:, 0]
+            if metric in JACOBIANS:  # of a single text an estimate may be negative
+                base_means = document_weights(len(both), seed) @ both[:, 0]
+            if (base_means > 0).all():
                 intervals["relative"] = ratio_interval(difference, both[:, 0], seed)
             of_split[metric] = {
                 name: {end: float(value) for end, value in interval._asdict().items()}
