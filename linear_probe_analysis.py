@@ -68,7 +68,7 @@ STEP = Step(
     memory="model_diffs.activations.memory:MODELS",
     processes=True,
     scope="model",
-    version=3,
+    version=4,
     needs=("forget", "retain", "questions"),
     tables=(
         Table("probe_results"),

@@ -32,6 +32,7 @@ STEP = Step(
     question="Do MLP updates work inside the subspaces that W uses, or beside them?",
     memory="model_diffs.diagnostics.memory:SUBSPACES",
     processes=True,
+    version=2,
     tables=(Table("mlp_nullspace_metrics"), Table("layer_nullspace_summary")),
     figures=(Figure("mlp_nullspace_alignment", "Inside W's own spaces", "geometry"),),
     measures=(

@@ -31,6 +31,7 @@ STEP = Step(
     question="Is the weight change low-rank, and did the matrices' principal subspaces turn?",
     memory="model_diffs.diagnostics.memory:SUBSPACES",
     processes=True,
+    version=2,
     tables=(Table("null_space_results"),),
     figures=(Figure("null_space_visualization", "Rank and angles", "geometry"),),
     measures=(
@@ -125,7 +126,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
             asked = f"{options.num_samples} matrices asked for"
             print(f"{options.model_a}: {asked}, it has {len(chosen)}")
         measure = partial(subspaces.subspace_row, k=options.k, seed=options.seed)
-        measured = subspaces.measure_changes(base, changed, chosen, device, measure)
+        measured = subspaces.measure_changes(base, changed, chosen, device, measure, options.k)
         for run, rows in zip(runs, measured, strict=True):
             table = run.table("null_space_results", rows)
             draw(run, table)

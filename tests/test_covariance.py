@@ -16,7 +16,7 @@ from scipy.stats import entropy, wasserstein_distance
 from model_diffs.activations import collecting
 from model_diffs.core.errors import BadInput
 from model_diffs.diagnostics import covariance
-from model_diffs.stats.spectra import covariance_spectrum
+from model_diffs.stats.covariances import covariance_spectrum
 
 SCRIPT = "activation_covariance_analysis.py"
 

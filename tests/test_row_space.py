@@ -38,7 +38,7 @@ def run(
     (tmp_path / "retain.txt").write_text("\n".join(RETAIN))
     texts = ["--forget-text", tmp_path / "forget.txt", "--retain-text", tmp_path / "retain.txt"]
     where = ["--outroot", tmp_path / "outputs", "--device", "cpu"]
-    rest = [*texts, *where, "--batch-size", 2, *more]
+    rest = [*texts, *where, "--batch-size", 2, "--skip-first", 0, *more]
     script: Any = load_script(ROOT / "row_space_projection_analysis.py")
     if not figure:
         script.draw = lambda *_: None

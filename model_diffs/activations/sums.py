@@ -12,7 +12,7 @@ from model_diffs.activations.saved import DifferenceStatistics, ModelStatistics
 from model_diffs.activations.tokens import TokenBatch
 from model_diffs.core.errors import BadInput
 from model_diffs.models.devices import sum_over_processes, wide, wide_home
-from model_diffs.stats.spectra import covariance_spectrum
+from model_diffs.stats.covariances import covariance_spectrum
 
 
 def _zeros(device: torch.device, *shape: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Do the inputs that an MLP matrix sees lie where its change reads?
 
-For dW = Σ σᵢ uᵢ vᵢᵀ, P is the projector onto its k leading right singular vectors. With R = UᵀdW
-(one row per non-negligible singular value), ‖dW x‖ = ‖R x‖ exactly, since U's columns span the
-range of dW. R has at most min(out, in) rows, so ‖dW x‖ costs no more than the matrix itself.
+For dW = Σ σᵢ uᵢ vᵢᵀ, P is the projector onto its k leading right singular vectors. ‖dW x‖ = ‖R x‖
+for every R with RᵀR = dWᵀdW, such as UᵀdW (one row per non-negligible singular value). R has at
+most min(out, in) rows, so ‖dW x‖ costs no more than the matrix itself.
 
 The input at a position depends on the tokens up to it alone. Where these also begin a text of the
 other split, both splits see one and the same input, on which no change can be selective: such
@@ -26,6 +26,7 @@ from model_diffs.models.anatomy import Anatomy
 from model_diffs.models.architectures import Matrix
 from model_diffs.models.checkpoints import Checkpoint, lockstep
 from model_diffs.models.devices import sum_over_processes, wide
+from model_diffs.stats import spectra
 
 INPUT_COMPONENTS = ("mlp_in", "mlp_gate")
 # Singular values below this share of the largest add less than that to ‖dW x‖.
@@ -48,19 +49,27 @@ class Reads(NamedTuple):
 def reads_of(dW: Tensor, top_k: int, dtype: torch.dtype) -> Reads | None:
     """Leading right singular vectors (k at most dW's numerical rank) and R; None for dW = 0.
 
-    R is formed in fp64 and stored in `dtype`. For a wide dW, U comes from its decomposition; for a
-    tall one, R = ΣVᵀ needs no U.
+    R is formed in fp64 and stored in `dtype`. Where dW has full rank, R is dW itself, or for a tall
+    one the Cholesky factor of dWᵀdW; else UᵀdW, which for a tall one is ΣVᵀ.
     """
     if not bool(dW.any()):
         return None
-    found = subspaces.decompose(dW)
-    rank = max(1, int((found.sigma > _NOISE * found.sigma[0]).sum()))
-    small = found.small[:, :rank]
+    squares = spectra.gram(dW)
+    found = subspaces.decompose(dW, top_k, squares)
     V_k = subspaces.leading_bases(found, min(top_k, found.rank))[1].T
-    if dW.shape[0] >= dW.shape[1]:
-        R = (small * found.sigma[:rank]).T
+    tall = dW.shape[0] >= dW.shape[1]
+    factor, failed = torch.linalg.cholesky_ex(squares)
+    diagonal = factor.diagonal()
+    if not bool(failed) and bool(diagonal.min() > _NOISE * diagonal.max()):
+        R = factor.T if tall else dW
     else:
-        R = torch.cat([part @ small for part in subspaces.row_parts(dW.T, small.device)]).T
+        found = subspaces.decompose(dW, None, squares)
+        rank = max(1, int((found.sigma > _NOISE * found.sigma[0]).sum()))
+        small = found.small[:, :rank]
+        if tall:
+            R = (small * found.sigma[:rank]).T
+        else:
+            R = torch.cat([part @ small for part in spectra.row_parts(dW.T, small.device)]).T
     return Reads(V_k.float().contiguous(), R.to(dtype).contiguous())
 
 

@@ -1,8 +1,8 @@
 """The spectrum of a weight change, and how far it turns the singular subspaces of the matrix.
 
 Every singular value comes from the Gram matrix of the smaller side in fp64. One eigenvalue
-decomposition per matrix gives both singular subspaces: that of the smaller side directly, that of
-the larger side by one product.
+decomposition per matrix, of as many vectors as are needed, gives both singular subspaces: that of
+the smaller side directly, that of the larger side by one product.
 """
 
 import functools
@@ -17,7 +17,14 @@ from torch import Tensor
 from model_diffs.models.architectures import MLP_COMPONENTS, Matrix
 from model_diffs.models.checkpoints import Checkpoint, lockstep
 from model_diffs.models.devices import gather_over_processes, share
-from model_diffs.stats.spectra import gram, rank_for_share, row_parts, singular_values, tall
+from model_diffs.stats.spectra import (
+    gram,
+    leading_eigenvectors,
+    rank_for_share,
+    row_parts,
+    singular_values,
+    tall,
+)
 
 Row = dict[str, Any]
 SHARE = 0.99
@@ -61,8 +68,10 @@ def measure_changes(
     matrices: Sequence[Matrix],
     device: torch.device,
     measure: "Callable[[Matrix, Decomposition, Tensor, Tensor], Row]",
+    leading: int | None = None,
 ) -> list[list[Row]]:
-    """For each changed model a row per matrix: `measure(matrix, decomposition of W_A, W_B, dW)`.
+    """For each changed model a row per matrix: `measure(matrix, decomposition of W_A, W_B, dW)`,
+    with the `leading` singular vectors of W_A alone, or all.
 
     Matrices are [out, in] fp32 on `device`; the base's are read and decomposed once. Several
     processes share out the matrices and all return all rows. Raises
@@ -71,7 +80,7 @@ def measure_changes(
     rows: list[list[Row]] = [[] for _ in changed]
     for matrix, stored_a, others in lockstep(base, changed, share(matrices)):
         W_A = stored_a.to(device, torch.float32)
-        found = decompose(W_A)
+        found = decompose(W_A, leading)
         for out, (_, stored_b) in zip(rows, others, strict=True):
             W_B = stored_b.to(device, torch.float32)
             out.append(measure(matrix, found, W_B, W_B - W_A))
@@ -86,20 +95,25 @@ class Decomposition(NamedTuple):
 
     W: Tensor
     sigma: Tensor
-    """[min(m, n)], falling, fp64."""
+    """[k], falling, fp64; k is min(m, n) or fewer."""
     small: Tensor
-    """[min(m, n), min(m, n)], columns in the order of sigma, fp64."""
+    """[min(m, n), k], columns in the order of sigma, fp64."""
 
     @property
     def rank(self) -> int:
-        """Numerical rank."""
+        """Numerical rank, at most k."""
         return numerical_rank(self.sigma, self.W.shape)
 
 
-def decompose(W: Tensor) -> Decomposition:
-    """All singular values of W [m, n] and one side's vectors, by one decomposition of its Gram."""
-    values, vectors = torch.linalg.eigh(gram(W))
-    return Decomposition(W, values.flip(0).clamp_min(0).sqrt(), vectors.flip(1))
+def decompose(
+    W: Tensor, leading: int | None = None, squares: Tensor | None = None
+) -> Decomposition:
+    """Singular values of W [m, n] and one side's vectors, the `leading` ones or all, by one
+    decomposition of its Gram matrix `squares`, which is formed unless given."""
+    count = min(W.shape) if leading is None else min(leading, *W.shape)
+    squares = gram(W) if squares is None else squares
+    values, vectors = leading_eigenvectors(squares, count)
+    return Decomposition(W, values.clamp_min(0).sqrt(), vectors)
 
 
 def numerical_rank(sigma: Tensor, shape: Sequence[int]) -> int:
@@ -158,7 +172,7 @@ def subspace_row(
     """
     k, first = min(k, base.rank), float(base.sigma[0])
     if bool(dW.any()):
-        other, sigma = decompose(W_B), singular_values(dW)
+        other, sigma = decompose(W_B, max(k, 1)), singular_values(dW)
         k, last = min(k, other.rank), float(other.sigma[0])
         sides = zip(leading_bases(base, k), leading_bases(other, k), strict=True)
         left, right = (principal_angles(Q_A, Q_B) for Q_A, Q_B in sides)

@@ -8,7 +8,7 @@ the Gram matrix of the smaller side in fp64.
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +26,6 @@ FAILURE = 1e-9
 # The norm of BLOCK Gaussians is smaller than this with less than that probability:
 # P(χ² < t²) ≤ (t²/2)^(BLOCK/2) / Γ(BLOCK/2 + 1).
 SMALLEST = math.sqrt(2) * (FAILURE * math.gamma(BLOCK / 2 + 1)) ** (1 / BLOCK)
-# States are multiplied in fp32: a rank-deficient covariance has small negative eigenvalues, of the
-# order of fp32's rounding relative to the largest one.
-NEGATIVE = 1e-5
 # More than what products and bases in fp32 add to a residual, or to σ₁ (5e-6 at 4096 × 4096).
 ROUNDING = 1e-5
 
@@ -216,9 +213,43 @@ def gram(W: Tensor) -> Tensor:
     long = tall(W)
     device = wide_home(W.device)
     total = torch.zeros(long.shape[1], long.shape[1], dtype=torch.float64, device=device)
+    if device.type == "cpu":
+        return _lower_gram(row_parts(long, device), total)
     for part in row_parts(long, device):
         total.addmm_(part.T, part)
     return total
+
+
+def _lower_gram(parts: Iterable[Tensor], total: Tensor) -> Tensor:
+    """Σ partᵀ part by one triangle: half the work of a product."""
+    from scipy.linalg.blas import dsyrk
+
+    lower = np.asfortranarray(total.numpy())
+    for part in parts:
+        rows = part.numpy()
+        given = (rows, 1) if rows.flags.f_contiguous else (rows.T, 0)
+        lower = dsyrk(1.0, given[0], trans=given[1], beta=1.0, c=lower, lower=1, overwrite_c=1)
+    found = torch.from_numpy(lower)
+    return found.tril() + found.tril(-1).T
+
+
+def eigenvalues(matrix: Tensor) -> Tensor:
+    """Eigenvalues of a symmetric matrix in fp64, rising."""
+    if matrix.is_cuda:
+        return torch.linalg.eigvalsh(matrix)
+    return torch.from_numpy(np.linalg.eigvalsh(matrix.numpy()))  # twice as fast here as torch's
+
+
+def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest eigenvalues of a symmetric matrix in fp64, falling, and their vectors."""
+    if matrix.is_cuda or 2 * count >= len(matrix):
+        values, vectors = torch.linalg.eigh(matrix)
+        return values.flip(0)[:count], vectors.flip(1)[:, :count]
+    import scipy.linalg
+
+    ends = len(matrix) - count, len(matrix) - 1
+    values, vectors = scipy.linalg.eigh(matrix.numpy(), subset_by_index=ends, driver="evr")
+    return torch.from_numpy(values[::-1].copy()), torch.from_numpy(vectors[:, ::-1].copy())
 
 
 def singular_values(W: Tensor) -> Tensor:
@@ -226,29 +257,7 @@ def singular_values(W: Tensor) -> Tensor:
 
     Square roots of the Gram matrix's eigenvalues: those below 1e-8 of the largest are noise.
     """
-    return torch.linalg.eigvalsh(gram(W)).clamp_min(0).sqrt().flip(0).cpu()
-
-
-# ── covariances ───────────────────────────────────────────────────────────────────────────────────
-
-
-def covariance_spectrum(covariance: Tensor, name: str, mean_square: float = 0.0) -> np.ndarray:
-    """Eigenvalues of a positive semi-definite matrix `[d, d]` fp64, falling, none negative.
-
-    Values down to −NEGATIVE × the largest become 0; so does what fp32 rounding of the states makes
-    of a point, `mean_square` the square of their mean. Raises ValueError, with `name`, for anything
-    further below zero: the sums that the matrix is made of were wrong.
-    """
-    if covariance.is_cuda:
-        found = torch.linalg.eigvalsh(covariance).cpu().numpy()[::-1]
-    else:  # NumPy's LAPACK is twice as fast here as torch's
-        found = np.linalg.eigvalsh(covariance.cpu().numpy())[::-1]
-    if not found[-1] >= -NEGATIVE * max(found[0], 1e-9 * mean_square):
-        raise ValueError(
-            f"{name} has the eigenvalue {found[-1]:.3g} beside {found[0]:.3g}, which no covariance "
-            "has"
-        )
-    return np.maximum(found, 0.0)
+    return eigenvalues(gram(W)).clamp_min(0).sqrt().flip(0).cpu()
 
 
 # ── ranks ─────────────────────────────────────────────────────────────────────────────────────────
