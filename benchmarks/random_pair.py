@@ -90,7 +90,7 @@ class Floor(NamedTuple):
 
 def bare_passes(names: Sequence[str], files: dict[str, str]) -> Floor:
     """Time of the passes alone, on the CPU in fp32, models loaded and texts tokenised before."""
-    sample, _ = passes.of_splits(Reading(**files, device="cpu", max_samples=0), names)
+    sample, _ = passes.of_splits(Reading(**files, device="cpu", max_samples=0, skip_first=0), names)
     cpu = wall = 0.0
     for name in names:
         reader = Reader(name, loading.load_model(name, torch.device("cpu"), torch.float32, False))
