@@ -18,6 +18,7 @@ SMALLER = (
     {"cache_fp16": True},
     {"dtype": "bf16"},
     {"batch_size": 1},
+    {"skip_first": 0},
 )
 
 
@@ -58,7 +59,7 @@ def _by_blocks(shape: Shape, options: Pass, models: int) -> Need:
     part = max(shape.block_weights(0), shape.vocabulary * shape.hidden) * size
     moments = models * (shape.blocks + 2) * shape.hidden**2 * 8
     # Looking for an attention sink (--skip-first auto) loads the base whole, before all this.
-    sink = shape.weights * size if options.skip_first == "auto" else 0
+    sink = shape.weights * size if options.skip_first is None else 0
     return Need(device=max(part + moments + chunk, sink), passing=sink)
 
 
