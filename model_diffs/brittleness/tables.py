@@ -11,7 +11,7 @@ from model_diffs.brittleness.analysis import Settings, complete
 from model_diffs.brittleness.table import LOCKED, REMOVAL, SECONDARY, TARGET, predictors_of
 
 RHOS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
-BASELINES = (0.0, 0.3)
+BASELINES = (0.0, 0.3, 0.6, 0.9)
 
 
 def primary_table(known: pd.DataFrame, new: pd.DataFrame, settings: Settings) -> pd.DataFrame:
