@@ -1,15 +1,14 @@
 """How much memory does the pass of step 4 need block by block, and are its numbers the same?
 
 Two models of Pythia-160M's shapes with random weights are read side by side, block by block, and
-one by one, each in a process of its own. What counts is anonymous memory, sampled, above that
-before the pass: pages of mapped weight files are let go of where memory is short.
+one by one, each in a process of its own. What counts is resident memory, sampled, above that
+before the pass; pages of mapped weight files are part of it.
 
     uv run benchmarks/blocks.py
     uv run benchmarks/blocks.py --texts 4 --width 256 --blocks 4 --vocabulary 8000
 """
 
 import argparse
-import re
 import subprocess
 import sys
 import tempfile
@@ -17,15 +16,10 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import random_pair
 
 WAYS = ("yes", "blocks", "no")
-
-
-def anonymous() -> int:
-    """Resident anonymous memory of this process in bytes (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
 
 
 def measure(way: str, folder: Path) -> None:
@@ -40,11 +34,12 @@ def measure(way: str, folder: Path) -> None:
         side_by_side=way,
     )  # fmt: skip
     assert collecting  # imported before memory is looked at
-    before, peak, done = anonymous(), [0], threading.Event()
+    process, peak, done = psutil.Process(), [0], threading.Event()
+    before = process.memory_info().rss
 
     def sample() -> None:
         while not done.wait(0.005):
-            peak[0] = max(peak[0], anonymous() - before)
+            peak[0] = max(peak[0], process.memory_info().rss - before)
 
     thread = threading.Thread(target=sample)
     thread.start()

@@ -102,6 +102,7 @@ class Skeleton:
         finally:
             for holder, leaf, parameter in empty:
                 holder._parameters[leaf] = parameter
+            self.checkpoint.let_go()
 
     def outside(self) -> list[nn.Module]:
         """The modules with weights around the blocks, without the embedding."""

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
+
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
 from model_diffs.models import architectures, configuration, files
@@ -112,12 +114,13 @@ class Checkpoint:
     def tensor(self, name: str) -> "torch.Tensor":
         """The tensor as stored, a view of the mapped file. Read it, do not write to it."""
         file = self.entries[name].file
-        if self._handles[file] is None:
-            from safetensors import safe_open
-
-            self._handles[file] = safe_open(file, "pt")
-        handle = self._handles[file]
+        handle = self._handles[file] = self._handles[file] or safe_open(file, "pt")
         return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+
+    def let_go(self) -> None:
+        """Unmap the files, once no tensor of them is used: what was read is in memory no more."""
+        for file, handle in self._handles.items():
+            self._handles[file] = handle if isinstance(handle, dict) else None
 
     def matrices(self) -> list[Matrix]:
         """Every weight matrix, in the order of the names; a tied head only as embedding."""
@@ -177,8 +180,6 @@ def chunks(tensor: "torch.Tensor") -> Iterable["torch.Tensor"]:
 
 def _open_safetensors(file: Path) -> tuple[Any, dict[str, Entry], bytes]:
     """Entries and header of a weight file. No handle yet: to open one for tensors loads torch."""
-    from safetensors import SafetensorError, safe_open
-
     raw = files.safetensors_header(file)
     try:
         safe_open(file, "numpy")  # finds out whether the file is whole
