@@ -87,6 +87,7 @@ def test_every_option_with_a_value_can_be_set_in_the_environment(
     values |= {"lat_step_size": 0.5, "eval_split": 0.2, "optimizer": "muon", "trainable": "mlp"}
     values |= {"logprob_reduction": "sum", "cb_target": "orthogonal", "save_dtype": "fp16"}
     values |= {"device": "cpu", "dtype": "bf16", "text": "x", "spectrum": "keep", "memory": "9"}
+    values |= {"until": "hazard=0.5", "teacher": "x", "noise_share": 0.25, "pruned": 0.25}
     switches = ("force", "trust_remote_code", "gradient_checkpointing")
     for one in fields(Options):
         if one.name not in ("method", *switches, *values):
