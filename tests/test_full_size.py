@@ -29,7 +29,7 @@ def test_every_step_runs_and_is_set_against_its_floor(tmp_path: Path) -> None:
     assert [row[0] for row in rows] == list(full_size.SCRIPTS)
     for step, seconds, floor, ratio, device, host in rows:
         assert float(device) == 0 and 0.1 < float(host) < 8
-        if full_size.FLOORS.get(step, "all"):
+        if full_size.FLOORS.get(step, "all") and float(floor) > 0:  # not rounded to nothing
             assert float(ratio) == pytest.approx(float(seconds) / float(floor), rel=0.6)
     for folder in ("base__to__filtered/lipschitzness", "base/linear_probes", "base/relearning"):
         assert (tmp_path / "outputs" / folder / "run.json").is_file()

@@ -50,7 +50,8 @@ def method_words(study: tiny_study.Study, method: str) -> Words:
     words += ["--retain-text", str(study.root / "retain.txt")]
     more = {one: ["--layer-id", "0,1"] for one in ("rmu", "cb", "lat", "cb_lat")}
     more |= {"noise": ["--like", study.model_b]}
-    more |= {"finetune": ["--text", str(study.root / "retain.txt")]}
+    more |= {one: ["--text", str(study.root / "retain.txt")] for one in ("finetune", "refusal")}
+    more |= {"noise_distil": ["--teacher", study.model_b]}
     return [*words, *more.get(method, []), "--outdir", str(study.root / "made" / method)]
 
 

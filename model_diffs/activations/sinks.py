@@ -85,11 +85,12 @@ def ratio_to_others(norms: "torch.Tensor", counted: "torch.Tensor") -> float:
 
     norms: `[texts, positions]`; counted: the same shape, bool.
     """
+    norms, counted = norms.cpu().double(), counted.cpu()
     first = counted & (counted.cumsum(1) == 1)
     others = counted & ~first
     if not others.any():
         return 0.0
-    return float(norms[first].double().mean() / norms[others].double().mean())
+    return float(norms[first].mean() / norms[others].mean())
 
 
 def _largest_ratio(options: Any, base: str, splits: Sequence[Split], loaded: Any) -> float:
