@@ -14,6 +14,7 @@ Writes <outroot>/<A>__to__<B>/attack_free/attack_free.csv (measure, value, reads
 """
 
 import importlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +99,9 @@ def measures(pair: "Pair") -> list[dict[str, Any]]:
         module: Any = importlib.import_module(f"{attack_free.__name__}.{name}")
         found = module.measure(pair)
         for one in module.MEASURES:
-            row = {"measure": one.key, "value": found[one.key], "reads_base": one.reads_base}
-            rows.append(row)
+            # Undefined, such as an accuracy where nothing was asked: an empty cell.
+            value = found[one.key] if math.isfinite(found[one.key]) else None
+            rows.append({"measure": one.key, "value": value, "reads_base": one.reads_base})
     return rows
 
 

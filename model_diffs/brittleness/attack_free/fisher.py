@@ -50,8 +50,7 @@ def weighted(victim: Victim, F: dict[str, Tensor]) -> float:
     """ln √Σ F (W − W_base)²; −∞ becomes the logarithm of the smallest fp64 number."""
     assert victim.base is not None
     total = sum(
-        float((F[name] * (W - B).square()).sum().double())
-        for name, W, B in victim.tensors(victim.base)
+        float((F[name] * (W - B).square()).sum()) for name, W, B in victim.tensors(victim.base)
     )
     return 0.5 * math.log(max(total, 1e-300))
 
