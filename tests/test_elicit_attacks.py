@@ -15,8 +15,9 @@ from elicit_study import margins
 from safetensors.torch import load_file, save_file
 
 from model_diffs.attacks import elicitation, registry
-from model_diffs.attacks.eliciting import prune, quantise, soft_prompt
+from model_diffs.attacks.eliciting import prune, soft_prompt
 from model_diffs.attacks.victim import NotApplicable, Victim
+from model_diffs.models import rounding
 from model_diffs.models.architectures import matrices
 
 NAMES = registry.names()
@@ -243,17 +244,17 @@ def test_rounding_is_to_the_nearest_of_so_many_levels_per_row() -> None:
     W = torch.randn(6, 33, generator=torch.Generator().manual_seed(1))
     W[2] = 0
     for bits in (3, 4, 8):
-        found, scale = quantise.absmax(W, bits), W.abs().amax(1) / (2 ** (bits - 1) - 1)
+        found, scale = rounding.absmax(W, bits), W.abs().amax(1) / (2 ** (bits - 1) - 1)
         assert ((found - W).abs().amax(1) <= scale / 2 + 1e-6).all()
         assert max(len(row.unique()) for row in found) <= 2**bits - 1
-        torch.testing.assert_close(quantise.absmax(found, bits), found)
+        torch.testing.assert_close(rounding.absmax(found, bits), found)
     assert (found[2] == 0).all()
-    levels = torch.tensor(quantise.NF4)
+    levels = torch.tensor(rounding.NF4)
     table = levels[torch.randint(16, (2, 64), generator=torch.Generator().manual_seed(2))]
     table[:, 0] = 1.0  # each block of 64 has its absolute maximum
-    torch.testing.assert_close(quantise.nf4(3 * table), 3 * table)
+    torch.testing.assert_close(rounding.nf4(3 * table), 3 * table)
     ragged = torch.randn(5, 13, generator=torch.Generator().manual_seed(3))
-    single = quantise.nf4(ragged).reshape(-1)
+    single = rounding.nf4(ragged).reshape(-1)
     scale = ragged.reshape(-1)[:64].abs().max()
     nearest = levels[(ragged.reshape(-1)[:64, None] / scale - levels).abs().argmin(1)] * scale
     torch.testing.assert_close(single[:64], nearest)

@@ -44,5 +44,5 @@ def test_what_a_process_is_given_is_found_without_the_script(
     for line, (call, planned) in enumerate(zip(map(pickle.loads, given), todo, strict=True)):
         function, *arguments = call
         assert function.__module__ == "model_diffs.miniature.making"
-        assert arguments == [planned, Recipe(seed=7, lr=0.5), "elsewhere", "auto", line]
+        assert arguments == [line, planned, Recipe(seed=7, lr=0.5), "elsewhere", "auto"]
         assert planned.committed == [True]

@@ -75,7 +75,8 @@ def questions_file(folder: Path) -> Path:
 def test_every_method_leaves_an_ordinary_model(
     method: str, base: Path, texts: list[str], tmp_path: Path
 ) -> None:
-    folder = execute(command(base, method, tmp_path / "out", *texts))
+    own = {"refusal": ["--text", texts[1]], "noise_distil": ["--teacher", str(base)]}
+    folder = execute(command(base, method, tmp_path / "out", *texts, *own.get(method, [])))
     loaded, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"]
     assert loaded.dtype == torch.float32
@@ -387,5 +388,8 @@ def test_options_incompatible_with_sharded_weights_are_refused(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    chosen = options.parse(
+        Options, command(base, "npo", tmp_path / "out", *texts, *words.split()), None
+    )
     with pytest.raises(BadInput, match="and sharded weights do not go together"):
-        execute(command(base, "npo", tmp_path / "out", *texts, *words.split()))
+        unlearn.main(chosen, unlearn.planned_runs(chosen))

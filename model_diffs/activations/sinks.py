@@ -51,7 +51,7 @@ def without_sinks(options: T, base: str, splits: Sequence[Split], loaded: Any = 
         "keep_bos": given.keep_bos,
     }
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
-    place = Path(given.outroot, FOLDER, f"sink-{key}")
+    place = Path(getattr(given, "outroot", ""), FOLDER, f"sink-{key}")
     planned = PlannedRun(place, f"{naming.model_label(base)} first position", decisive, base)
     kept = results.read_record(place) if results.state(planned).status == "complete" else None
     ratio = (kept or {}).get("first_position_ratio")

@@ -187,7 +187,8 @@ def problem(of: Footprint, chosen: Any, todo: Sequence[PlannedRun], there: Room)
         return ""
     free = ", ".join(f"{vars(there)[name] / GB:.2f} GB of {NAMES[name]}" for name in lacks)
     fits = smaller(of, chosen, todo, there)
-    advice = f"use {fits}" if fits else "use a larger machine"
+    larger = "make room on the disk" if lacks == ["disk"] else "use a larger machine"
+    advice = f"use {fits}" if fits else larger
     return f"{free} are free: {advice}"
 
 
