@@ -71,7 +71,31 @@ def analyse(
     loading_seconds = time.perf_counter() - started
     reader, pad_id = Reader(options.model, model), tokenizer.pad_token_id
     measured = measure(reader, tokens, pad_id, lens, layers, options)
-    about: About = {
+    config = {
+        **recorded(options),
+        "model_name": options.model,
+        "num_samples": options.max_samples,
+        "normalization_mode": options.normalize_gradients,
+        "layers": list(layers),
+        **facts,
+        "device": str(device),
+        "dtype": devices.dtype_name(dtype),
+        "texts": split.identity(),
+        "left_out": tokens.left_out,
+    }
+    del config["model"], config["max_samples"]
+    about = metadata(options, measured, config, timing(measured, loading_seconds))
+    return measured, about, text_datasets.files_of(split)
+
+
+# ── what is recorded ──────────────────────────────────────────────────────────────────────────────
+
+
+def metadata(
+    options: Options, measured: Measured, config: Mapping[str, Any], seconds: Mapping[str, Any]
+) -> About:
+    """What all powers share; each adds its own power and statistics."""
+    return {
         "model_name": options.model,
         "aggregate_by": options.aggregate_by,
         "aggregation_mode": options.aggregation_mode,
@@ -83,27 +107,11 @@ def analyse(
         "tokens": measured.tokens,
         "predictions": measured.predictions,
         "mean_loss": measured.mean_loss,
-        "analysis_config": {
-            **recorded(options),
-            "model_name": options.model,
-            "num_samples": options.max_samples,
-            "normalization_mode": options.normalize_gradients,
-            "layers": list(layers),
-            **facts,
-            "device": str(device),
-            "dtype": devices.dtype_name(dtype),
-            "texts": split.identity(),
-            "left_out": tokens.left_out,
-        },
+        "analysis_config": config,
         "layer_statistics": {},
-        "timing": timing(measured, loading_seconds),
+        "timing": seconds,
         "how_to_load": HOW_TO_LOAD,
     }
-    del about["analysis_config"]["model"], about["analysis_config"]["max_samples"]
-    return measured, about, text_datasets.files_of(split)
-
-
-# ── what is recorded ──────────────────────────────────────────────────────────────────────────────
 
 
 def timing(measured: Measured, loading_seconds: float) -> dict[str, Any]:
