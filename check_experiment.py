@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_diffs.core import options
+from model_diffs.core.command_line import parse
 from model_diffs.core.methods import UNLEARNING
 from model_diffs.core.options import Compute, option, positive
 from model_diffs.core.script import run_script
@@ -75,7 +75,7 @@ def findings(options: Options) -> "Iterator[Finding]":
 def main() -> None:
     """Print the report; exit status 1 where something is an error."""
     counts = Counter({"ok": 0, "warning": 0, "error": 0})
-    for level, subject, says in findings(options.parse(Options, None, __doc__)):
+    for level, subject, says in findings(parse(Options, None, __doc__)):
         counts[level] += 1
         print(f"{level:<8} {subject:<13} {says}", flush=True)
     print(f"\n{counts['ok']} ok, {counts['warning']} warnings, {counts['error']} errors")

@@ -20,8 +20,9 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import Comparison, Figures, option, parse, positive
+from model_diffs.core.options import Comparison, Figures, option, positive
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import execute, run_script
 from model_diffs.core.step import Figure, Step, Table, comparison_runs, names_of, title_of

@@ -20,9 +20,10 @@ from typing import Any
 import diff
 import train_itda
 from model_diffs.core import naming
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.core.methods import UNLEARNING, method_of
-from model_diffs.core.options import option, parse, positive
+from model_diffs.core.options import option, positive
 from model_diffs.core.script import execute, run_script
 
 # The last block determines the next token; one coefficient names the nearest atom (docs/itda.md).

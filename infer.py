@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from model_diffs.core import naming, options
+from model_diffs.core import naming
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Compute, option
 from model_diffs.core.script import run_script
@@ -153,7 +154,7 @@ def sweep(options: Options) -> int:
 
 def main() -> None:
     """One prompt, a conversation, or a sweep."""
-    chosen = options.parse(Options, None, __doc__)
+    chosen = parse(Options, None, __doc__)
     problem = contradiction(chosen)
     if problem:
         raise BadInput(problem)

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import Run, natural, option, parse, recorded
+from model_diffs.core.options import Run, natural, option, recorded
 from model_diffs.core.results import PlannedRun, open_run
 from model_diffs.core.results import Run as Writing
 from model_diffs.core.script import execute, run_script

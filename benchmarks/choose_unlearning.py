@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from model_diffs.core.options import option, parse
+from model_diffs.core.command_line import parse
+from model_diffs.core.options import option
 from model_diffs.core.script import execute, run_script
 from model_diffs.core.step import SCRIPTS, load_script
 

@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from model_diffs.core import naming
-from model_diffs.core.options import natural, option, parse, positive
+from model_diffs.core.command_line import parse
+from model_diffs.core.options import natural, option, positive
 from model_diffs.core.script import execute, run_script
 from model_diffs.core.step import SCRIPTS, load_script
 from model_diffs.countries.facts import CAPITAL, Fact

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from statistics import fmean as mean
 from statistics import stdev
 
-from model_diffs.core.options import option, parse, positive
+from model_diffs.core.command_line import parse
+from model_diffs.core.options import option, positive
 from model_diffs.core.progress import progress
 from model_diffs.core.script import run_script
 from model_diffs.miniature import corpora, training, world

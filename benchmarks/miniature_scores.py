@@ -13,7 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_diffs.core.options import option, parse, seedable
+from model_diffs.core.command_line import parse
+from model_diffs.core.options import option, seedable
 from model_diffs.core.script import run_script
 from model_diffs.core.step import SCRIPTS
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from model_diffs.core.options import option, parse
+from model_diffs.core.command_line import parse
+from model_diffs.core.options import option
 from model_diffs.core.script import run_script
 from model_diffs.core.step import load_steps
 from model_diffs.report.formatting import number

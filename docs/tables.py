@@ -11,7 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_diffs.core.options import option, parse
+from model_diffs.core.command_line import parse
+from model_diffs.core.options import option
 from model_diffs.core.script import run_script
 from model_diffs.core.step import load_steps
 from model_diffs.report.tables import measures_table

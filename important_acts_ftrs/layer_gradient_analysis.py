@@ -14,7 +14,7 @@ Prints a line per layer. With --save-outputs writes
 consolidated_results.npz, metadata.json, timing_stats.json and timing_summary.txt.
 """
 
-from model_diffs.core.options import parse
+from model_diffs.core.command_line import parse
 from model_diffs.core.script import run_script
 from model_diffs.importance.options import Options
 from model_diffs.importance.saved import check_places, load_results

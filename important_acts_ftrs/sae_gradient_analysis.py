@@ -17,8 +17,9 @@ Prints a line per layer. With --save-outputs writes
 
 from dataclasses import dataclass, replace
 
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import option, parse
+from model_diffs.core.options import option
 from model_diffs.core.script import run_script
 from model_diffs.dictionaries.options import SaeChoice
 from model_diffs.importance import options as importance

@@ -11,7 +11,8 @@ import pytest
 import predict_brittleness
 import write_predictors
 from model_diffs.brittleness import analysis, table
-from model_diffs.core import options, script
+from model_diffs.core import script
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.pipeline.studies import Study, read_study
 
@@ -189,7 +190,7 @@ def test_choice_and_power_are_tables(study: Study) -> None:
 
 def test_a_damaged_table_is_refused(study: Study) -> None:
     Path("data.csv").write_text("world,model\n1,npo\n")
-    given = options.parse(
+    given = parse(
         predict_brittleness.Options, ["--study", "study.toml", "--data", "data.csv"], None
     )
     with pytest.raises(BadInput, match=r"data.csv has no column"):

@@ -15,8 +15,8 @@ import pytest
 import test_importance_scripts
 import torch
 
+from model_diffs.core.command_line import parse
 from model_diffs.core.methods import METHODS
-from model_diffs.core.options import parse
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from model_diffs.core import options, results, script
+from model_diffs.core import results, script
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.core.step import SCRIPTS, load_script
 from model_diffs.data import text_sources
@@ -149,7 +150,7 @@ def test_text_field_selects_field_of_json_objects(run: Run, tmp_path: Path) -> N
 
 def state(*words: str) -> str:
     module = load_script(SCRIPTS / "create_datasets.py")
-    (planned,) = module.planned_runs(options.parse(module.Options, words, None))
+    (planned,) = module.planned_runs(parse(module.Options, words, None))
     return results.state(planned).status
 
 

@@ -13,8 +13,8 @@ import pytest
 import tiny_models
 import torch
 
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import parse
 from model_diffs.core.script import run_script
 from model_diffs.dictionaries import sae_files, sae_releases
 from model_diffs.dictionaries.sae import Sae

@@ -18,8 +18,8 @@ import train_itda
 from model_diffs.activations import passes
 from model_diffs.activations.tokens import TokenBatch
 from model_diffs.core import results
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import parse
 from model_diffs.core.script import execute, run_script
 from model_diffs.dictionaries import reading, training
 from model_diffs.dictionaries.itda import ITDA

@@ -14,8 +14,8 @@ from itda_study import LAYER, diffing, edited, files, make
 import diff
 from diff import ModelDiffing
 from model_diffs.core import results
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import parse
 from model_diffs.core.script import execute
 from model_diffs.dictionaries.itda import ITDA
 

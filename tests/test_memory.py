@@ -10,6 +10,7 @@ import tiny_models
 import tiny_study
 
 from model_diffs.core import memory, options
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.core.memory import Footprint, Need, Room
 from model_diffs.core.options import option
@@ -80,7 +81,7 @@ def test_what_cannot_fit_is_one_line_of_bad_input(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("said", ["1,2,3", "none", "0", "-1,4"])
 def test_memory_is_one_or_two_numbers(said: str) -> None:
     with pytest.raises(SystemExit):
-        options.parse(Options, ["--memory", said], None)
+        parse(Options, ["--memory", said], None)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import create_miniature
-from model_diffs.core import options, results, script
+from model_diffs.core import results, script
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.data import texts
 from model_diffs.data.questions import load_questions
@@ -383,7 +384,7 @@ def run(*words):
 
 
 def planned(*words):
-    chosen = options.parse(create_miniature.Options, [*WORDS, *words], None)
+    chosen = parse(create_miniature.Options, [*WORDS, *words], None)
     return create_miniature.planned_runs(chosen)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from model_diffs.core import results
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import Comparison, option, parse
+from model_diffs.core.options import Comparison, option
 from model_diffs.core.step import comparison_runs, load_script, load_steps
 from model_diffs.pipeline import units as process
 from model_diffs.pipeline.environment import Settings

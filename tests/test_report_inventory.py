@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from model_diffs.core import results as runs
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
-from model_diffs.core.options import parse
 from model_diffs.core.results import PlannedRun
 from model_diffs.core.script import execute
 from model_diffs.core.step import load_script, load_steps

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, Study
 
 from model_diffs.core import results
-from model_diffs.core.options import parse
+from model_diffs.core.command_line import parse
 from model_diffs.core.step import load_script, load_steps, planned_runs
 from model_diffs.report import assembling
 from model_diffs.report.comparisons import BETWEEN, choose_comparisons, with_roles

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import unlearn
-from model_diffs.core import options, script
+from model_diffs.core import script
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.core.methods import TRAINED
 from model_diffs.unlearning import saving
@@ -52,7 +53,7 @@ def command(base: Path, method: str, outdir: Path, *more: str) -> list[str]:
 def execute(argv: list[str]) -> Path:
     """Run the step on these words, in this process."""
     script.execute(unlearn, argv)
-    return unlearn.planned_runs(options.parse(Options, argv, None))[0].folder
+    return unlearn.planned_runs(parse(Options, argv, None))[0].folder
 
 
 def questions_file(folder: Path) -> Path:
@@ -201,7 +202,7 @@ def test_unknown_method_is_refused_with_status_2(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as raised:
-        options.parse(Options, command(base, "hypnosis", tmp_path), None)
+        parse(Options, command(base, "hypnosis", tmp_path), None)
     assert raised.value.code == 2
     assert "no method 'hypnosis'; there are ga_simple, ga" in capsys.readouterr().err
 
@@ -388,8 +389,6 @@ def test_options_incompatible_with_sharded_weights_are_refused(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    chosen = options.parse(
-        Options, command(base, "npo", tmp_path / "out", *texts, *words.split()), None
-    )
+    chosen = parse(Options, command(base, "npo", tmp_path / "out", *texts, *words.split()), None)
     with pytest.raises(BadInput, match="and sharded weights do not go together"):
         unlearn.main(chosen, unlearn.planned_runs(chosen))

@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 from conftest import copy_project
 
-from model_diffs.core import options
+from model_diffs.core.command_line import parse
 from model_diffs.core.methods import METHODS
 from model_diffs.unlearning.settings import Options
 
@@ -54,7 +54,7 @@ def given(found: subprocess.CompletedProcess[str]) -> Options:
     assert found.returncode == 0, found.stderr
     script, *words = found.stdout.split()
     assert script.endswith("/unlearn.py")
-    return options.parse(Options, words, None)
+    return parse(Options, words, None)
 
 
 def test_environment_becomes_options(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -9,29 +9,13 @@ A field without default is required. `Literal` types give choices, `tuple[T, ...
 words, `bool` is a switch (`bool | None`: --x, --no-x, or undecided). Standard library only.
 """
 
-import argparse
-import inspect
 import math
-import sys
-import types
-import typing
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, Literal, NoReturn, TypeVar
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
 
-T = TypeVar("T")
 Format = Literal["png", "pdf", "svg"]
 DTypeName = Literal["auto", "fp32", "fp16", "bf16"]
-
-# Other spellings of a flag, accepted wherever the flag is; `_` is read as `-` in every flag.
-ALIASES = {
-    "forget_data": "forget_text",
-    "retain_data": "retain_text",
-    "model_name": "model",
-    "models": "model",
-    "base": "model_a",
-    "num_samples": "max_samples",
-}
 
 # ── checks: raise ValueError with the reason ──────────────────────────────────────────────────────
 
@@ -62,12 +46,13 @@ def gigabytes(text: str) -> str:
     return text
 
 
-def _finite(text: str) -> float:
-    """A float; ValueError for NaN and infinities, which no option means."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not finite")
-    return value
+def _first_positions(text: str) -> int | None:
+    """`auto` is None."""
+    if text == "auto":
+        return None
+    if not text.isdigit():
+        raise ValueError(f"{text!r} is neither auto nor a number of positions")
+    return int(text)
 
 
 def option(
@@ -92,6 +77,11 @@ def option(
     return field(default=default, metadata=about)
 
 
+def flag(name: str) -> str:
+    """The flag of a field: `max_samples` → `--max-samples`."""
+    return "--" + name.replace("_", "-")
+
+
 def recorded(options: Any) -> dict[str, Any]:
     """The options that decide a result, by name: what run.json keeps and compares."""
     return {
@@ -99,105 +89,6 @@ def recorded(options: Any) -> dict[str, Any]:
         for one in sorted(fields(options), key=lambda one: one.name)
         if one.metadata.get("recorded", True)
     }
-
-
-# ── from the command line ─────────────────────────────────────────────────────────────────────────
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} (--help lists the options)", file=sys.stderr)
-        sys.exit(2)
-
-
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, (), ""):  # says nothing that the text does not
-            return action.help
-        if isinstance(action.default, tuple):
-            return f"{action.help} (default: {' '.join(map(str, action.default))})"
-        return super()._get_help_string(action)
-
-
-def _first_positions(text: str) -> int | None:
-    """`auto` is None."""
-    if text == "auto":
-        return None
-    if not text.isdigit():
-        raise ValueError(f"{text!r} is neither auto nor a number of positions")
-    return int(text)
-
-
-def flag(name: str) -> str:
-    """The flag of a field: `max_samples` → `--max-samples`."""
-    return "--" + name.replace("_", "-")
-
-
-def _converter(one: Field[Any], kind: Any) -> Callable[[str], Any]:
-    kind = _finite if kind is float else kind
-    convert, check = one.metadata["convert"] or kind, one.metadata["check"]
-
-    def read(text: str) -> Any:
-        known = {int: "an integer", _finite: "a number"}.get(convert)
-        reason = known and f"{text!r} is not {known}"
-        try:
-            value, reason = convert(text), None
-            if check:
-                check(value)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(reason or str(error)) from None
-        return value
-
-    return read
-
-
-def _add(group: Any, one: Field[Any], kind: Any) -> None:
-    optional = isinstance(kind, types.UnionType)
-    if optional:
-        (kind,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
-    # argparse formats help texts with %.
-    given: dict[str, Any] = {"help": one.metadata["help"].replace("%", "%%")}
-    given |= {"required": True} if one.default is MISSING else {"default": one.default}
-    if kind is bool:
-        given["action"] = argparse.BooleanOptionalAction if optional else "store_true"
-    elif typing.get_origin(kind) is Literal:
-        given["choices"] = list(typing.get_args(kind))
-    else:
-        if typing.get_origin(kind) is tuple:
-            given["nargs"] = "+"
-            given["action"] = "extend" if one.metadata["repeat"] else "store"
-            kind = typing.get_args(kind)[0]
-        given["type"] = _converter(one, kind)
-    group.add_argument(flag(one.name), **given)
-
-
-def _canonical(word: str, names: set[str]) -> str:
-    if not word.startswith("--") or word == "--":
-        return word
-    name, equals, value = word[2:].partition("=")
-    name = name.replace("-", "_")
-    if name not in names and ALIASES.get(name) in names:
-        name = ALIASES[name]
-    return flag(name) + equals + value
-
-
-def parse(kind: type[T], argv: Sequence[str] | None, description: str | None) -> T:
-    """An instance of the options dataclass `kind` from command-line words (None: `sys.argv`).
-
-    Wrong words end the process with status 2 and one line on stderr.
-    """
-    parser = _Parser(description=description, formatter_class=_Help, allow_abbrev=False)
-    hints, groups = typing.get_type_hints(kind), {}
-    for one in fields(kind):  # type: ignore[arg-type]
-        owner = next(base for base in kind.__mro__ if one.name in inspect.get_annotations(base))
-        title = (owner.__doc__ or "Options").strip().partition("\n")[0].rstrip(".")
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        _add(groups[title], one, hints[one.name])
-    words = sys.argv[1:] if argv is None else argv
-    found = vars(parser.parse_args([_canonical(word, set(hints)) for word in words]))
-    # argparse collects lists; options are immutable.
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
 
 
 # ── groups that scripts share ─────────────────────────────────────────────────────────────────────

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from model_diffs.core import memory, options, results
+from model_diffs.core import memory, results
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.core.parent import end_with_parent
 from model_diffs.core.processes import wait_for_processes
@@ -53,7 +54,7 @@ def execute(module: ModuleType, words: Sequence[str] | None = None) -> None:
     Raises what `main` raises. In a pipeline, `failed.json` then says so beside each folder that
     was not made.
     """
-    chosen = options.parse(module.Options, words, module.__doc__)
+    chosen = parse(module.Options, words, module.__doc__)
     todo = results.pending(planned_runs(module, chosen), chosen.force)
     if module.STEP.processes:
         wait_for_processes()  # before one of them writes what another looks for

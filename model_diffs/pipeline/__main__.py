@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from model_diffs.core import options, results
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import option, positive
 from model_diffs.core.script import run_script
@@ -99,7 +100,7 @@ def _parse(words: list[str]) -> tuple[str, Options]:
     if {"-h", "--help"} & set(words):
         print(_help())
         rest = ["--help"]
-    return (named or ["miniature"])[0], options.parse(Options, rest, None)
+    return (named or ["miniature"])[0], parse(Options, rest, None)
 
 
 # ── the plan ──────────────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model_diffs.core import memory, options, results
+from model_diffs.core import memory, results
+from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.core.results import RECORD, PlannedRun
 from model_diffs.core.step import Script, planned_runs
@@ -99,7 +100,7 @@ def with_planned(units: Iterable[Unit]) -> list[Unit]:
     found = list(units)
     for unit in found:
         module = unit.script.module
-        unit.chosen = options.parse(module.Options, unit.words, module.__doc__)
+        unit.chosen = parse(module.Options, unit.words, module.__doc__)
         unit.planned = planned_runs(module, unit.chosen)
     return found
 

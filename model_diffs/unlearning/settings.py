@@ -6,7 +6,7 @@ Without torch: the script declares its command line with this.
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
-from model_diffs.core import methods, options
+from model_diffs.core import command_line, methods, options
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import (
     Compute,
@@ -290,5 +290,5 @@ def resolve(given: Options, loss: "Loss", blocks: int) -> Settings:
 
 if __name__ == "__main__":  # for run_unlearn.sh: the options that take a value, aliases first
     named = {one.name for one in fields(Options) if one.type not in (bool, bool | None)}
-    also = [alias for alias, name in options.ALIASES.items() if name in named - {"model"}]
+    also = [alias for alias, name in command_line.ALIASES.items() if name in named - {"model"}]
     print(*map(options.flag, (*also, *sorted(named - {"method"}))))

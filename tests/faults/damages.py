@@ -320,11 +320,12 @@ def states(place: Path, command: Sequence[str]) -> dict[str, str]:
     """Status of each result folder that a command would fill, asked of `results.state` alone."""
 
     def ask() -> None:
-        from model_diffs.core import options, results
+        from model_diffs.core import results
+        from model_diffs.core.command_line import parse
         from model_diffs.core.step import load_script, planned_runs
 
         module = load_script(forked.ROOT / command[0])
-        chosen = options.parse(module.Options, command[1:], "")
+        chosen = parse(module.Options, command[1:], "")
         planned = planned_runs(module, chosen) if hasattr(module, "STEP") else []
         print(json.dumps({str(one.folder): results.state(one).status for one in planned}))
 
