@@ -12,22 +12,22 @@ do, and on general ones. Rate and step are chosen on one set of entities and rea
     uv run relearn.py --model unlearned_models/EleutherAI_deep-ignorance-unfiltered__rmu \\
         --base EleutherAI/deep-ignorance-unfiltered --arm lora --lr 1e-5 5e-5 --lora-rank 16
 
-Writes <outroot>/<model>/relearning/ (relearning.csv, per_question.csv, summary.json), and over all
-models attacked with the same options <outroot>/relearning/ and <outroot>/relearning.png.
+Writes <outroot>/<model>/relearning/ (relearning.csv, training.csv, per_question.csv, summary.json),
+and over all models attacked with the same options <outroot>/relearning/ and its picture beside it.
 """
 
-import json
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_diffs.attacks import recovered, runs
 from model_diffs.attacks.material import Attack, Material
-from model_diffs.core import folders, naming
+from model_diffs.core import folders, naming, tracking
 from model_diffs.core.options import Figures, Format, Models, option
-from model_diffs.core.results import PlannedRun, Run, open_run
+from model_diffs.core.results import PlannedRun, Run, is_main_process, open_run
 from model_diffs.core.script import run_step, seed_everything
 from model_diffs.core.step import Claims, Figure, Measure, Step, Table
 
@@ -46,7 +46,7 @@ STEP = Step(
     summary=True,
     needs=("forget", "retain", "questions", "attack"),
     version=3,
-    tables=(Table("relearning"), Table("per_question"), Table("relearning_summary")),
+    tables=tuple(map(Table, ("relearning", "training", "per_question", "relearning_summary"))),
     figures=(
         Figure(
             "relearning", "Held-out and attacked facts over the steps of each arm", "brittleness"
@@ -194,6 +194,9 @@ def write_attacks(
     setting = relearning_tables.Setting(base, references, material, options)
     rows = relearning_tables.attack_rows(label, attacks, setting)
     run.table("relearning", rows, relearning_tables.COLUMNS)
+    trained = [{"model": label, "arm": one.arm, "lr": one.lr, **step._asdict()}
+               for one in attacks for step in one.training]  # fmt: skip
+    run.table("training", trained)
     answers = []
     if base and options.base:
         name = naming.model_label(options.base)
@@ -224,8 +227,6 @@ def write_attacks(
 
 def draw_overview(run: Run, options: Options) -> None:
     """One table and the figures over all models; relearning.png also goes to the outroot."""
-    import pandas as pd
-
     from model_diffs.attacks import relearning_overview
 
     outroot, labels = Path(options.outroot), run.planned.arguments[runs.ATTACKED]
@@ -233,21 +234,14 @@ def draw_overview(run: Run, options: Options) -> None:
     for label in labels:
         folder = outroot / label / STEP.folder
         run.reads(folder / "relearning.csv", folder / "summary.json")
-        table = pd.read_csv(folder / "relearning.csv")
-        facts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        found.append(relearning_overview.Found(label, table, facts))
+        found.append(relearning_overview.read(folder))
     run.table("relearning_summary", relearning_overview.overview_rows(found))
     base = naming.model_label(options.base) if options.base else ""
-    arms, rates = dict.fromkeys(options.arm), sorted(set(options.lr))
-    drawn: dict[str, list[float | None]] = {"relearning": [None], "relearning_by_rate": [*rates]}
-    for name, chosen in drawn.items():
-        if name == "relearning" or len(rates) > 1:
-            which = "by learning rate" if name != "relearning" else "at the rate chosen for each"
-            title = f"What relearning brings back, {which}"
-            run.figure(name, relearning_overview.overview_figure(found, base, arms, chosen, title))
+    for name, figure in relearning_overview.figures_of(found, base, options.arm, options.lr):
+        run.figure(name, figure)
     name = f"relearning.{options.format}"
-    with folders.whole_file(outroot / name) as partial:
-        shutil.copyfile(run.path / name, partial)
+    with folders.whole_file(outroot / name) as unfinished:
+        shutil.copyfile(run.path / name, unfinished)
 
 
 def attack_models(options: Options, todo: list[PlannedRun]) -> None:
@@ -266,22 +260,27 @@ def attack_each(ordered: "Sequence[PlannedRun]", material: Material, options: Op
     of them: it is loaded once, and its result waits for that of the filtered model."""
     from model_diffs.attacks import relearning
 
-    def attack(model: str) -> "list[Attacked]":
+    def attack(planned: PlannedRun) -> "list[Attacked]":
+        model, folder = planned.model_a, planned.folder
         seed_everything(options.seed)
+        if is_main_process():
+            trainings = [relearning.name_of(*one) for one in options.attacks]
+            tracking.begin(folder, planned.label, planned.arguments, trainings)
         with relearning.fitting_threads(model, options.device):
-            return relearning.attack(model, material, options)
+            return relearning.attack(model, material, options, partial(tracking.log, folder))
 
     base, done = None, {}
     own = naming.model_label(options.base) if options.base and material.questions else ""
-    if own in [one.label for one in ordered]:
-        done[own] = attack(str(options.base))
+    named = {one.label: one for one in ordered}
+    if own in named:
+        done[own] = attack(named[own])
         base = done[own][0].measured[0]
     elif own:
         with relearning.fitting_threads(str(options.base), options.device):
             base = relearning.measure(str(options.base), material, options)
     for planned in ordered:
         with open_run(planned) as run:
-            attacks = done.pop(planned.label, None) or attack(planned.model_a)
+            attacks = done.pop(planned.label, None) or attack(planned)
             write_attacks(run, attacks, material, base, options)
 
 

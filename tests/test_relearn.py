@@ -6,6 +6,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ import torch
 
 from model_diffs.attacks import material, relearning, relearning_tables
 from model_diffs.attacks.material import Attack, Material
-from model_diffs.core import results, script
+from model_diffs.core import results, script, tracking
 from model_diffs.core.errors import BadInput
 from model_diffs.core.step import load_script
 from model_diffs.data.questions import Question
@@ -303,6 +304,46 @@ def test_areas_over_the_filtered_model_are_those_of_its_own_table(
     first = hashes(outputs)
     assert run([*alone, "--force"], monkeypatch) == 0
     assert hashes(outputs) == first
+
+
+def test_training_is_shown_while_it_lasts_and_kept(
+    study: tiny_study.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run per model; each arm and rate is drawn over its own steps."""
+    opened: dict[str, MagicMock] = {}
+
+    def open_one(folder: Path, label: str, _: object) -> MagicMock:
+        assert label not in opened and (label == "all models" or not folder.exists())
+        return opened.setdefault(label, MagicMock())
+
+    monkeypatch.setattr(tracking, "wanted", lambda: True)
+    monkeypatch.setattr(tracking, "_open", open_one)
+    monkeypatch.setattr(tracking, "_content", lambda folder, _: {"folder": folder.name})
+    asked = ["--questions", str(study.root / "questions.jsonl"), "--arm", "facts", "retain"]
+    outroot = study.root / "shown"
+    assert run(words(study, *asked, "--outroot", str(outroot)), monkeypatch) == 0
+    assert set(opened) == {"base", "base__rmu", "all models"}
+    for label in ("base", "base__rmu"):
+        calls = [call.args[0] for call in opened[label].log.call_args_list]
+        assert calls.pop() == {"folder": "relearning"}, "in the same run"
+        opened[label].finish.assert_called_once_with()
+        folder = outroot / label / "relearning"
+        trained = pd.read_csv(folder / "training.csv")
+        measured = pd.read_csv(folder / "relearning.csv").set_index(["arm", "lr", "step"])
+        for (arm, lr), own in trained.groupby(["arm", "lr"]):
+            part = {0.001: f"{arm}/lr 1e-3", 0.01: f"{arm}/lr 1e-2"}[lr]
+            opened[label].define_metric.assert_any_call(f"{part}/*", step_metric=f"{part}/step")
+            rows = [{key.removeprefix(f"{part}/"): value for key, value in row.items()}
+                    for row in calls if f"{part}/step" in row]  # fmt: skip
+            steps = [row for row in rows if "loss" in row]
+            assert [row["step"] for row in steps] == [*range(1, len(own) + 1)]
+            for column in ("loss", "grad_norm", "lr"):
+                assert [row[column] for row in steps] == pytest.approx(own[column].tolist())
+            looks = [row for row in rows if "heldout_accuracy" in row]
+            assert looks and all("forget_nll" in row for row in looks)
+            for row in looks:
+                at = measured.loc[(arm, lr, row["step"])]
+                assert row == pytest.approx({name: at.get(name, row["step"]) for name in row})
 
 
 def test_without_questions_only_nlls_are_measured(

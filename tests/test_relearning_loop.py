@@ -70,18 +70,22 @@ def test_an_attack_equals_a_plain_loop_of_adamw(model: str) -> None:
     weights = list(plain.network.parameters())
     optimizer = torch.optim.AdamW(weights, 2e-3, weight_decay=0.0)
     tokens, steps = 0, (s for e in itertools.count() for s in plan_epoch(lengths, [], 3, 11, e))
-    clipped = False
+    losses, norms = [], []
     for step in itertools.islice(steps, 4):
         loss = torch.cat([token_nlls(plain.network, ids[i]) for i in step.forget]).mean()
         optimizer.zero_grad()
         loss.backward()
         norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in weights]))
-        clipped |= bool(norm > 1)
+        losses.append(float(loss))
+        norms.append(float(norm))
         for weight in weights:
             weight.grad *= min(1.0, 1.0 / (float(norm) + 1e-6))
         optimizer.step()
         tokens += sum(lengths[i] for i in step.forget)
-    assert clipped, "or the limit is not tried"
+    assert max(norms) > 1, "or the limit is not tried"
+    assert [one.step for one in found.training] == [1, 2, 3, 4]
+    np.testing.assert_allclose([one.loss for one in found.training], losses, rtol=1e-6)
+    np.testing.assert_allclose([one.grad_norm for one in found.training], norms, rtol=1e-6)
     for one, other in zip(victim.network.parameters(), weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
     assert sorted(found.measured) == [0, 2, 4] and found.measured[0] is start

@@ -63,11 +63,14 @@ from model_diffs.core.script import run_script
 def main():
     planned = results.PlannedRun(Path("out/model"), "a", {"lr": 0.1})
     with results.open_run(planned) as run:
-        tracking.begin(planned.folder, planned.label, planned.arguments)
+        parts = ("facts/lr 1e-3", "facts/lr 15e-4")
+        tracking.begin(planned.folder, planned.label, planned.arguments, parts)
         for step in (1, 2, 3):
             numbers = {"step": step, "loss": 1 / step, "grad_norm": 2.0, "lr": 0.1}
             tracking.log(planned.folder, step, numbers)
         tracking.log(planned.folder, 3, {"forget_NLL": 4.0, "retain_NLL": None})
+        for part in parts:
+            tracking.log(planned.folder, 1, {"loss": 7.0}, part)
         run.document("values", {"value": 1.5})
 
 run_script(main)
@@ -82,7 +85,38 @@ def test_training_is_shown_in_the_run_that_later_holds_its_folder(tmp_path: Path
     assert [row["loss"] for row in rows if "loss" in row] == [1.0, 0.5, 1 / 3]
     assert rows[0] == {"step": 1, "loss": 1.0, "grad_norm": 2.0, "lr": 0.1}
     assert any(row.get("forget_NLL") == 4.0 and "retain_NLL" not in row for row in rows)
+    for part in ("facts/lr 1e-3", "facts/lr 15e-4"):
+        shown = {f"{part}/step": 1, f"{part}/loss": 7.0}
+        assert any(row.items() >= shown.items() for row in rows), "a training of several"
     assert "seconds" in rows[-1], "the folder, in the same run"
+
+
+SEVERAL = """
+from pathlib import Path
+from model_diffs.core import results, tracking
+from model_diffs.core.script import run_script
+
+def main():
+    planned = [results.PlannedRun(Path(name), name, {}) for name in ("one", "two")]
+    for each in planned:
+        tracking.begin(each.folder, each.label, {})
+        tracking.log(each.folder, 1, {"loss_of": each.label})
+    for each in planned:
+        with results.open_run(each) as run:
+            run.document("values", {})
+
+run_script(main)
+"""
+
+
+def test_results_that_are_made_at_a_time_have_runs_of_their_own(tmp_path: Path) -> None:
+    with WandbServer() as server:
+        done = started(tmp_path, SEVERAL, WANDB_BASE_URL=server.url, WANDB_API_KEY=server.key)
+    assert done.returncode == 0 and "warning" not in done.stderr
+    assert len(server.runs) == 2
+    for label in ("one", "two"):
+        (own,) = (rows for rows in server.runs.values() if rows[0]["loss_of"] == label)
+        assert "seconds" in own[-1]
 
 
 def test_a_tracker_that_fails_is_a_warning(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ class WandbServer:
     key = "local-" + "0" * 40
 
     def __init__(self, broken: bool = False) -> None:
-        self.history: list[dict[str, Any]] = []
+        self.runs: dict[str, list[dict[str, Any]]] = {}
+        """Rows that were logged, by the path of the run's stream."""
         self.operations: list[str] = []
         self.asked: list[str] = []
         self.broken = broken
@@ -28,6 +29,11 @@ class WandbServer:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of all runs."""
+        return [row for run in self.runs.values() for row in run]
 
     def __enter__(self) -> "WandbServer":
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -81,8 +87,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"error": "out of order"}, 500)
         elif self.path.endswith("/file_stream"):
             files = json.loads(body).get("files") or {}
+            run = self.wandb.runs.setdefault(self.path, [])
             for line in (files.get("wandb-history.jsonl") or {}).get("content", []):
-                self.wandb.history.append(json.loads(line))
+                run.append(json.loads(line))
             self._json({"exitcode": None, "limits": {}})
         elif self.path == "/graphql":
             self._graphql(json.loads(body))

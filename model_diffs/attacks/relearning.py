@@ -8,8 +8,9 @@ after s steps does not depend on how many follow, and the same batches for every
 import gc
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,25 @@ class Measured(NamedTuple):
     nll: dict[str, Interval]
     """Per split, nats per token."""
 
+    def means(self) -> dict[str, float]:
+        """Accuracies and NLLs by their columns in relearning.csv."""
+        found = {f"{group}_accuracy": float(of.mean) for group, of in self.accuracy.items()}
+        return found | {f"{split}_nll": float(of.mean) for split, of in self.nll.items()}
+
+
+class Trained(NamedTuple):
+    """One step of the attack."""
+
+    step: int
+    loss: float
+    """Nats per token of the batch."""
+    grad_norm: float
+    """Before clipping."""
+
+
+Observe = Callable[[int, Mapping[str, float], str], None]
+"""Gets a step, what was computed at it, and which training it is of."""
+
 
 class Attacked(NamedTuple):
     """What one arm did at one rate."""
@@ -59,6 +79,7 @@ class Attacked(NamedTuple):
     took: bool | None
     """Whether accuracy on attacked facts reached `--until`; None for arms that do not state these
     facts, and without questions."""
+    training: Sequence[Trained] = ()
 
     @property
     def steps(self) -> int:
@@ -69,6 +90,15 @@ class Attacked(NamedTuple):
     def end(self) -> Measured:
         """The model after the last step."""
         return self.measured[self.steps]
+
+
+def name_of(arm: str, lr: float) -> str:
+    """The training of an arm at a rate, as a tracker shows it: `facts/lr 15e-4` for 0.0015.
+
+    W&B would take what stands before a dot for a group of metrics.
+    """
+    rate = Decimal(repr(lr)).normalize().as_tuple()
+    return f"{arm}/lr {''.join(map(str, rate.digits))}e{rate.exponent}"
 
 
 @contextmanager
@@ -89,8 +119,11 @@ def fitting_threads(model: str, device: str) -> Iterator[None]:
 class _Victim:
     """A loaded model, with the texts in its own tokens."""
 
-    def __init__(self, model: str, material: Material, options: Attack) -> None:
+    def __init__(
+        self, model: str, material: Material, options: Attack, observe: Observe = lambda *_: None
+    ) -> None:
         """Texts of one token predict nothing and are left out; BadInput where no other is left."""
+        self.observe = observe
         self.model, self.material, self.options = model, material, options
         self.device = pick_device(options.device)
         automatic = options.dtype == "auto"
@@ -179,7 +212,8 @@ class _Victim:
         weights = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = adamw(weights, lr)
         judged = arm in STATES_FACTS and "attack" in start.accuracy
-        found, tokens, took = {0: start}, 0, False
+        found, training, tokens, took = {0: start}, list[Trained](), 0, False
+        name = name_of(arm, lr)
         batches = self._batches(arm)
         optimizer.zero_grad()
         measured, last = options.measured_steps(arm), options.steps_of(arm)
@@ -190,16 +224,20 @@ class _Victim:
             if not math.isfinite(loss):
                 at = f"--arm {arm}, --lr {lr:g}, step {step}"
                 raise BadInput(f"{self.model}: the loss is not finite at {at}: lower the rate")
-            torch.nn.utils.clip_grad_norm_(weights, GRAD_CLIP)
+            norm = torch.nn.utils.clip_grad_norm_(weights, GRAD_CLIP).item()
             optimizer.step()
+            training.append(Trained(step, loss, norm))
             optimizer.zero_grad()  # gradients need not be there while the model is measured
             tokens += parts[0].step_tokens
+            numbers = {"loss": loss, "grad_norm": norm, "lr": lr, "tokens": tokens}
+            self.observe(step, numbers, name)
             if step in measured:
                 found[step] = self.measure(tokens)
+                self.observe(step, found[step].means(), name)
                 took = judged and bool(found[step].accuracy["attack"].mean >= options.until)
                 if took:
                     break
-        return Attacked(arm, lr, found, took if judged else None)
+        return Attacked(arm, lr, found, took if judged else None, training)
 
     def attack(self, arm: str, lr: float, start: Measured) -> Attacked:
         """Train all weights, or the adapter of arm lora, which is taken off at the end.
@@ -222,17 +260,21 @@ def measure(model: str, material: Material, options: Attack) -> Measured:
     return _Victim(model, material, options).measure(0)
 
 
-def attack(model: str, material: Material, options: Attack) -> list[Attacked]:
+def attack(
+    model: str, material: Material, options: Attack, observe: Observe = lambda *_: None
+) -> list[Attacked]:
     """Attack `model` with every arm at every rate, each time from its own weights.
+
+    `observe` gets the numbers of each step at once, of what this process trains.
 
     Its weights are read again for each: a copy would be as large as the model. Processes share the
     arms and rates and all get all. Raises BadInput, naming arm, rate and step, where a loss is not
     finite.
     """
-    unchanged = [_Victim(model, material, options)]
+    unchanged = [_Victim(model, material, options, observe)]
     start, found = unchanged[0].measure(0), []
     for arm, lr in devices.share(options.attacks):
-        victim = unchanged.pop() if unchanged else _Victim(model, material, options)
+        victim = unchanged.pop() if unchanged else _Victim(model, material, options, observe)
         found.append(victim.attack(arm, lr, start))
         if victim.adapted:
             unchanged.append(victim)

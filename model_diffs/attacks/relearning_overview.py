@@ -1,6 +1,8 @@
 """The relearning attack over all models: one table, and the figure of both folds by arm."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_diffs.attacks.relearning_tables import AREA, CHANCE, ENDS, OVER_FILTERED, SHARE
@@ -27,6 +29,14 @@ class Found(NamedTuple):
     label: str
     table: "pd.DataFrame"
     summary: dict[str, Any]
+
+
+def read(folder: Path) -> Found:
+    """The result of one model, from its folder `<outroot>/<model>/relearning`."""
+    import pandas as pd
+
+    facts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return Found(folder.parent.name, pd.read_csv(folder / "relearning.csv"), facts)
 
 
 def overview_rows(found: Sequence[Found]) -> list[dict[str, Any]]:
@@ -80,23 +90,27 @@ def _panel(found: Sequence[Found], base: str, arm: str, rate: float | None, metr
     )
 
 
-def overview_figure(
-    found: Sequence[Found],
-    base: str,
-    arms: Iterable[str],
-    rates: Sequence[float | None],
-    title: str,
-) -> "Figure":
-    """All models, a row of panels for each arm and rate (None: each model at the rate picked).
+def figures_of(
+    found: Sequence[Found], base: str, arms: Iterable[str], rates: Iterable[float]
+) -> Iterator[tuple[str, "Figure"]]:
+    """Each figure's name and the figure: `relearning` and, of several rates, one by rate.
 
-    Held-out beside attacked and general facts or, without questions, forget beside retain NLL.
+    All models, a row of panels for each arm and rate. Held-out beside attacked and general facts
+    or, without questions, forget beside retain NLL.
     """
     asked = [m for m in ACCURACIES if any(one.table[m].notna().any() for one in found)]
-    metrics = asked or [*NLLS]
-    panels = [
-        _panel(found, base, arm, rate, metric)
-        for arm in arms
-        for rate in rates
-        for metric in metrics
-    ]
-    return figures.layer_figure(title, panels, columns=len(metrics), legend="below")
+    metrics, tried = asked or [*NLLS], sorted(set(rates))
+    drawn: dict[str, tuple[str, Sequence[float | None]]] = {
+        "relearning": ("at the rate chosen for each", [None])
+    }
+    if len(tried) > 1:
+        drawn["relearning_by_rate"] = ("by learning rate", tried)
+    for name, (which, shown) in drawn.items():
+        panels = [
+            _panel(found, base, arm, rate, metric)
+            for arm in dict.fromkeys(arms)
+            for rate in shown
+            for metric in metrics
+        ]
+        title = f"What relearning brings back, {which}"
+        yield name, figures.layer_figure(title, panels, columns=len(metrics), legend="below")

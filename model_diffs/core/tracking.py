@@ -7,7 +7,7 @@ what the folder holds. What fails here is a warning: results do not depend on it
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,23 +57,36 @@ def _open(folder: Path, label: str, arguments: Mapping[str, Any]) -> Any:
         job_type=folder.name,
         name=f"{label}/{folder.name}",
         config=dict(arguments),
+        reinit="create_new",  # several results may be made at a time
         settings=wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS),
     )
 
 
-def begin(folder: Path, label: str, arguments: Mapping[str, Any]) -> None:
-    """Open the run of a result that is being made, so that `log` shows its progress."""
+def begin(
+    folder: Path, label: str, arguments: Mapping[str, Any], parts: Iterable[str] = ()
+) -> None:
+    """Open the run of a result that is being made, so that `log` shows its progress.
+
+    Where several trainings make one folder, `parts` names them: each is drawn over its own steps.
+    """
     if wanted():
         with _Forgiven():
-            _live[folder] = _open(folder, label, arguments)
+            run = _live[folder] = _open(folder, label, arguments)
+            for part in parts:
+                run.define_metric(f"{part}/*", step_metric=f"{part}/step")
 
 
-def log(folder: Path, step: int, values: Mapping[str, Any]) -> None:
-    """Numbers of a step of training, at once, in the run of the folder that is being made."""
+def log(folder: Path, step: int, values: Mapping[str, Any], part: str = "") -> None:
+    """Numbers of a step of training, or of the `part` that is trained, at once, in the run of the
+    folder that is being made."""
     run = _live.get(folder)
     if run is not None:
+        known = {name: value for name, value in values.items() if value is not None}
         with _Forgiven():
-            run.log({name: value for name, value in values.items() if value is not None}, step=step)
+            if part:
+                run.log({f"{part}/{name}": v for name, v in ({"step": step} | known).items()})
+            else:
+                run.log(known, step=step)
 
 
 def give_up(folder: Path) -> None:
