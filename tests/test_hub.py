@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tiny_models
-from loopback_hub import LARGE, TOKEN, LoopbackHub, use
+from hub_answers import LARGE, TOKEN
+from loopback_hub import LoopbackHub, use
 from pyarrow import parquet
 
 from model_diffs.core.errors import BadInput
