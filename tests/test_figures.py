@@ -58,3 +58,14 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, extension: str) ->
             run.figure("f", figures.layer_figure("t", [Panel("p", "y", [line], 0.0, "zero")]))
         found.append((tmp_path / name / f"f.{extension}").read_bytes())
     assert found[0] == found[1]
+
+
+def test_labels_of_steps_do_not_touch() -> None:
+    steps = [0, 5, 10, 20, 40, 70, 100]
+    line = Line("a", steps, [0.5] * len(steps), figures.BASE)
+    figure = figures.layer_figure("t", [Panel("p", "y", [line], log_steps=True)] * 6, columns=3)
+    figure.draw_without_rendering()
+    for axes in figure.axes[:6]:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert len(boxes) > 3 and axes.get_xticklabels()[-1].get_text() == "100"
+        assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))

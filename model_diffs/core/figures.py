@@ -4,7 +4,7 @@ Base grey, filtered blue, each unlearning method a colour of its own; forget sol
 an interval is a band, zero or chance a thin line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
@@ -152,7 +152,7 @@ def _draw_panel(axes: Axes, panel: Panel, legend: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if panel.log_steps:
         axes.set_xscale("function", functions=(np.log1p, np.expm1))
-        axes.set_xticks(sorted({x for line in panel.lines for x in line.x}))
+        axes.set_xticks(_steps_apart({x for line in panel.lines for x in line.x}))
     if panel.log:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
@@ -163,6 +163,15 @@ def _draw_panel(axes: Axes, panel: Panel, legend: bool) -> None:
         axes.set_ylim(bottom=0)
     if legend:
         axes.legend(loc="best")
+
+
+def _steps_apart(steps: Iterable[float]) -> list[float]:
+    """Of steps on an axis of log(1 + x), those whose labels do not touch; the last one always."""
+    kept: list[float] = []
+    for step in sorted(steps, reverse=True):
+        if not kept or np.log1p(kept[-1]) - np.log1p(step) >= 0.1 * np.log1p(kept[0]):
+            kept.append(step)
+    return kept[::-1]
 
 
 def layer_figure(
