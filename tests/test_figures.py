@@ -1,5 +1,6 @@
 """Figures: deterministic, never empty, colours that stay with what they stand for."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -68,4 +69,4 @@ def test_labels_of_steps_do_not_touch() -> None:
     for axes in figure.axes[:6]:
         boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
         assert len(boxes) > 3 and axes.get_xticklabels()[-1].get_text() == "100"
-        assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
