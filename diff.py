@@ -12,8 +12,9 @@ With `--dictionary sae:…` the latents are the features of an SAE.
         --model-a google/gemma-2-2b --model-b ./tuned --dataset NeelNanda/pile-10k --max-samples 500
     uv run diff.py --compare-dictionaries artifacts/runs/one artifacts/runs/other
 
-Writes <outroot>/<A>__to__<B>/itda_diffing/ with latents.csv, summary.json, itda_diffing.png and
-examples.html: the texts in which the latents that changed most are most active.
+Writes <outroot>/<A>__to__<B>/itda_diffing/ with latents.csv, shares.csv (from which data set the
+latents are that changed most), summary.json, itda_diffing.png and examples.html: the texts in which
+these latents are most active.
 """
 
 import sys
@@ -25,7 +26,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Comparison, Figures, option, positive
 from model_diffs.core.results import PlannedRun, Run, open_run
 from model_diffs.core.script import execute, run_script
-from model_diffs.core.step import Figure, Step, Table, comparison_runs, names_of, title_of
+from model_diffs.core.step import Figure, Measure, Step, Table, comparison_runs, names_of, title_of
 from model_diffs.dictionaries.options import Diffing
 
 if TYPE_CHECKING:
@@ -39,8 +40,25 @@ STEP = Step(
     memory="model_diffs.dictionaries.memory:DIFF",
     needs=("forget", "retain", "dictionary"),
     optional=True,
-    tables=(Table("latents"),),
+    version=2,  # shares.csv
+    tables=(Table("latents"), Table("shares")),
     figures=(Figure("itda_diffing", "Change of each latent, and fit of the dictionary"),),
+    measures=tuple(
+        Measure(
+            f"latents_{direction}",
+            axis="function",
+            table="shares",
+            column="over_chance",
+            # The first data set is the forget set wherever the page is made.
+            where={"direction": direction, "number": "1"},
+            unit="change",
+            label=f"forget latents that {direction}",
+            meaning=f"Of the 20 latents that {direction} most, among those that one set of texts "
+            "uses: the share of the forget set, over its share of all such latents.",
+            undefined=f"no latent of one data set {direction}",
+        )
+        for direction in ("rose", "fell")
+    ),
 )
 
 
@@ -106,6 +124,7 @@ def write(
     latents = tables.latents(found, opened.itda, options.itda)
     run.table("latents", latents.drop(columns="before"))
     shares = tables.shares(found, latents, texts, options.top)
+    run.table("shares", tables.share_rows(shares), tables.SHARE_COLUMNS)
     notes = tables.notes(found.fits["all"], shares, names[1])
     run.document("summary", tables.summary(found.fits, latents, shares, notes))
     heading, colour = f"Model diffing, layer {layer}: {title}", model_colour(planned.model_b)

@@ -322,3 +322,23 @@ def test_markup_in_texts_and_names_is_escaped(study: tiny_study.Study) -> None:
         assert tag not in page
     assert "&lt;b&gt;bold" in page
     assert "B &amp; C" in page and "http" not in page and "src=" not in page
+
+
+# ── where the latents that changed most are from ──────────────────────────────────────────────────
+
+
+def test_shares_of_planted_owners_and_their_excess_over_chance() -> None:
+    # Latents 0 to 9: of the first set 0, 1, 2; of the second 3 to 7; shared 8; never used 9.
+    owned = np.array([0, 0, 0, 1, 1, 1, 1, 1, tables.SHARED, tables.UNUSED])
+    ranked = np.array([0, 8, 1, 9, 3, 2, 4, 5, 6, 7])
+    one = tables.share_of(ranked, owned, ["first", "second"], top=3)
+    rows = tables.share_rows({"rose": one})
+    assert [row["dataset"] for row in rows] == ["first", "second"]
+    assert [row["number"] for row in rows] == [1, 2]
+    assert {row["latents"] for row in rows} == {3} and {row["skipped"] for row in rows} == {1}
+    assert rows[0]["share"] == pytest.approx(2 / 3) and rows[0]["chance"] == pytest.approx(3 / 8)
+    assert rows[0]["over_chance"] == pytest.approx(2 / 3 - 3 / 8)
+    # Two or three of three drawn from eight, of which three are the first set's.
+    assert rows[0]["p_value"] == pytest.approx((3 * 5 + 1) / 56)
+    assert sum(row["over_chance"] for row in rows) == pytest.approx(0)
+    assert tables.share_rows(None) == []

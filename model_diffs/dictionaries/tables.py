@@ -67,6 +67,12 @@ def latents(found: Comparison, itda: Dictionary, dictionary: str | Path) -> pd.D
 # ── which data set the latents that changed most belong to ────────────────────────────────────────
 
 
+SHARE_COLUMNS = (
+    *("direction", "number", "dataset", "latents", "skipped"),
+    *("share", "chance", "over_chance", "p_value"),
+)
+
+
 class Share(NamedTuple):
     """The latents that changed most in one direction, by the data set that each belongs to."""
 
@@ -121,6 +127,25 @@ def shares(
         "fell": share_of(fell["latent"].to_numpy(), owners(found.base), texts.names, top),
         "rose": share_of(rose["latent"].to_numpy(), owners(found.changed), texts.names, top),
     }
+
+
+def share_rows(shares: Mapping[str, Share] | None) -> list[dict[str, Any]]:
+    """A row per direction and data set, which are counted from 1 in the order of `--dataset`."""
+    return [
+        {
+            "direction": direction,
+            "number": number,
+            "dataset": name,
+            "latents": one.latents,
+            "skipped": one.shared,
+            "share": share,
+            "chance": one.chance[name],
+            "over_chance": share - one.chance[name],
+            "p_value": one.p_value[name],
+        }
+        for direction, one in (shares or {}).items()
+        for number, (name, share) in enumerate(one.share.items(), 1)
+    ]
 
 
 # ── summary ───────────────────────────────────────────────────────────────────────────────────────
