@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from random_pair import PYTHIA_160M
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from model_diffs.activations import passes
@@ -29,14 +30,6 @@ from model_diffs.diagnostics import probes, separation
 from model_diffs.models import devices
 from model_diffs.stats import cross_validation
 from model_diffs.stats.cross_validation import Design
-
-PYTHIA_160M = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "vocab_size": 50304,
-}
 
 
 def make_reader(name: str, seed: int, device: torch.device) -> Reader:
