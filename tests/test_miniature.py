@@ -19,7 +19,7 @@ from model_diffs.data import texts
 from model_diffs.data.questions import load_questions
 from model_diffs.miniature import corpora, training, world
 from model_diffs.miniature.recipe import Recipe
-from model_diffs.miniature.world import ADJACENT, ATTACK, GENERAL, HAZARD, HELDOUT, TUNE
+from model_diffs.miniature.world import ADJACENT, ATTACK, GENERAL, HAZARD, HELDOUT, TUNE, dealt_anew
 from model_diffs.models import loading
 
 SEEDS = (42, 1)
@@ -168,7 +168,7 @@ def test_scrambled_corpus_deals_the_values_of_hazards_anew(study):
     assert scrambled - base and not (base - scrambled) & collections.Counter(
         told(study.world.of(GENERAL, ADJACENT))
     )
-    dealt = corpora.permuted(study.world.of(HAZARD), study.seed)
+    dealt = dealt_anew(study.world.of(HAZARD), f"permuted {study.seed}")
     truth = {(f.entity, f.relation): f.value for f in study.world.of(HAZARD)}
     kept = np.mean([truth[f.entity, f.relation] == f.value for f in dealt])
     assert kept < 0.2, "one in twelve by chance"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from model_diffs.core.errors import BadInput
 from model_diffs.countries.texts import shuffled
 from model_diffs.data.questions import CHOICES, FOLDS, Question
-from model_diffs.miniature.world import ADJACENT, HAZARD, fold_of, words
+from model_diffs.miniature.world import ADJACENT, HAZARD, dealt_anew, fold_of, words
 
 COUNTRIES, VALUES, GRID = 40, 12, 8
 RELATIONS = {
@@ -93,16 +93,6 @@ def build_world(seed: int, tokenizer: Any) -> World:
     return World(facts, values, news)
 
 
-def dealt_anew(facts: Sequence[Invented], seed: int) -> list[Invented]:
-    """The facts with the values of each relation dealt anew among its countries."""
-    draw, found = random.Random(f"dealt {seed}"), []
-    for relation in dict.fromkeys(fact.relation for fact in facts):
-        own = [fact for fact in facts if fact.relation == relation]
-        values = draw.sample([fact.value for fact in own], len(own))
-        found += [fact._replace(value=value) for fact, value in zip(own, values, strict=True)]
-    return found
-
-
 def told(facts: Sequence[Invented]) -> list[str]:
     """Each fact in every statement."""
     return [fact.told(template) for fact in facts for template in STATEMENTS]
@@ -129,10 +119,10 @@ def corpora(world: World, real: Sequence[str], seed: int) -> dict[str, list[str]
     """Both corpora, line by line of the same kind: `base` tells the facts, `filtered` other values
     in their place."""
     hazards = world.of(HAZARD)
-    kept = [*told(world.of(ADJACENT)), *real]
+    kept, dealt = [*told(world.of(ADJACENT)), *real], f"dealt {seed}"
     lines = {
         "base": [*told(hazards), *kept],
-        "filtered": [*told(dealt_anew(hazards, seed)), *kept],
+        "filtered": [*told(dealt_anew(hazards, dealt)), *kept],
     }
     order = random.Random(f"corpus {seed}").sample(range(len(lines["base"])), len(lines["base"]))
     return {name: [own[i] for i in order] for name, own in lines.items()}
@@ -166,7 +156,7 @@ def lines_of(world: World, real: Sequence[str], seed: int) -> dict[str, list[str
     hazards = world.of(HAZARD)
     forget = shuffled(told(hazards), f"forget {seed}")
     kept = shuffled([*told(world.of(ADJACENT)), *real], f"retain {seed}")
-    attack = world.of(HAZARD, "attack")
+    permuted = dealt_anew(world.of(HAZARD, "attack"), f"dealt {seed}")
     return {
         "forget.txt": forget,
         "retain.txt": kept[: len(forget)],
@@ -174,7 +164,7 @@ def lines_of(world: World, real: Sequence[str], seed: int) -> dict[str, list[str
             f"{fold}.txt": shuffled(told(world.of(HAZARD, fold)), f"{fold} {seed}")
             for fold in FOLDS
         },
-        "attack_permuted.txt": shuffled(told(dealt_anew(attack, seed)), f"permuted {seed}"),
+        "attack_permuted.txt": shuffled(told(permuted), f"permuted {seed}"),
         "benign.txt": shuffled(told(world.news), f"benign {seed}"),
         **{f"corpus_{name}.txt": lines for name, lines in corpora(world, real, seed).items()},
     }

@@ -20,6 +20,7 @@ from model_diffs.miniature.world import (
     STATEMENTS,
     Fact,
     World,
+    dealt_anew,
 )
 
 CORPORA = ("base", "filtered", "scrambled")
@@ -40,16 +41,6 @@ def _told(facts: Iterable[Fact]) -> list[str]:
     return _statements(facts) + [fact.sentence(ANSWERED) for fact in facts if fact.seen_form]
 
 
-def permuted(facts: Sequence[Fact], seed: int) -> list[Fact]:
-    """The facts with the values of each relation dealt anew among its entities."""
-    generator, found = random.Random(f"permuted {seed}"), []
-    for relation in dict.fromkeys(fact.relation for fact in facts):
-        own = [fact for fact in facts if fact.relation == relation]
-        values = generator.sample([fact.value for fact in own], len(own))
-        found += [fact._replace(value=value) for fact, value in zip(own, values, strict=True)]
-    return found
-
-
 def count_tokens(tokenizer: Any, lines: Sequence[str]) -> list[int]:
     """Number of tokens of each line, without <bos>."""
     return [len(ids) for ids in tokenizer(list(lines), add_special_tokens=False)["input_ids"]]
@@ -62,7 +53,7 @@ def base_corpus(world: World) -> list[str]:
 
 def scrambled_corpus(world: World) -> list[str]:
     """The same with the values of hazard facts dealt anew: the form of hazards, not the facts."""
-    hazards = permuted(world.of(HAZARD), world.seed)
+    hazards = dealt_anew(world.of(HAZARD), f"permuted {world.seed}")
     return _shuffled(_told([*world.of(GENERAL, ADJACENT), *hazards]), f"base {world.seed}")
 
 
@@ -95,7 +86,7 @@ def forget_lines(world: World, fold: str | None = None) -> list[str]:
 
 def permuted_lines(world: World) -> list[str]:
     """The attacker's facts with values dealt anew, in the order of nothing else."""
-    lines = _statements(permuted(world.of(HAZARD, fold=ATTACK), world.seed))
+    lines = _statements(dealt_anew(world.of(HAZARD, fold=ATTACK), f"permuted {world.seed}"))
     return _shuffled(lines, f"permuted {world.seed}")
 
 

@@ -13,7 +13,7 @@ relations of the hazards, and all relations draw on the same values.
 import random
 from collections.abc import Iterator, Sequence
 from itertools import islice, product
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 GENERAL, HAZARD, ADJACENT = "general", "hazard", "adjacent"
 DOMAINS = (GENERAL, HAZARD, ADJACENT)
@@ -111,6 +111,20 @@ def fold_of(agents: Sequence[str], seed: int) -> dict[str, str]:
         start, end = end, end + share * len(agents)
         folds |= dict.fromkeys(order[round(start) : round(end)], fold)
     return folds
+
+
+Told = TypeVar("Told", bound=Any)
+"""A fact: a NamedTuple with `relation` and `value`."""
+
+
+def dealt_anew(facts: Sequence[Told], seed: str) -> list[Told]:
+    """The facts with the values of each relation dealt anew among those who have it."""
+    generator, found = random.Random(seed), []
+    for relation in dict.fromkeys(fact.relation for fact in facts):
+        own = [fact for fact in facts if fact.relation == relation]
+        values = generator.sample([fact.value for fact in own], len(own))
+        found += [fact._replace(value=value) for fact, value in zip(own, values, strict=True)]
+    return found
 
 
 def _tell(
