@@ -22,7 +22,7 @@ from pathlib import Path
 from model_diffs.core import results, step
 from model_diffs.core.options import Compute, option, recorded
 from model_diffs.core.results import PlannedRun
-from model_diffs.core.script import run_step, seed_everything
+from model_diffs.core.script import run_stages, run_step, seed_everything
 from model_diffs.core.step import Step
 from model_diffs.countries.recipe import Teaching
 
@@ -118,14 +118,13 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     models = [one for one in every if one.label.startswith("invented-")]
     imported = [one for one in every if one.label == "model"]
     texts = [one for one in every if one not in (*models, *imported)]
-    remade = False
-    for make, stage in (import_model, imported), (make_texts, texts), (teach_models, models):
-        if remade:
-            todo += results.pending([one for one in stage if one not in todo])
-        due = [one for one in todo if one in stage]
-        if due:
-            make(due, options)
-            remade = True
+    run_stages(
+        (import_model, imported),
+        (make_texts, texts),
+        (teach_models, models),
+        chosen=options,
+        todo=todo,
+    )
 
 
 if __name__ == "__main__":

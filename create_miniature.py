@@ -28,7 +28,7 @@ from model_diffs.core.errors import BadInput
 from model_diffs.core.options import option, recorded
 from model_diffs.core.parent import end_with_parent
 from model_diffs.core.results import PlannedRun
-from model_diffs.core.script import run_step, seed_everything
+from model_diffs.core.script import run_stages, run_step, seed_everything
 from model_diffs.core.step import Step
 from model_diffs.miniature.recipe import Recipe, SaeRecipe
 
@@ -188,20 +188,15 @@ def make_saes(todo: list[PlannedRun], options: Options) -> None:
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Make texts, then models, then autoencoders.
 
-    New texts make complete models stale, and a new base its autoencoders: they join `todo`.
+    New texts make complete models stale, and a new base its autoencoders.
     """
     planned = step.planned_runs(sys.modules[__name__], options)
     texts = [one for one in planned if one.label == TEXTS]
     saes = [one for one in planned if one.label == SAE]
     models = [one for one in planned if one not in (*texts, *saes)]
-    remade = False
-    for make, stage in (make_texts, texts), (make_models, models), (make_saes, saes):
-        if remade:
-            todo += results.pending([one for one in stage if one not in todo])
-        due = [one for one in todo if one in stage]
-        if due:
-            make(due, options)
-            remade = True
+    run_stages(
+        (make_texts, texts), (make_models, models), (make_saes, saes), chosen=options, todo=todo
+    )
 
 
 if __name__ == "__main__":

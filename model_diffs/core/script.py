@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from model_diffs.core import memory, results
 from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.core.parent import end_with_parent
 from model_diffs.core.processes import wait_for_processes
+from model_diffs.core.results import PlannedRun
 from model_diffs.core.step import planned_runs
 
 
@@ -66,6 +67,25 @@ def execute(module: ModuleType, words: Sequence[str] | None = None) -> None:
     except (Exception, SystemExit) as error:
         results.note_failure([one for one in todo if not one.committed], _one_line(error))
         raise
+
+
+Stage = tuple[Callable[[list[PlannedRun], Any], None], list[PlannedRun]]
+"""What makes the results of a stage, and all of them."""
+
+
+def run_stages(*stages: Stage, chosen: Any, todo: list[PlannedRun]) -> None:
+    """Make what is due of each stage in turn.
+
+    What a stage made, the later ones read: of these, what is stale now joins `todo`.
+    """
+    remade = False
+    for make, planned in stages:
+        if remade:
+            todo += results.pending([one for one in planned if one not in todo])
+        due = [one for one in todo if one in planned]
+        if due:
+            make(due, chosen)
+            remade = True
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
