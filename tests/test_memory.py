@@ -1,6 +1,6 @@
 """What a step says before it loads anything: what it needs, and what to do where it is too much."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import tiny_study
 
+from model_diffs.activations.memory import of_pass
 from model_diffs.core import memory, options
 from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
@@ -118,6 +119,24 @@ def test_a_batch_is_as_long_as_its_longest_line(tmp_path: Path) -> None:
     assert shapes.batch_tokens(shape, [str(tmp_path / "t.txt")], 4, 512) == 4 * 100
     assert shapes.batch_tokens(shape, [str(tmp_path / "t.txt")], 4, 64) == 4 * 64
     assert shapes.batch_tokens(shape, ["not there"], 4, 2048) == 4 * tiny_models.POSITIONS
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_what_does_not_fit_side_by_side_is_counted_block_by_block(
+    tmp_path: Path, models: int
+) -> None:
+    """By --side-by-side auto where memory is too small, and where it is asked for."""
+    shape = shapes.of([str(tiny_models.save("gpt_neox", tmp_path / "model"))])
+    assert shape is not None
+    whole = 4 * shape.weights
+
+    def device(wanted: Any, free: float) -> float:
+        chosen = options.Pass(side_by_side=wanted, memory=f"{free / GB:.9f},1", dtype="fp32")
+        chosen = replace(chosen, forget_text="none", retain_text="none", max_samples=1)
+        return of_pass(shape, replace(chosen, batch_size=1, max_length=1), models, True).device
+
+    assert device("auto", 10 * whole) == device("yes", 10 * whole) > models * whole
+    assert device("auto", 0.9 * whole) == device("blocks", 0.9 * whole) < whole
 
 
 def test_every_step_that_loads_a_model_says_what_it_needs() -> None:

@@ -37,7 +37,13 @@ def of_pass(shape: Shape, options: Pass, models: int, changes: bool) -> Need:
     together = shapes.loaded(shape, options, size, models, reads_head=False)
     together += Need(device=models * moments + working + of_base) + vectors + saving
     wanted = "no" if options.device_map and models > 1 else options.side_by_side
-    if shapes.together(shape, size, models, models * moments, wanted, options):
+    if wanted == "auto" and models == 1:
+        side_by_side = shape.weights * size + moments < memory.free(options)
+    else:
+        side_by_side = wanted != "blocks" and shapes.together(
+            shape, size, models, models * moments, wanted, options
+        )
+    if side_by_side:
         return together
     if wanted != "no":
         return _by_blocks(shape, options, models) + vectors + saving + Need(device=working)
@@ -58,8 +64,9 @@ def _by_blocks(shape: Shape, options: Pass, models: int) -> Need:
     chunk = min(states, SHARE * memory.free(options))
     part = max(shape.block_weights(0), shape.vocabulary * shape.hidden) * size
     moments = models * (shape.blocks + 2) * shape.hidden**2 * 8
-    # Looking for an attention sink (--skip-first auto) loads the base whole, before all this.
-    sink = shape.weights * size if options.skip_first is None else 0
+    # Looking for an attention sink (--skip-first auto) loads the base before all this, if it fits.
+    whole = shape.weights * size
+    sink = whole if options.skip_first is None and whole <= memory.free(options) else 0
     return Need(device=max(part + moments + chunk, sink), passing=sink)
 
 
