@@ -50,15 +50,18 @@ JOBS: dict[str, list[Any]] = {
 }
 
 
-def launch(count: int, place: Path) -> None:
-    """Run every job under `count` processes; results go to the folder of that name."""
-    # With --cpu accelerate starts a single process, whatever --num_processes says.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += ["--num_processes", str(count), "--num_machines", "1"]
-    command += ["--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [sys.executable] if count == 1 else command
-    command += [str(HERE / "processes_jobs.py"), "jobs.json", str(count)]
+# With --cpu accelerate starts a single process, whatever --num_processes says.
+LAUNCHER = [
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--main_process_port", "0"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
+]
+
+
+def run(place: Path, *words: str) -> None:
+    """Run every job; results of so many processes go to the folder of that name."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *words]
     found = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     told = [line for line in found.stderr.splitlines() if "elastic" not in line]
     assert found.returncode == 0, found.stdout[-3000:] + "\n".join(told)[-9000:]
@@ -77,8 +80,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = text.replace('"fold": null', f'"fold": "{fold}"', 5)
     (place / "questions.jsonl").write_text(text)
     (place / "jobs.json").write_text(json.dumps(JOBS))
-    for count in (1, 2, 4):
-        launch(count, place)
+    jobs = str(HERE / "processes_jobs.py")
+    run(place, *LAUNCHER, jobs, "jobs.json", "2")
+    run(place, jobs, "jobs.json", "1", "4")  # forks of one process: their imports are shared
     return place
 
 
