@@ -20,11 +20,12 @@ from model_diffs.core.step import load_steps
 pytestmark = [pytest.mark.study, pytest.mark.xdist_group("single_device")]
 HERE = Path(__file__).parent
 MORE = {
-    "local_lipschitzness_analysis.py": ["--num-perturbations", "2", "--max-iters", "4"],
+    "local_lipschitzness_analysis.py": ["--num-perturbations", "2", "--max-iters", "4",
+                                        "--lipschitz-samples", "6", "--jacobian-samples", "6"],
     "linear_probe_analysis.py": ["--folds", "2", "--max-iter", "20"],
     "relearn.py": ["--lr", "1e-3", "--steps", "4", "--eval-steps", "0,4", "--batch-size", "4"],
     "collect_param_stats.py": ["--empirical-rank"],
-}
+}  # fmt: skip
 STEPS = {
     one.name: one for one in load_steps() if one.step.scope in ("comparison", "model")
     and one.accepts("device") and "dictionary" not in one.step.needs and not one.accepts("tasks")
