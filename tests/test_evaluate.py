@@ -127,4 +127,4 @@ def test_a_local_task_gives_the_harness_own_number(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report" / "report.html").read_text()
     assert "published tasks, change" in page and "McNemar" in page
     with pytest.raises(BadInput, match="no such task"):
-        execute(load_script(SCRIPTS / "evaluate.py"), [*words[:4], "--tasks", "nothing_like_it"])
+        execute(load_script(SCRIPTS / "evaluate.py"), [*words, "--tasks", "nothing_like_it"])

@@ -5,6 +5,7 @@ different samples; here the same samples are resampled on both sides, and McNema
 whether those that only one of the two answers are equally many.
 """
 
+import functools
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -75,13 +76,19 @@ def check() -> None:
         raise BadInput("evaluate.py needs lm-evaluation-harness: uv sync --extra lm-eval")
 
 
-def _manager(tasks: Sequence[str], folder: str | None) -> Any:
-    """Where tasks are found; BadInput for one that is not there."""
+@functools.cache
+def _index(folder: str | None) -> Any:
+    """Every task of the harness and of `folder`; reading them takes seconds."""
     from lm_eval.tasks import TaskManager
 
+    return TaskManager(include_path=folder)
+
+
+def _manager(tasks: Sequence[str], folder: str | None) -> Any:
+    """Where tasks are found; BadInput for one that is not there."""
     if folder and not Path(folder).is_dir():
         raise BadInput(f"--task-dir {folder}: no such folder")
-    manager = TaskManager(include_path=folder)
+    manager = _index(folder)
     for task in tasks:
         if not manager.match_tasks([task]):
             raise BadInput(f"--tasks {task}: the harness has no such task; --task-dir adds some")
