@@ -9,6 +9,19 @@ from typing import Any
 
 import numpy as np
 
+PROMPTS = (
+    "The capital of Kenya is",
+    "The capital of France is",
+    "Water boils at",
+    "Question: who wrote Hamlet?\nAnswer:",
+    "1 + 1 =",
+    "Once upon a time",
+    "def main():",
+    "The sun rises in the",
+    "A, B, C,",
+    "é, ü and ß",
+)
+
 
 class ByHand:
     """The model in a GGUF file, in fp64."""
@@ -73,3 +86,22 @@ class ByHand:
             h = h + (gate / (1 + np.exp(-gate)) * up) @ w[block + "ffn_down.weight"].T
         head = w.get("output.weight", w["token_embd.weight"])
         return self._norm(h, "output_norm") @ head.T
+
+
+def largest_difference(file: Path, folder: Path) -> tuple[float, float]:
+    """Between the logits of the folder's model and of the pass by hand; and their spread."""
+    import torch
+
+    from model_diffs.models import loading
+
+    tokenizer = loading.load_tokenizer(str(folder))
+    model = loading.load_model(str(folder), torch.device("cpu"), torch.float32)
+    by_hand, differences, spreads = ByHand(file), [], []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt)["input_ids"]
+        with torch.inference_mode():
+            found = model(torch.tensor([ids])).logits[0].double().numpy()
+        expected = by_hand.logits(ids)
+        differences.append(np.abs(found - expected).max())
+        spreads.append(expected.std())
+    return max(differences), min(spreads)

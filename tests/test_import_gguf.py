@@ -4,29 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from llama_by_hand import ByHand
+from llama_by_hand import largest_difference
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.script import execute
 from model_diffs.core.step import SCRIPTS, load_script
-from model_diffs.models import files, loading
+from model_diffs.models import files
 from model_diffs.models.checkpoints import Checkpoint
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
 HIDDEN, MLP, HEADS, GROUPS, BLOCKS, VOCABULARY = 64, 96, 4, 2, 2, 261
-PROMPTS = (
-    "The capital of Kenya is",
-    "The capital of France is",
-    "Water boils at",
-    "Question: who wrote Hamlet?\nAnswer:",
-    "1 + 1 =",
-    "Once upon a time",
-    "def main():",
-    "The sun rises in the",
-    "A, B, C,",
-    "é, ü and ß",
-)
 
 
 def write_tiny(file: Path, kind: str) -> Path:
@@ -77,21 +64,6 @@ def write_tiny(file: Path, kind: str) -> Path:
     return file
 
 
-def largest_difference(file: Path, folder: Path) -> tuple[float, float]:
-    """Between the logits of the folder's model and of the pass by hand; and their spread."""
-    tokenizer = loading.load_tokenizer(str(folder))
-    model = loading.load_model(str(folder), torch.device("cpu"), torch.float32)
-    by_hand, differences, spreads = ByHand(file), [], []
-    for prompt in PROMPTS:
-        ids = tokenizer(prompt)["input_ids"]
-        with torch.inference_mode():
-            found = model(torch.tensor([ids])).logits[0].double().numpy()
-        expected = by_hand.logits(ids)
-        differences.append(np.abs(found - expected).max())
-        spreads.append(expected.std())
-    return max(differences), min(spreads)
-
-
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_1"])
 def test_logits_are_those_of_the_files_weights(tmp_path: Path, kind: str) -> None:
     file, folder = write_tiny(tmp_path / "tiny.gguf", kind), tmp_path / "tiny"
@@ -122,13 +94,3 @@ def test_a_gguf_file_given_as_a_model_says_how_to_import_it(tmp_path: Path) -> N
     for model in (tmp_path, tmp_path / "model.gguf"):
         with pytest.raises(BadInput, match=r"import_gguf\.py --file .*model\.gguf"):
             files.weight_files(files.resolve(str(model)))
-
-
-@pytest.mark.study
-def test_the_real_model_gives_the_logits_of_the_files_weights(tmp_path: Path) -> None:
-    package = pytest.importorskip("model_diffs.countries.smollm2")
-    folder = tmp_path / "smollm2"
-    words = ["--file", str(package.weights()), "--outdir", str(folder)]
-    execute(load_script(SCRIPTS / "import_gguf.py"), words)
-    difference, spread = largest_difference(package.weights(), folder)
-    assert difference < 1e-3 * spread
