@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import backend_registration
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "single"
 WIDE = (torch.float64, torch.complex128)
@@ -111,6 +111,8 @@ def _tensor(data: Any, **more: Any) -> Tensor:
 
 
 ORIGINAL_TENSOR = torch.tensor
+AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+"""Whether this torch takes a device that is written in Python; 2.9 does not."""
 _libraries: list[torch.library.Library] = []
 
 
@@ -118,7 +120,7 @@ def install() -> None:
     """Register the device, once in a process."""
     if _libraries:
         return
-    _setup_privateuseone_for_python_backend(NAME)
+    backend_registration._setup_privateuseone_for_python_backend(NAME)
     fallback, own = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     fallback.fallback(_run, "PrivateUse1")
     for name in FACTORIES:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import tiny_study
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy, wasserstein_distance
 
@@ -57,6 +57,7 @@ def test_measures_of_a_zero_spectrum_are_undefined() -> None:
     assert covariance.wasserstein_normalised(point, falling(0, 4)) is None
 
 
+@settings(deadline=None)  # other work may slow an example down
 @given(st.integers(0, 1000), st.integers(0, 1000))
 def test_distances_equal_scipy(first: int, second: int) -> None:
     a, b = falling(first), falling(second)

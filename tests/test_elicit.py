@@ -80,8 +80,9 @@ def test_every_setting_has_a_row_per_fold_with_its_interval(study: Study) -> Non
         own = single[(single["attack"] == row.attack) & (single["strength"] == row.strength)]
         own = own[own["fold"] == row.fold]
         assert len(own) == row.questions == elicit_study.COUNTS[row.fold]
-        expected = entity_interval(own["correct"], own["entity"].tolist(), 42)
-        assert (row.accuracy, row.accuracy_low, row.accuracy_high) == pytest.approx([*expected])
+        found_again = entity_interval(own["correct"], own["entity"].tolist(), 42)
+        expected = [float(value) for value in found_again]
+        assert (row.accuracy, row.accuracy_low, row.accuracy_high) == pytest.approx(tuple(expected))
     sides = found[found["fold"].isin(["general", "adjacent"])].set_index(
         ["attack", "strength", "fold"]
     )["accuracy"]

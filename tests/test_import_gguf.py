@@ -13,7 +13,7 @@ from model_diffs.models import files
 from model_diffs.models.checkpoints import Checkpoint
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
-HIDDEN, MLP, HEADS, GROUPS, BLOCKS, VOCABULARY = 64, 96, 4, 2, 2, 261
+HIDDEN, MLP, HEADS, GROUPS, BLOCKS, VOCABULARY = 64, 96, 4, 2, 2, 262
 
 
 def write_tiny(file: Path, kind: str) -> Path:
@@ -32,11 +32,11 @@ def write_tiny(file: Path, kind: str) -> Path:
     writer.add_vocab_size(VOCABULARY)
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    tokens = ["<pad>", "<bos>", "<eos>", "<unk>", *bytes_to_unicode().values(), "ab"]
+    tokens = ["<pad>", "<bos>", "<eos>", "<unk>", *bytes_to_unicode().values(), "ab", "abc"]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_types([3] * 4 + [1] * 257)
-    writer.add_token_merges(["a b"])
+    writer.add_token_types([3] * 4 + [1] * 258)
+    writer.add_token_merges(["a b", "ab c"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     shapes = {"token_embd": (VOCABULARY, HIDDEN)}

@@ -209,7 +209,8 @@ def test_knowledge_at_the_last_layer_is_the_accuracy_of_the_model(study: tiny_st
     answers = scoring.score(model, loading.load_tokenizer(study.model_b), asked, 28)
     for found in scoring.accuracies(answers):
         row = table[(table["layer"] == 3) & (table["domain"] == found.domain)].iloc[0]
-        assert (row["accuracy"], row["low"], row["high"]) == (found.mean, found.low, found.high)
+        expected = [float(value) for value in (found.mean, found.low, found.high)]
+        assert row[["accuracy", "low", "high"]].tolist() == pytest.approx(expected, rel=1e-12)
     assert (folder_of(study) / "knowledge_by_layer.png").exists()
     single = pd.read_csv(folder_of(study, "base__rmu") / "per_question.csv")
     shares = single.groupby(["layer", "domain"])["correct"].mean()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_diffs.core import naming, results
@@ -56,6 +56,7 @@ def test_refuses_a_name_that_is_not_a_folder_name(model: str) -> None:
         naming.model_label(model)
 
 
+@settings(deadline=None)  # other work may slow an example down
 @given(st.text(max_size=40))
 def test_no_label_leaves_its_folder(model: str) -> None:
     try:

@@ -281,7 +281,8 @@ def test_tables_equal_an_independent_computation(study: tiny_study.Study) -> Non
         for layer in range(4):
             x, y = pooled[0][:, layer], pooled[1][:, layer]
             expected = direct(x, y)
-            np.testing.assert_allclose(rows.loc[layer, names], expected, rtol=1e-5, atol=1e-5)
+            own = rows.loc[layer, names].astype(float)
+            np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-5)
             states, areas = np.concatenate([x, y]), []
             for fold in range(5):
                 test = plan.folds == fold

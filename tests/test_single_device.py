@@ -12,12 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny_study
-from single_device import NAME
+from single_device import AVAILABLE, NAME
 
 from model_diffs.core.methods import METHODS
 from model_diffs.core.step import load_steps
 
-pytestmark = [pytest.mark.study, pytest.mark.xdist_group("single_device")]
+pytestmark = [
+    pytest.mark.study,
+    pytest.mark.xdist_group("single_device"),
+    pytest.mark.skipif(not AVAILABLE, reason="this torch takes no device written in Python"),
+]
 HERE = Path(__file__).parent
 MORE = {
     "local_lipschitzness_analysis.py": ["--num-perturbations", "2", "--max-iters", "4",

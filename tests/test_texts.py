@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_diffs.core.errors import BadInput
@@ -44,6 +44,7 @@ def test_refuses_splits_that_share_a_line(tmp_path: Path) -> None:
         read_splits(str(tmp_path / "f"), str(tmp_path / "r"), 0)
 
 
+@settings(deadline=None)  # other work may slow an example down
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 9))
 def test_batches_hold_every_text_once_longest_first(lengths: list[int], size: int) -> None:
     batches = length_batches(lengths, size)

@@ -104,7 +104,8 @@ class ModelSums(_Sums):
             scatter = sum_over_processes(scatter + self.count * torch.outer(offset, offset))
             covariance = (scatter / count).to(wide_home(sums["shift"].device))
             label, size = f"{self.name}: the covariance of state {state}", float(mean @ mean)
-            means[state], spectra[state] = mean, covariance_spectrum(covariance, label, size)
+            means[state] = mean.numpy()
+            spectra[state] = covariance_spectrum(covariance, label, size)
         named = {name: self._total(name) for name in ("norm_l1", "norm_l2", "pooled", "last")}
         first_norm, others = self._total("first_position", 0), tokens.sum() - len(tokens)
         rest = named["norm_l2"].sum(0) - first_norm
