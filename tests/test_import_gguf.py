@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+import tiny_gguf
 from llama_by_hand import largest_difference
 
 from model_diffs.core.errors import BadInput
@@ -12,61 +12,12 @@ from model_diffs.core.step import SCRIPTS, load_script
 from model_diffs.models import files
 from model_diffs.models.checkpoints import Checkpoint
 
-gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
-HIDDEN, MLP, HEADS, GROUPS, BLOCKS, VOCABULARY = 64, 96, 4, 2, 2, 262
-
-
-def write_tiny(file: Path, kind: str) -> Path:
-    """A random Llama of two blocks in a GGUF file, matrices quantised as `kind` says."""
-    random, quantised = np.random.default_rng(0), gguf.GGMLQuantizationType[kind]
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_block_count(BLOCKS)
-    writer.add_context_length(128)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(MLP)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(GROUPS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_vocab_size(VOCABULARY)
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    tokens = ["<pad>", "<bos>", "<eos>", "<unk>", *bytes_to_unicode().values(), "ab", "abc"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] * 4 + [1] * 258)
-    writer.add_token_merges(["a b", "ab c"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    shapes = {"token_embd": (VOCABULARY, HIDDEN)}
-    for number in range(BLOCKS):
-        narrow = HIDDEN // HEADS * GROUPS
-        shapes |= {
-            f"blk.{number}.attn_q": (HIDDEN, HIDDEN),
-            f"blk.{number}.attn_k": (narrow, HIDDEN),
-            f"blk.{number}.attn_v": (narrow, HIDDEN),
-            f"blk.{number}.attn_output": (HIDDEN, HIDDEN),
-            f"blk.{number}.ffn_gate": (MLP, HIDDEN),
-            f"blk.{number}.ffn_up": (MLP, HIDDEN),
-            f"blk.{number}.ffn_down": (HIDDEN, MLP),
-        }
-    for name, shape in shapes.items():
-        values = random.normal(0, 0.3, shape).astype(np.float32)
-        writer.add_tensor(f"{name}.weight", gguf.quantize(values, quantised), raw_dtype=quantised)
-    norms = [f"blk.{number}.{part}_norm" for number in range(BLOCKS) for part in ("attn", "ffn")]
-    for name in (*norms, "output_norm"):
-        writer.add_tensor(f"{name}.weight", random.uniform(0.5, 2, HIDDEN).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
+pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_1"])
 def test_logits_are_those_of_the_files_weights(tmp_path: Path, kind: str) -> None:
-    file, folder = write_tiny(tmp_path / "tiny.gguf", kind), tmp_path / "tiny"
+    file, folder = tiny_gguf.write(tmp_path / "tiny.gguf", kind), tmp_path / "tiny"
     script = load_script(SCRIPTS / "import_gguf.py")
     execute(script, ["--file", str(file), "--outdir", str(folder)])
     difference, spread = largest_difference(file, folder)

@@ -8,7 +8,6 @@ count a result as complete of which an input or output differs. Seed and counts 
 """
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -24,132 +23,13 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
 
 import forked  # noqa: E402
-import tiny_models  # noqa: E402
-import tiny_study  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from sound_study import COMMANDS, SECONDS, build, contents  # noqa: E402
 
-SECONDS = 30.0
-STUDY = """
-[models]
-base = "./a"
-filtered = "./b"
-[texts]
-forget = "texts/forget.txt"
-retain = "texts/retain.txt"
-questions = "texts/questions.jsonl"
-max-samples = 12
-[dictionary]
-folder = "artifacts/itda"
-layer = 1
-[unlearn.npo]
-batch-size = 4
-[steps.14]
-lr = [1e-3]
-"""
-
-TEXTS = ["--forget-text", "texts/forget.txt", "--retain-text", "texts/retain.txt"]
-CPU = ["--device", "cpu"]
-PAIR = ["--model-a", "./a", "--model-b", "./b"]
-READ = [*PAIR, *TEXTS, *CPU]
-QUESTIONS = ["--questions", "texts/questions.jsonl"]
-ITDA = ["--dataset", "texts/forget.txt", "texts/retain.txt", *CPU]
-# By script, in an order in which each finds what it reads.
-COMMANDS: dict[str, list[str]] = {
-    "create_datasets.py": ["--forget-source", "texts/forget.txt", "--retain-source",
-                           "texts/retain.json", "--samples", "5", "--outdir", "data"],
-    "collect_param_stats.py": [*PAIR, *CPU],
-    "plot_param_stats.py": PAIR,
-    "collect_activation_norms.py": READ,
-    "plot_activation_norms.py": PAIR,
-    "plot_side_by_side.py": PAIR,
-    "analyze_mlp_vs_attn.py": PAIR,
-    "null_space_analysis.py": [*PAIR, *CPU, "--k", "2"],
-    "activation_separation_analysis.py": READ,
-    "activation_covariance_analysis.py": READ,
-    "mlp_nullspace_alignment.py": [*PAIR, *CPU],
-    "row_space_projection_analysis.py": READ,
-    "local_lipschitzness_analysis.py": [*READ, "--num-perturbations", "2", "--max-iters", "5",
-                                        "--lipschitz-samples", "3"],
-    "linear_probe_analysis.py": ["--model", "./b", *TEXTS, *QUESTIONS, *CPU, "--folds", "2",
-                                 "--max-iter", "20"],
-    "relearn.py": ["--model", "./b", "--base", "./a", *TEXTS, *QUESTIONS, *CPU, "--steps", "2",
-                   "--eval-steps", "0,2", "--lr", "1e-3"],
-    "elicit.py": ["--model", "./b", "--base", "./a", *TEXTS, *QUESTIONS, *CPU, "--general-floor",
-                  "0", "--attacks", "all", "--strengths", "soft_prompt=n1", "rewind=k1,all"],
-    "train_itda.py": ["--model", "./a", "--layer", "1", "--outdir", "artifacts/itda", "--k", "2",
-                      "--max-atoms", "20", *ITDA],
-    "diff.py": [*PAIR, "--itda", "artifacts/itda", *ITDA],
-    "kl_divergence.py": READ,
-    "unlearn.py": ["--model", "./a", "--method", "npo", *TEXTS, *QUESTIONS, *CPU],
-    "report.py": PAIR,
-    "infer.py": ["--model", "./b", "--prompt", "The ferry", "--greedy", "--max-new-tokens", "2",
-                 *CPU],
-    "check_experiment.py": ["--study", "study.toml", *CPU],
-    "important_acts_ftrs/layer_gradient_analysis.py": [
-        "--model", "./b", "--dataset", "texts/forget.txt", *CPU, "--save-outputs"],
-    "important_acts_ftrs/sae_gradient_analysis.py": [
-        "--model", "./b", "--sae", "sae", "--dataset", "texts/forget.txt", *CPU, "--save-outputs"],
-    "pipeline": ["study.toml", "--dry-run"],
-}  # fmt: skip
 STATUSES = {"check_experiment.py": (0, 1, 2), "infer.py": (0, 1, 2)}
 QUICK = ("create_datasets.py", "collect_param_stats.py", "plot_param_stats.py", "infer.py",
          "collect_activation_norms.py", "plot_activation_norms.py", "check_experiment.py",
          "analyze_mlp_vs_attn.py", "pipeline")  # fmt: skip
 """Enough for the fast tests: every kind of file is read and written by one of them."""
-
-
-# ── a sound study ─────────────────────────────────────────────────────────────────────────────────
-
-
-def build(place: Path, scripts: Sequence[str]) -> None:
-    """Models, texts, questions, a study, and the results of `scripts`."""
-    place.mkdir(parents=True)
-    for side, seed in (("a", 0), ("b", 1)):
-        tiny_models.save("gpt_neox", place / side, seed=seed)
-    (place / "texts").mkdir()
-    for split in ("forget", "retain"):
-        lines = tiny_study.texts(split, 12)
-        (place / f"texts/{split}.txt").write_text("\n".join(lines) + "\n")
-        (place / f"texts/{split}.json").write_text(json.dumps([{"text": line} for line in lines]))
-    questions = [
-        {"id": f"q{i}", "domain": "general", "entity": f"e{i}", "relation": "r",
-         "fold": ("heldout", "attack", "tune")[i % 3], "prompt": f"What is number {i}",
-         "choices": ["a", "b", "c", "d"], "answer": i % 4}
-        for i in range(9)
-    ]  # fmt: skip
-    lines = [json.dumps(question) for question in questions]
-    (place / "texts/questions.jsonl").write_text("\n".join(lines))
-    (place / "study.toml").write_text(STUDY)
-    _save_sae(place / "sae/layers.1.mlp")
-    for script in scripts:
-        ended = forked.run(place, [script, *COMMANDS[script]], 10 * SECONDS)
-        if ended.status:
-            raise SystemExit(f"{script} fails on the sound study:\n{ended.out}{ended.err}")
-
-
-def _save_sae(folder: Path) -> None:
-    """A random SAE of 8 features, in the format of sparsify."""
-    size, width = 8, tiny_models.HIDDEN
-    draw = torch.Generator().manual_seed(0)
-    decoder = torch.nn.functional.normalize(torch.randn(size, width, generator=draw))
-    zeros = {"encoder.bias": torch.zeros(size), "b_dec": torch.zeros(width)}
-    folder.mkdir(parents=True)
-    save_file(
-        {"encoder.weight": decoder.clone(), "W_dec": decoder, **zeros}, folder / "sae.safetensors"
-    )
-    told = {"activation": "topk", "num_latents": size, "k": 2, "d_in": width, "transcode": False,
-            "normalize_decoder": True, "multi_topk": False}  # fmt: skip
-    (folder / "cfg.json").write_text(json.dumps(told))
-
-
-def contents(place: Path) -> dict[str, str]:
-    """Every file, hidden ones and the cache of activations aside, with the hash of its bytes."""
-    return {
-        path.relative_to(place).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(place.rglob("*"))
-        if path.is_file() and "activation_cache" not in path.parts
-    }
 
 
 # ── damages ───────────────────────────────────────────────────────────────────────────────────────
@@ -259,12 +139,15 @@ TARGETS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("outputs/*/activation_stats/*", ("plot_activation_norms.py", "plot_side_by_side.py",
                                       "report.py", "collect_activation_norms.py")),
     ("outputs/**/run.json", ("report.py", "pipeline")),
-    ("outputs/**/*.*", ("report.py", "pipeline", "relearn.py", "elicit.py")),
+    ("outputs/**/*.*", ("report.py", "pipeline", "relearn.py", "elicit.py", "write_predictors.py")),
     ("outputs/activation_cache/*/*", ("collect_activation_norms.py", "linear_probe_analysis.py",
                                       "activation_separation_analysis.py")),
     ("artifacts/**/*.*", ("diff.py", "train_itda.py")),
     ("sae/**/*.*", ("important_acts_ftrs/sae_gradient_analysis.py",)),
     ("unlearned_models/**/*.*", ("unlearn.py",)),
+    ("worlds.*", ("predict_brittleness.py",)),
+    ("files/*.gguf", ("import_gguf.py",)),
+    ("tasks/*", ("evaluate.py",)),
     ("data/**/*.*", ("create_datasets.py",)),
 )  # fmt: skip
 
