@@ -128,3 +128,7 @@ def test_a_local_task_gives_the_harness_own_number(tmp_path: Path) -> None:
     assert "published tasks, change" in page and "McNemar" in page
     with pytest.raises(BadInput, match="no such task"):
         execute(load_script(SCRIPTS / "evaluate.py"), [*words, "--tasks", "nothing_like_it"])
+    # The index knows where the file lies; it is read when the task is.
+    (tasks / "colours.yaml").write_text(TASK.format(file="nowhere").replace("dataset_path", "odd"))
+    with pytest.raises(BadInput, match="colours: cannot be read"):
+        execute(load_script(SCRIPTS / "evaluate.py"), [*words, "--force"])

@@ -85,14 +85,26 @@ def _index(folder: str | None) -> Any:
 
 
 def _manager(tasks: Sequence[str], folder: str | None) -> Any:
-    """Where tasks are found; BadInput for one that is not there."""
+    """Where tasks are found; BadInput for one that is not there or cannot be read."""
+    from lm_eval.tasks import get_task_dict
+
     if folder and not Path(folder).is_dir():
         raise BadInput(f"--task-dir {folder}: no such folder")
     manager = _index(folder)
     for task in tasks:
         if not manager.match_tasks([task]):
             raise BadInput(f"--tasks {task}: the harness has no such task; --task-dir adds some")
+    try:
+        get_task_dict([*tasks], manager)
+    except Exception as error:  # a task of one's own can be wrong in any way
+        raise BadInput(
+            f"--tasks {' '.join(tasks)}: cannot be read: {_first_line(error)}"
+        ) from error
     return manager
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def evaluate(
@@ -131,8 +143,8 @@ def evaluate(
             fewshot_random_seed=seed,
         )
     except (OSError, ConnectionError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"--tasks {' '.join(tasks)}: data cannot be read: {first}") from error
+        says = f"data cannot be read: {_first_line(error)}"
+        raise BadInput(f"--tasks {' '.join(tasks)}: {says}") from error
     return read(label, found, seed)
 
 
