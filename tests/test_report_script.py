@@ -79,7 +79,7 @@ def test_numbers_of_page_csv_and_steps_agree(study: Study, tmp_path: Path) -> No
     assert len(html.encode()) < 5_100_000
     table = pd.read_csv(outroot / "report/signature.csv").set_index("comparison")
     comparisons = with_roles(choose_comparisons(outroot))
-    names = ["miniature-filtered", "npo", "rmu", "miniature-reseeded"]
+    names = ["miniature-filtered", "npo", "rmu", "noise"]
     assert [one.short for one in comparisons] == names
     roles = ["filtered", "unlearned", "unlearned", "control"]
     assert [one.role for one in comparisons] == roles
@@ -109,7 +109,7 @@ def test_numbers_of_page_csv_and_steps_agree(study: Study, tmp_path: Path) -> No
 
 
 def test_page_is_made_again_when_something_changed(study: Study, tmp_path: Path) -> None:
-    outroot = copy(study, tmp_path)
+    outroot = copy(study, tmp_path, keep="*rmu")
     script = load_script(ROOT / "report.py")
     options = parse(script.Options, ["--outroot", str(outroot)], "")
 
