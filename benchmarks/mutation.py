@@ -50,7 +50,13 @@ THROUGH = {
     "importance/gradients.py": ["test_importance.py", "test_sae_in_the_loop.py"],
     **dict.fromkeys(
         ("unlearning/likelihood.py", "unlearning/representation.py", "unlearning/measuring.py"),
-        ("test_unlearning_losses.py", "test_unlearning_trainer.py", "test_unlearning_wiring.py"),
+        (
+            "test_unlearning_losses.py",
+            "test_unlearning_trainer.py",
+            "test_unlearning_wiring.py",
+            "test_unlearning_loop.py",
+            "test_unlearning_texts.py",
+        ),
     ),
 }
 """Test files of modules that tests reach through a script, or under the name of their room."""
