@@ -39,6 +39,7 @@ RATES, STEPS = (0.1, 0.2), (0, 5, 10)
 STEP_FOLDERS = (
     *("param_stats", "null_space_analysis", "mlp_nullspace", "activation_stats"),
     *("activation_separation", "activation_covariance", "row_space_projection", "lipschitzness"),
+    "itda_diffing",
 )
 MODEL_FOLDERS = ("linear_probes", "relearning")
 
@@ -96,6 +97,7 @@ class Study:
             self.weights(one)
             self.states(one)
             self.sensitivity(one)
+            self.latents(one)
         for model in dict.fromkeys(["base", *(one.changed for one in self.comparisons)]):
             self.probes(model)
             self.questions(model)
@@ -216,6 +218,18 @@ class Study:
                 ]  # fmt: skip
         self.table(f"{one.label}/lipschitzness/per_text.csv", rows)
         self.record(f"{one.label}/lipschitzness")
+
+    def latents(self, one: Comparison) -> None:
+        """More of the forget set rises, the more is planted; as much of it falls as by chance."""
+        excess = {"rose": 0.1 * self.size[one.changed], "fell": 0.0}
+        rows = [
+            {"direction": direction, "number": number, "dataset": split, "latents": 20,
+             "over_chance": sign * excess[direction]}
+            for direction in excess
+            for number, (split, sign) in enumerate((("forget", 1), ("retain", -1)), 1)
+        ]  # fmt: skip
+        self.table(f"{one.label}/itda_diffing/shares.csv", rows)
+        self.record(f"{one.label}/itda_diffing")
 
     # ── models ────────────────────────────────────────────────────────────────────────────────────
 

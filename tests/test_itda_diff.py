@@ -17,6 +17,7 @@ from model_diffs.core import results
 from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.core.script import execute
+from model_diffs.core.step import planned_runs
 from model_diffs.dictionaries.itda import ITDA
 
 
@@ -48,7 +49,7 @@ def test_run_model_diffing_returns_the_documented_mapping(study: tiny_study.Stud
 
 
 def plan(words: list[str]) -> list[results.PlannedRun]:
-    return diff.planned_runs(parse(diff.Options, words, None))
+    return planned_runs(diff, parse(diff.Options, words, None))
 
 
 def words(study: tiny_study.Study, *models: str) -> list[str]:
@@ -68,7 +69,8 @@ def test_script_writes_a_folder_per_comparison(
     folder = study.root / "outputs" / "base__to__base__rmu" / "itda_diffing"
     assert planned[0].folder == folder
     assert all(results.state(one).status == "complete" for one in planned)
-    names = {"latents.csv", "summary.json", "itda_diffing.png", "examples.html", "run.json"}
+    names = {"latents.csv", "shares.csv", "summary.json", "itda_diffing.png", "examples.html"}
+    names.add("run.json")
     assert {file.name for file in folder.iterdir()} == names
     table = pd.read_csv(folder / "latents.csv")
     assert table["rank"].tolist() == list(range(1, len(table) + 1))

@@ -86,6 +86,7 @@ def test_measures_of_questions_and_attack_equal_their_tables(
     assert value(signature, "hazard_accuracy") == hazard[3]
     assert value(signature, "hazard_inside") == pytest.approx((hazard[2] - 0.25) / 0.75)
     assert signature.base_values["hazard_accuracy"].value == 1.0
+    assert value(signature, "latents_rose") == pytest.approx(0.2), "of the forget set"
     attack = pd.read_csv(study.root / "npo/relearning/relearning.csv")
     assert value(signature, "recovered_share") == attack["recovered_share"].max() > 0.8
     assert value(signature, "steps_to_half") == 10
