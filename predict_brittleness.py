@@ -73,8 +73,10 @@ def planned_runs(options: Options) -> list[PlannedRun]:
     return [PlannedRun(folder, what, recorded(options))]
 
 
-def read(options: Options) -> "tuple[pd.DataFrame, pd.DataFrame, Settings]":
-    """Rows of all models, what became of each, and how they are analysed."""
+def read(
+    options: Options,
+) -> "tuple[pd.DataFrame, pd.DataFrame, Settings, tuple[int, ...]]":
+    """Rows of all models, what became of each, how they are analysed, and the locked worlds."""
     import pandas as pd
 
     from model_diffs.brittleness import analysis, table
@@ -88,24 +90,33 @@ def read(options: Options) -> "tuple[pd.DataFrame, pd.DataFrame, Settings]":
     settings = analysis.Settings(given.predictors, given.baseline, given.ridge, seed=options.seed)
     if options.data:
         numbers, empty = ["world"], [table.TARGET, *given.predictors, *given.baseline]
-        names = {"part": (), "model": (), "role": ()}
+        names = {"part": (), "model": (), "role": (), "status": ()}
         rows = read_table(Path(options.data), "write it with --outroot", numbers, empty, names)
-        return rows, pd.DataFrame(), settings
+        return rows, pd.DataFrame(), settings, study.worlds.locked
     rows, states = table.gather(study, Path(options.outroot))
-    return rows, pd.DataFrame(states), settings
+    return rows, pd.DataFrame(states), settings, study.worlds.locked
 
 
-def predict(run: Writing, rows: "pd.DataFrame", settings: "Settings") -> None:
-    """The registered analysis of the locked worlds; of the development worlds without them."""
+def predict(
+    run: Writing, rows: "pd.DataFrame", settings: "Settings", locked: "tuple[int, ...]"
+) -> None:
+    """The registered analysis of the locked worlds; of the development worlds without them.
+
+    `locked`: the worlds that have to be there whole for a verdict.
+    """
     from model_diffs.brittleness import picture, tables
-    from model_diffs.brittleness.table import DEVELOPMENT
+    from model_diffs.brittleness.table import DEVELOPMENT, REMOVAL
 
     development = rows["part"] == DEVELOPMENT
     known, new = rows[development], rows[~development]
     if new.empty or not new["status"].eq("attacked").any():
         print("no locked world is attacked yet: development worlds predict one another")
         new = known
-    found = tables.primary_table(known, new, settings)
+    waiting = new["role"].eq(REMOVAL) & new["status"].eq("not attacked")
+    final = {*new["world"]} == {*locked} and not waiting.any()
+    if not final and new is not known:
+        print("interim: not all locked worlds are attacked, so that there is no verdict")
+    found = tables.primary_table(known, new, settings, final)
     run.table("primary", found)
     predicted = tables.predictions(known, new, settings)
     run.table("predictions", predicted)
@@ -122,7 +133,7 @@ def place(options: Options) -> None:
 
     if not options.base:
         raise BadInput("--model needs --base: the signature is that of a change")
-    rows, _, settings = read(options)
+    rows, _, settings, _ = read(options)
     own = predictors.frame(
         Path(options.outroot), options.base, options.model or "", load_steps(), options.seed,
         settings.predictors,
@@ -153,7 +164,7 @@ def register(options: Options) -> None:
 
 def main(options: Options, todo: list[PlannedRun]) -> None:
     """Analyse, choose or simulate."""
-    rows, states, settings = read(options)
+    rows, states, settings, locked = read(options)
     for planned in todo:
         with open_run(planned) as run:
             if options.choose:
@@ -170,7 +181,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
                 run.table("brittleness", rows)
                 if len(states):
                     run.table("states", states)
-                predict(run, rows, settings)
+                predict(run, rows, settings, locked)
 
 
 def command() -> None:

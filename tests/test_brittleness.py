@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from model_diffs.brittleness import analysis, choosing, measures, placing, power
+from model_diffs.brittleness import analysis, choosing, measures, placing, power, tables
 from model_diffs.brittleness.analysis import Settings
 from model_diffs.brittleness.table import TARGET
 
@@ -21,6 +21,7 @@ def planted(kind: str, seed: int = 0, families: int = 12, noise: float = 0.3) ->
     draw, rows = np.random.default_rng(seed), []
     for world, family in itertools.product(range(1, 9), range(families)):
         signature, strength = draw.normal(size=3), draw.normal(size=4)
+        strength[2:] = np.exp(strength[2:])  # sizes
         follows = {
             "signature": signature[0] - 0.5 * signature[1],
             "strength": strength[0],
@@ -89,6 +90,15 @@ def test_ridge_is_the_closed_form_with_a_level_per_world() -> None:
     np.testing.assert_allclose(found.predict(rows).mean(), y.mean())
 
 
+def test_sizes_of_a_change_enter_as_logarithms() -> None:
+    """A target that follows the logarithm is predicted exactly where sizes span five orders."""
+    draw = np.random.default_rng(0)
+    rows = planted("nothing").assign(rate_sum=lambda rows: 10 ** draw.uniform(-4, 1, len(rows)))
+    rows[TARGET] = np.log(rows["rate_sum"])
+    found = analysis.fit(rows, ("rate_sum",), 1e-9)
+    assert np.ptp(found.score(rows) - rows[TARGET]) < 1e-6
+
+
 @pytest.mark.parametrize("levels", [3, 1000])
 def test_rank_correlation_is_scipy_s(levels: int) -> None:
     draw = np.random.default_rng(levels)
@@ -103,8 +113,55 @@ def test_partial_rank_correlation_is_that_of_residuals() -> None:
     y = y + z
     ranks = [pd.Series(one).rank().to_numpy() for one in (x, y, z)]
     residuals = [r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2]]
-    found = measures.partial_rho(x, y, z, np.zeros(40, int))
+    found = analysis.partial_rho(x, y, z, np.zeros(40, int))
     assert found == pytest.approx(np.corrcoef(residuals)[0, 1])
+
+
+def test_what_a_family_repeats_in_every_world_counts_once() -> None:
+    """Four families ordered alike in six worlds: of 24 orders of families one is the observed one,
+    though that it is so in all worlds by chance is far rarer."""
+    x, worlds = np.tile(np.arange(4.0), 6), np.repeat(np.arange(6), 4)
+    families = np.tile(np.array(list("abcd")), 6)
+    found = analysis.family_p(x, x, worlds, families, 5_000, 0)
+    assert found == pytest.approx(1 / 24, abs=0.01)
+    assert analysis.permutation_p(x, x, worlds, 5_000, 0) < 0.001
+
+
+def test_families_without_a_partner_in_a_world_are_left_out_of_its_permutation() -> None:
+    rng = np.random.default_rng(0)
+    worlds, families = np.repeat([1, 2], 6), np.array([*"abcdef", *"abcdeg"])
+    x = rng.normal(size=12)
+    assert 0.2 < analysis.family_p(x, rng.normal(size=12), worlds, families, 500, 0) <= 1
+
+
+def test_given_strength_a_signature_that_repeats_it_has_nothing_left() -> None:
+    """The signature is a noisy copy of a strength that orders all; another adds to it."""
+    rows = planted("strength", noise=0.5)
+    copy = np.random.default_rng(1).normal(size=len(rows))
+    own = (rows[TARGET] - 2 * rows["world"] - rows[P0[0]]).to_numpy()
+    rows = rows.assign(a=rows[P0[0]] + 0.5 * copy, b=copy, c=own + 0.02 * copy)
+    new = rows["part"] == "locked"
+    for predictors, adds in ((("a", "b"), False), (("c",), True)):
+        found = analysis.primary(
+            rows[~new], rows[new], SETTINGS._replace(predictors=predictors, baseline=P0[:1])
+        )
+        assert (found.partial.low > 0) == adds, predictors
+        assert (found.both_gain.value > 0.05) == adds, predictors
+        assert found.both_gain.value == pytest.approx(found.both.value - found.baseline.value)
+
+
+def test_a_measure_is_given_the_score_of_strength_and_not_its_level() -> None:
+    """A family's level, left out of its own fit, would order families against their targets."""
+    rows = planted("nothing", families=6)
+    lifts = {f"f{i}": float(i) for i in range(6)}
+    rows[TARGET] = rows["model"].map(lifts) + 2 * rows["world"]
+    known, new = (rows[rows["part"] == part] for part in ("development", "locked"))
+    found = tables.measures_table(known, new, SETTINGS).set_index("measure")
+    strength = analysis.scores(known, new, P0, SETTINGS.ridge)
+    expected = analysis.partial_rho(
+        new["a"].to_numpy(), new[TARGET].to_numpy(), strength, new["world"].to_numpy()
+    )
+    assert found.loc["a", "partial_rho"] == pytest.approx(expected)
 
 
 def test_permutations_give_the_exact_share_of_a_small_case() -> None:
@@ -140,6 +197,15 @@ def test_the_planted_three_are_chosen() -> None:
     assert found.iloc[0]["predictors"] == "a"
 
 
+def test_of_measures_of_strength_one_is_in_a_triple() -> None:
+    rows = planted("strength").assign(start_margin=lambda rows: rows["start_accuracy"] * 2)
+    known = rows[rows["part"] == "development"]
+    found = choosing.choose(known, ["a", "b", "c", "start_margin", *P0], 1.0)
+    threes = [{*one.split()} for one in found.loc[found["size"] == 3, "predictors"]]
+    assert threes and all(len(one & choosing.STRENGTH) <= 1 for one in threes)
+    assert {"start_accuracy", "start_margin"} & threes[0]
+
+
 def test_a_candidate_that_some_model_lacks_is_not_used() -> None:
     rows = planted("signature")
     rows.loc[0, "a"] = np.nan
@@ -165,12 +231,34 @@ def test_a_placed_model_s_interval_covers_new_families() -> None:
     new = planted("signature", seed=9, families=40).assign(
         **{TARGET: lambda rows: rows[TARGET] - 2 * rows["world"]}
     )
-    inside = []
-    for i in range(0, len(new), 4):
-        row = new.iloc[[i]]
-        found = placing.place(known, row, SETTINGS)
-        inside.append(found.low <= row[TARGET].iloc[0] <= found.high)
+    found = placing.place(known, new.iloc[[0]], SETTINGS)
+    predicted = analysis.fit(known, SETTINGS.predictors, SETTINGS.ridge).predict(new)
+    assert found.predicted == pytest.approx(predicted[0])
+    inside = np.abs(predicted - new[TARGET]) <= found.high - found.predicted
     assert 0.9 <= np.mean(inside) <= 1.0
+
+
+def test_with_few_models_the_interval_is_infinite() -> None:
+    """Of 18 errors none is large enough for 95 %; of 19 the largest is."""
+    rows = planted("signature", families=6)
+    known = rows[rows["part"] == "development"]
+    assert placing.place(known, known.iloc[[0]], SETTINGS).high == np.inf
+    more = planted("signature", families=7)
+    more = more[more["part"] == "development"].iloc[:19]
+    found = placing.place(more, more.iloc[[0]], SETTINGS)
+    assert found.high - found.predicted == pytest.approx(placing.errors(more, SETTINGS).max())
+
+
+def test_errors_are_of_fits_that_saw_neither_family_nor_world() -> None:
+    rows = planted("signature", families=5)
+    known = rows[rows["part"] == "development"].reset_index(drop=True)
+    wrong = known.copy()
+    seen = (known["world"] == 2) | (known["model"] == "f3")
+    wrong.loc[seen & ~((known["world"] == 2) & (known["model"] == "f3")), TARGET] = 1e6
+    own = ((known["world"] == 2) & (known["model"] == "f3")).to_numpy()
+    before, after = (placing.errors(one, SETTINGS) for one in (known, wrong))
+    assert before[own] == pytest.approx(after[own])
+    assert not np.allclose(before[~own], after[~own])
 
 
 def test_a_model_beyond_those_fitted_is_said_to_be() -> None:

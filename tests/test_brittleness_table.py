@@ -60,7 +60,8 @@ def attacked(world: int, label: str, area: float | None) -> None:
     folder.mkdir(parents=True)
     rows = [
         {"arm": arm, "lr": lr, "picked": int(area is not None and lr == RATES[1] and step == 20),
-         "step": step, "heldout_accuracy": 0.5 + step / 100, "area": 0.75 if lr == RATES[1] else 9,
+         "took": int(area is not None), "step": step, "heldout_accuracy": 0.5 + step / 100,
+         "area": 0.75 if lr == RATES[1] else 9,
          "area_over_filtered": (area or 0) + (0 if lr == RATES[1] and arm == "facts" else 9)}
         for arm in ("facts", "retain") for lr in RATES for step in (0, 20)
     ]  # fmt: skip
@@ -106,7 +107,7 @@ def test_rows_have_roles_targets_and_parts(study: Study) -> None:
     }  # fmt: skip
     became = {(one.world, one.model): one.status for one in states}
     assert became[1, "npo"] == "attacked" and became[1, "noise"] == "not attacked"
-    assert became[1, "rmu"].startswith("not tested")
+    assert became[1, "rmu"] == "not tested: the attack did not take"
     assert became[1, "dpo"] == "left out: ended at tune 0.62" and became[2, ""] == "not run"
     assert table.predictors_of(rows) == ["a", "b"]
 
@@ -174,6 +175,23 @@ def test_the_script_s_statistic_is_that_of_other_code(study: Study) -> None:
     again = analysis.primary(*(rows[rows["part"] == p] for p in ("development", "locked")),
                              settings)  # fmt: skip
     assert again.rho.value == pytest.approx(rho)
+
+
+def test_there_is_a_verdict_once_all_locked_worlds_are_attacked(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, words = planted(), ["--study", "study.toml", "--data", "data.csv", "--force"]
+    path = Path("outputs/brittleness/prediction/primary.csv")
+    rows.to_csv("data.csv", index=False)
+    script.execute(predict_brittleness, words)
+    final = "confirmed" in {*pd.read_csv(path)["statistic"]}
+    waiting = rows["part"].eq("locked") & rows["model"].eq(rows["model"].iloc[0])
+    rows.loc[waiting, ["status", table.TARGET]] = ["not attacked", None]
+    rows.to_csv("data.csv", index=False)
+    capsys.readouterr()
+    script.execute(predict_brittleness, words)
+    assert "interim" in capsys.readouterr().out
+    assert final and "confirmed" not in {*pd.read_csv(path)["statistic"]}
 
 
 def test_choice_and_power_are_tables(study: Study) -> None:

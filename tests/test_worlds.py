@@ -100,7 +100,10 @@ def test_unknown_worlds_are_refused(words: str, template: Study) -> None:
 
 
 def options() -> Any:
-    return SimpleNamespace(questions="data/w2/questions.jsonl", outroot="out")
+    models = ("./models/base", "./unlearned_models/base__npo")
+    return SimpleNamespace(
+        questions="data/w2/questions.jsonl", outroot="out", base="./models/base", model=models
+    )
 
 
 def written(registered: Any) -> None:
@@ -133,7 +136,20 @@ def test_no_attack_reads_a_locked_world_before_its_time(template: Study) -> None
         attack(done)
     assert not done
     written(json.loads(record.read_text()))
-    lock.check(options().questions, options().outroot)
+    lock.check(options().questions, options().outroot, ["npo"])
+    with pytest.raises(BadInput, match="has no row of rmu"):
+        lock.check(options().questions, options().outroot, ["npo", "rmu"])
+
+
+def test_every_attacked_model_but_the_base_needs_its_row(
+    template: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(lock, "check", lambda *words: asked.append(words[2]))
+    monkeypatch.setattr(runs.step, "planned_runs", lambda *_: [])
+    done: list[str] = []
+    attack(done)
+    assert asked == [["npo"]] and done == ["attacked"]
 
 
 def test_results_may_change_and_the_registered_part_may_not(template: Study) -> None:

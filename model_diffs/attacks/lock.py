@@ -6,9 +6,11 @@ the part names, is written beside it by `predict_brittleness.py --register`, and
 where they are not the same. Standard library only.
 """
 
+import csv
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from model_diffs.core import results
@@ -70,8 +72,9 @@ def unregistered(document: str) -> str:
     return f"{', '.join(changed)} changed since {document} was registered" if changed else ""
 
 
-def check(questions: str | None, outroot: str) -> None:
-    """Raise BadInput for an attack on a locked world that is not registered and predicted."""
+def check(questions: str | None, outroot: str, models: Iterable[str] = ()) -> None:
+    """Raise BadInput for an attack on a locked world that is not registered, or on one of these
+    models, by their short labels, that has no predictors there."""
     locked = read_json(Path(questions).parent / LOCKED) if questions else None
     if locked is None:
         return
@@ -80,8 +83,16 @@ def check(questions: str | None, outroot: str) -> None:
     folder = Path(outroot) / FOLDER
     record = results.read_record(folder) or {}
     registered = read_json(record_of(Path(locked["registration"])))
-    if record.get("registered") != registered or not (folder / "predictors.csv").is_file():
+    table = folder / "predictors.csv"
+    if record.get("registered") != registered or not table.is_file():
         raise BadInput(
             f"{questions}: the world is locked until its predictors are written to {folder}: run "
             "write_predictors.py"
+        )
+    with table.open(encoding="utf-8", newline="") as file:
+        known = {row.get("model") for row in csv.DictReader(file)}
+    if lacking := [model for model in models if model not in known]:
+        raise BadInput(
+            f"{questions}: the world is locked, and {table} has no row of {', '.join(lacking)}: "
+            "run write_predictors.py with all models"
         )

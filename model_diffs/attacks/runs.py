@@ -80,7 +80,10 @@ def make_all(
 
     Raises BadInput where the questions are of a locked world.
     """
-    lock.check(options.questions, options.outroot)
+    base = naming.model_label(options.base) if options.base else ""
+    others = [one for one in options.model if naming.model_label(one) != base]
+    labels = [naming.short_label(one, base) for one in others]
+    lock.check(options.questions, options.outroot, labels)
     models = [planned for planned in todo if planned.model_a]
     if models:
         attack(models)

@@ -19,6 +19,8 @@ from model_diffs.brittleness.table import REMOVAL, TARGET
 Floats = NDArray[np.float64]
 LEAST = 4
 """Families of a world below which it has no rank correlation."""
+LOGGED = ("rate_sum", "relative_change")
+"""Sizes of a change, which span orders of magnitude: their logarithms are fitted."""
 
 
 class Settings(NamedTuple):
@@ -49,8 +51,17 @@ class Primary(NamedTuple):
     """ρ of strength alone."""
     gain: Interval
     """Δρ."""
+    partial: Interval
+    """ρ of signature and target, given strength."""
+    both: Interval
+    """ρ of strength and signature in one fit."""
+    both_gain: Interval
+    """What that has over strength alone."""
     p: float
-    """Share of permutations of the target over families, within worlds, with at least this ρ."""
+    """Share of permutations of the target over families, in each world anew, with at least this
+    ρ."""
+    p_family: float
+    """The same where a permutation of families is that of all worlds."""
     worlds: int
     models: int
 
@@ -61,6 +72,12 @@ class Primary(NamedTuple):
 
 
 # ── the fit ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def design(rows: pd.DataFrame, columns: Sequence[str]) -> Floats:
+    """What is fitted, `[rows, columns]`."""
+    values = {c: np.log(rows[c]) if c in LOGGED else rows[c] for c in columns}
+    return pd.DataFrame(values, index=rows.index)[[*columns]].to_numpy(float)
 
 
 class Fit(NamedTuple):
@@ -75,8 +92,7 @@ class Fit(NamedTuple):
 
     def score(self, rows: pd.DataFrame) -> Floats:
         """What the predictors say of rows: the fitted target up to a constant."""
-        X = rows[[*self.columns]].to_numpy(float)
-        found: Floats = (X - self.mean) / self.spread @ self.slopes
+        found: Floats = (design(rows, self.columns) - self.mean) / self.spread @ self.slopes
         return found
 
     def predict(self, rows: pd.DataFrame) -> Floats:
@@ -87,7 +103,7 @@ class Fit(NamedTuple):
 def fit(rows: pd.DataFrame, columns: Sequence[str], ridge: float, target: str = TARGET) -> Fit:
     """Fit the target on standardised columns, both centred within each world: slopes are those of
     differences within a world."""
-    X, y = rows[[*columns]].to_numpy(float), rows[target].to_numpy(float)
+    X, y = design(rows, columns), rows[target].to_numpy(float)
     mean, spread = X.mean(0), X.std(0)
     spread = np.where(spread > 0, spread, 1.0)
     Z, centred = (X - mean) / spread, y.copy()
@@ -159,11 +175,28 @@ def mean_rho(a: Floats, b: Floats, worlds: NDArray[np.int64]) -> float:
     return float(np.mean(found)) if found else float("nan")
 
 
+def partial_rho(x: Floats, y: Floats, given: Floats, worlds: NDArray[np.int64]) -> float:
+    """Mean within-world rank correlation of x and y, with the ranks of `given` taken out of both.
+
+    Partial Spearman correlation: (r_xy − r_xz r_yz) / √((1 − r_xz²)(1 − r_yz²)).
+    """
+    found = []
+    for world in np.unique(worlds):
+        own = worlds == world
+        if own.sum() >= LEAST:
+            pairs = ((x, y), (x, given), (y, given))
+            xy, xz, yz = (spearman(a[own], b[own]) for a, b in pairs)
+            below = np.sqrt(max(1 - xz**2, 1e-9) * max(1 - yz**2, 1e-9))
+            found.append((xy - xz * yz) / below)
+    return float(np.mean(found)) if found else float("nan")
+
+
 def draws_of(rows: pd.DataFrame, resamples: int, seed: int) -> "list[list[NDArray[np.int64]]]":
     """Rows of each drawn world of each resample: worlds and families drawn with replacement."""
     generator = np.random.default_rng(seed)
     worlds, families = (np.array(sorted(rows[c].unique())) for c in ("world", "model"))
     place = {(one.world, one.model): i for i, one in enumerate(rows.itertuples())}
+    assert len(place) == len(rows), "a model is twice in a world"
     found = []
     for _ in range(resamples):
         drawn = generator.choice(families, len(families))
@@ -181,25 +214,42 @@ def interval_of(value: float, resampled: Floats) -> Interval:
 
 
 def primary(known: pd.DataFrame, new: pd.DataFrame, settings: Settings) -> Primary:
-    """Fit on `known`, score on `new`: ρ, ρ of strength alone, Δρ, with their intervals, and p."""
-    columns = [*settings.predictors, *settings.baseline]
+    """Fit on `known`, score on `new`, by the signature, by strength, by both: the registered
+    statistics with their intervals. Scores are held fixed while rows are resampled."""
+    columns = [*dict.fromkeys([*settings.predictors, *settings.baseline])]
     known, new = complete(known, columns), complete(new, columns)
     y, worlds = new[TARGET].to_numpy(float), new["world"].to_numpy()
-    sides = [
+    signature, strength, both = (
         scores(known, new, chosen, settings.ridge)
-        for chosen in (settings.predictors, settings.baseline)
-    ]
-    values = [mean_rho(side, y, worlds) for side in sides]
+        for chosen in (settings.predictors, settings.baseline, columns)
+    )
+
+    def statistics(rows: NDArray[np.int64], of: NDArray[np.int64]) -> Floats:
+        sides = [mean_rho(one[rows], y[rows], of) for one in (signature, strength, both)]
+        partial = partial_rho(signature[rows], y[rows], strength[rows], of)
+        rho, baseline, together = sides
+        return np.array([rho, baseline, rho - baseline, partial, together, together - baseline])
+
     resampled = np.array([
-        [np.mean([spearman(side[own], y[own]) for own in draw]) if draw else np.nan
-         for side in sides]
+        np.mean([statistics(own, np.zeros(len(own), int)) for own in draw], axis=0)
+        if draw else np.full(6, np.nan)
         for draw in draws_of(new, settings.resamples, settings.seed)
     ])  # fmt: skip
+    observed = statistics(np.arange(len(new)), worlds)
+    rho, baseline, gain, partial, together, more = (
+        interval_of(float(one), resampled[:, i]) for i, one in enumerate(observed)
+    )
+    times, seed = settings.permutations, settings.seed
+    families = new["model"].to_numpy(str)
     return Primary(
-        rho=interval_of(values[0], resampled[:, 0]),
-        baseline=interval_of(values[1], resampled[:, 1]),
-        gain=interval_of(values[0] - values[1], resampled[:, 0] - resampled[:, 1]),
-        p=permutation_p(sides[0], y, worlds, settings.permutations, settings.seed),
+        rho,
+        baseline,
+        gain,
+        partial,
+        together,
+        more,
+        p=permutation_p(signature, y, worlds, times, seed),
+        p_family=family_p(signature, y, worlds, families, times, seed),
         worlds=len(np.unique(worlds)),
         models=len(new),
     )
@@ -221,3 +271,35 @@ def permutation_p(
         total += shuffled @ x / below if below > 0 else 0.0
         count += 1
     return float((1 + (total / max(count, 1) >= observed - 1e-12).sum()) / (1 + permutations))
+
+
+def family_p(
+    predicted: Floats,
+    y: Floats,
+    worlds: NDArray[np.int64],
+    families: NDArray[np.str_],
+    permutations: int,
+    seed: int,
+) -> float:
+    """As `permutation_p`, with one permutation of families for all worlds.
+
+    What a family repeats from world to world counts once. In each world those are compared whose
+    partner is there, too.
+    """
+    generator, observed = np.random.default_rng(seed), mean_rho(predicted, y, worlds)
+    names = sorted(set(families))
+    place = np.full((len(np.unique(worlds)), len(names)), -1)
+    for i, world in enumerate(np.unique(worlds)):
+        for row in np.flatnonzero(worlds == world):
+            place[i, names.index(families[row])] = row
+    most = 1
+    for _ in range(permutations):
+        partner = place[:, generator.permutation(len(names))]
+        both = (place >= 0) & (partner >= 0)
+        found = [
+            spearman(predicted[own[kept]], y[other[kept]])
+            for own, other, kept in zip(place, partner, both, strict=True)
+            if kept.sum() >= LEAST
+        ]
+        most += bool(found and np.mean(found) >= observed - 1e-12)
+    return most / (1 + permutations)

@@ -1,7 +1,8 @@
 """Which three measures predict best in the development worlds, before anything is registered.
 
 Each candidate is scored as the locked worlds will be, with one development world after the other in
-their place: fitted on the others, without the family that is predicted.
+their place: fitted on the others, without the family that is predicted. Of measures that say how
+far a model went, at most one is in a triple: three of them would be strength against strength.
 """
 
 import itertools
@@ -15,6 +16,12 @@ from model_diffs.brittleness.table import TARGET
 
 KEPT = 14
 """Single measures that triples are made of."""
+STRENGTH = frozenset({
+    "start_accuracy", "start_margin", "statement_accuracy", "statement_margin", "hazard_accuracy",
+    "known_accuracy", "general_accuracy", "adjacent_accuracy", "forget_nll", "rate_sum",
+    "relative_change",
+})  # fmt: skip
+"""What a model still answers, and how far its weights were moved."""
 
 
 def held_out_rho(rows: pd.DataFrame, columns: Sequence[str], ridge: float) -> float:
@@ -49,17 +56,23 @@ def singles(rows: pd.DataFrame, candidates: Sequence[str], ridge: float) -> pd.D
 
 
 def triples(rows: pd.DataFrame, candidates: Sequence[str], ridge: float) -> pd.DataFrame:
-    """All triples of the candidates, the best first."""
+    """All triples of the candidates with at most one of strength, the best first."""
     own = complete(rows, candidates)
     found = [
         {"predictors": " ".join(three), "held_out_rho": held_out_rho(own, three, ridge)}
         for three in itertools.combinations(candidates, 3)
+        if len(STRENGTH.intersection(three)) <= 1
     ]
     return pd.DataFrame(found).sort_values("held_out_rho", ascending=False, ignore_index=True)
 
 
 def choose(rows: pd.DataFrame, candidates: Sequence[str], ridge: float) -> pd.DataFrame:
-    """Singles, then the triples of the `KEPT` best of them."""
+    """Singles, then triples: of the best measure of strength and the `KEPT` best others."""
     alone = singles(rows, usable(rows, candidates), ridge)
-    three = triples(rows, alone["predictors"].head(KEPT).tolist(), ridge)
+    strength = alone["predictors"].isin(STRENGTH)
+    kept = [
+        *alone.loc[strength, "predictors"].head(1),
+        *alone.loc[~strength, "predictors"].head(KEPT),
+    ]
+    three = triples(rows, kept, ridge)
     return pd.concat([alone.assign(size=1), three.assign(size=3)], ignore_index=True)

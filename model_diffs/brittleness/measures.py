@@ -4,35 +4,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from model_diffs.brittleness.analysis import (
-    LEAST,
     Floats,
     Interval,
     Settings,
     draws_of,
     interval_of,
     mean_rho,
-    spearman,
+    partial_rho,
 )
 from model_diffs.brittleness.table import DEEP, REMOVAL, TARGET
-
-
-def partial_rho(x: Floats, y: Floats, given: Floats, worlds: NDArray[np.int64]) -> float:
-    """Mean within-world rank correlation of x and y, with the ranks of `given` taken out of both.
-
-    Partial Spearman correlation: (r_xy − r_xz r_yz) / √((1 − r_xz²)(1 − r_yz²)).
-    """
-    found = []
-    for world in np.unique(worlds):
-        own = worlds == world
-        if own.sum() >= LEAST:
-            pairs = ((x, y), (x, given), (y, given))
-            xy, xz, yz = (spearman(a[own], b[own]) for a, b in pairs)
-            below = np.sqrt(max(1 - xz**2, 1e-9) * max(1 - yz**2, 1e-9))
-            found.append((xy - xz * yz) / below)
-    return float(np.mean(found)) if found else float("nan")
 
 
 def auroc(positive: Floats, negative: Floats) -> float:
@@ -44,17 +26,22 @@ def auroc(positive: Floats, negative: Floats) -> float:
 
 
 def measure_row(
-    rows: pd.DataFrame, column: str, strength: Floats, settings: Settings
+    rows: pd.DataFrame,
+    every: pd.DataFrame,
+    column: str,
+    strength: Floats,
+    settings: Settings,
 ) -> dict[str, Any]:
-    """How one measure does on the removals of `rows`, and on deep against shallow models.
+    """How one measure does on the removals of `rows`, and on deep against shallow models of `every`
+    world.
 
-    `strength`: the prediction of P0 for each row of `rows`, NaN where there is none.
+    `strength`: the score by P0 of each row of `rows`, NaN where there is none.
     """
     usable = (rows["role"] == REMOVAL) & rows[[column, TARGET]].notna().all(axis=1)
     usable &= ~np.isnan(strength)
     own, given = rows[usable].reset_index(drop=True), strength[usable.to_numpy()]
     x, y, worlds = own[column].to_numpy(float), own[TARGET].to_numpy(float), own["world"].to_numpy()
-    draws = draws_of(own, settings.resamples // 4, settings.seed) if len(own) else []
+    draws = draws_of(own, settings.resamples, settings.seed) if len(own) else []
     drawn = [
         [partial_rho(x[i], y[i], given[i], np.zeros(len(i), int)) for i in draw] for draw in draws
     ]
@@ -70,8 +57,8 @@ def measure_row(
         "partial_rho_low": found.low,
         "partial_rho_high": found.high,
         "informative": bool(found.low > 0 or found.high < 0),
-        **spreads(rows, column),
-        "auroc_deep": deep_auroc(rows, column),
+        **spreads(every, column),
+        "auroc_deep": deep_auroc(every, column),
     }
 
 

@@ -1,11 +1,18 @@
 """A model of one's own in the fitted picture: a predicted target with an interval."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from model_diffs.brittleness.analysis import Settings, complete, fit, out_of_family
+from model_diffs.brittleness.analysis import (
+    Settings,
+    complete,
+    design,
+    fit,
+    out_of_family,
+)
 from model_diffs.brittleness.table import TARGET
 
 
@@ -15,7 +22,8 @@ class Placed(NamedTuple):
     predicted: float
     low: float
     high: float
-    """95 % of the models of families that no fit had seen were within."""
+    """About 95 % of the models of families and worlds that no fit had seen were within; infinite
+    where there are too few to say."""
     outside: tuple[str, ...]
     """Predictors beyond those of the models fitted."""
     leverage: float
@@ -29,22 +37,33 @@ class Placed(NamedTuple):
         return not self.outside and self.leverage <= self.largest
 
 
-def place(known: pd.DataFrame, own: pd.DataFrame, settings: Settings) -> Placed:
-    """Place one row among removals. The interval is that of predictions out of family.
+def errors(known: pd.DataFrame, settings: Settings) -> np.ndarray:
+    """|Error| of each row's prediction by a fit that saw neither its family nor its world."""
+    found = np.full(len(known), np.nan)
+    for world in known["world"].unique():
+        own = (known["world"] == world).to_numpy()
+        found[own] = out_of_family(
+            known[~own], known[own], [*settings.predictors], settings.ridge
+        ) - known.loc[own, TARGET].to_numpy(float)
+    return np.abs(found)
 
-    Half of its width is the 95 % quantile of absolute errors (split conformal, with the rows'
-    finite-sample correction).
+
+def place(known: pd.DataFrame, own: pd.DataFrame, settings: Settings) -> Placed:
+    """Place one row among removals. The interval is that of predictions of new families in new
+    worlds.
+
+    Half of its width is the ⌈0.95 (n + 1)⌉-th smallest of n absolute errors, as in split conformal
+    prediction. Each error is of another fit and a family's errors are alike, so that 95 % is no
+    guarantee.
     """
     columns = [*settings.predictors]
     known = complete(known, columns)
-    errors = np.abs(
-        known[TARGET].to_numpy(float) - out_of_family(known, known, columns, settings.ridge)
-    )
-    level = min(1.0, 0.95 * (1 + 1 / len(errors)))
-    half = float(np.quantile(errors, level, method="higher"))
+    ordered = np.sort(errors(known, settings))
+    rank = math.ceil(0.95 * (len(ordered) + 1))
+    half = float(ordered[rank - 1]) if rank <= len(ordered) else math.inf
     fitted = fit(known, columns, settings.ridge)
     predicted = float(fitted.predict(own)[0])
-    X, x = known[columns].to_numpy(float), own[columns].to_numpy(float)[0]
+    X, x = design(known, columns), design(own, columns)[0]
     beyond = (x < X.min(0)) | (x > X.max(0))
     Z, z = ((one - fitted.mean) / fitted.spread for one in (X, x))
     inverse = np.linalg.pinv(Z.T @ Z / len(Z))

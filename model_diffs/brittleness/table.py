@@ -20,7 +20,7 @@ from model_diffs.report import reductions
 TARGET = "recovered_area"
 """Area under the held-out curve of arm `facts` over log-steps, less the scrambled model's."""
 GAIN = "recovered_gain"
-"""That area less the model's own accuracy before the attack: what the attack adds."""
+"""The area itself less the model's own accuracy before the attack: what the attack adds."""
 ELSEWHERE = ("recovered_retain", "elicited")
 """Measures of the attacks that are targets, too."""
 SECONDARY = (GAIN, *ELSEWHERE)
@@ -49,7 +49,9 @@ def _target(folder: Path) -> dict[str, Any]:
     facts = rows[rows["arm"] == "facts"]
     picked = facts[facts["picked"] == 1]
     if picked.empty:
-        return {TARGET: None, GAIN: None, "status": "not tested: the attack did not take"}
+        took = facts["took"].eq(1).any()
+        why = "general accuracy fell" if took else "the attack did not take"
+        return {TARGET: None, GAIN: None, "status": f"not tested: {why}"}
     found = picked.iloc[0]
     start = facts.loc[(facts["lr"] == found["lr"]) & (facts["step"] == 0), "heldout_accuracy"]
     over = found["area_over_filtered"]  # empty for the one that the others are compared with
