@@ -14,6 +14,7 @@ Writes <outroot>/predictors/predictors.csv.
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_diffs.core import naming
 from model_diffs.core.errors import BadInput
 from model_diffs.core.options import Run, option, recorded
 from model_diffs.core.results import PlannedRun, open_run
@@ -42,9 +43,10 @@ class Options(Run):
 
 
 def planned_runs(options: Options) -> list[PlannedRun]:
-    """One folder."""
+    """One folder, of exactly these models."""
     folder = Path(options.outdir or Path(options.outroot) / STEP.folder)
-    return [PlannedRun(folder, "predictors", recorded(options))]
+    models = [naming.model_label(model) for model in options.model_b]
+    return [PlannedRun(folder, "predictors", {**recorded(options), "rows": models})]
 
 
 def main(options: Options, todo: list[PlannedRun]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import predict_brittleness
 import write_predictors
 from model_diffs.brittleness import analysis, table
-from model_diffs.core import script
+from model_diffs.core import results, script
 from model_diffs.core.command_line import parse
 from model_diffs.core.errors import BadInput
 from model_diffs.pipeline.studies import Study, read_study
@@ -121,6 +121,20 @@ def test_no_result_of_a_model_is_refused(study: Study) -> None:
     with pytest.raises(BadInput, match="holds no result of these models"):
         script.execute(write_predictors, ["--model-a", "base", "--model-b", "base__npo"])
     assert not Path("outputs/predictors").exists()
+
+
+def test_another_list_of_models_is_another_table(study: Study) -> None:
+    """A model that reached its target later is not passed over since the table is there."""
+
+    def planned(*models: str) -> results.PlannedRun:
+        words = ["--model-a", "base", "--model-b", *models]
+        (found,) = write_predictors.planned_runs(parse(write_predictors.Options, words, None))
+        return found
+
+    with results.open_run(planned("base__npo")) as run:
+        run.table("predictors", [{"model": "npo"}])
+    assert results.state(planned("base__npo")).status == "complete"
+    assert results.state(planned("base__npo", "base__rmu")).status == "stale"
 
 
 # ── the script, and the same numbers by other code ────────────────────────────────────────────────

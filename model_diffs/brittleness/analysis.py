@@ -75,8 +75,8 @@ class Primary(NamedTuple):
 
 
 def design(rows: pd.DataFrame, columns: Sequence[str]) -> Floats:
-    """What is fitted, `[rows, columns]`."""
-    values = {c: np.log(rows[c]) if c in LOGGED else rows[c] for c in columns}
+    """What is fitted, `[rows, columns]`. NaN where a size is zero: what was not trained at all."""
+    values = {c: np.log(rows[c].where(rows[c] > 0)) if c in LOGGED else rows[c] for c in columns}
     return pd.DataFrame(values, index=rows.index)[[*columns]].to_numpy(float)
 
 
