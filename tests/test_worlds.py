@@ -96,6 +96,28 @@ def test_unknown_worlds_are_refused(words: str, template: Study) -> None:
         worlds.chosen_worlds(replace(template, worlds=None), "1")
 
 
+def test_the_analysis_follows_once_a_world_has_predictors(
+    template: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+    status = [0]
+
+    def run(words: list[str]) -> SimpleNamespace:
+        ran.append(words[1:])
+        return SimpleNamespace(returncode=status[0])
+
+    monkeypatch.setattr(worlds.subprocess, "run", run)
+    assert worlds.analyse(template, "out") == 0 and not ran
+    written = Path("out/b/w2/predictors/predictors.csv")
+    written.parent.mkdir(parents=True)
+    written.write_text("model\nnpo\n")
+    assert worlds.analyse(template, "out") == 0
+    assert [Path(words[0]).name for words in ran] == [*worlds.ANALYSIS]
+    assert all(Path(words[0]).is_file() and "out" in words for words in ran)
+    status[0] = 3
+    assert worlds.analyse(template, "out") == 3 and len(ran) == 3
+
+
 # ── the lock ──────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -285,8 +285,10 @@ def main() -> None:
         print(f"\n── world {stage.world}, {stage.steps} ──", flush=True)
         statuses.append(_act(stage.study, replace(chosen, steps=stage.steps)))
         if statuses[-1] == INTERRUPTED:
-            break
-    sys.exit(statuses[-1] if statuses[-1] == INTERRUPTED else max(statuses))
+            sys.exit(INTERRUPTED)
+    if not (chosen.steps or chosen.dry_run or chosen.status or chosen.cancel):
+        statuses.append(worlds.analyse(study, Settings.of(os.environ).outroot))
+    sys.exit(max(statuses))
 
 
 if __name__ == "__main__":

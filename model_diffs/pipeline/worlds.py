@@ -4,6 +4,8 @@ Models are made; those that missed their target are left out; steps measure the 
 predicts the attacks is written; only then are models attacked.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,12 @@ from typing import NamedTuple
 from model_diffs.attacks import lock
 from model_diffs.core.errors import BadInput
 from model_diffs.core.folders import read_json
+from model_diffs.core.step import SCRIPTS
 from model_diffs.pipeline.studies import Study, read_study
 from model_diffs.pipeline.units import PREDICTORS, UNLEARN
+
+ANALYSIS = ("predict_brittleness.py", "report_brittleness.py")
+"""What follows when the last world is over."""
 
 
 class Stage(NamedTuple):
@@ -86,3 +92,22 @@ def stages(template: Study, words: str, steps: str) -> Iterator[Stage]:
         study = _without_missed(study)
         for part in (worlds.measure, PREDICTORS, worlds.attack):
             yield Stage(world, study, part)
+
+
+def analyse(template: Study, outroot: str) -> int:
+    """Analyse what the worlds gave and write the page; the exit status. Nothing before a world has
+    predictors."""
+    worlds = template.worlds
+    assert worlds is not None
+    every = (of_world(template, world) for world in (*worlds.development, *worlds.locked))
+    tables = (Path(outroot) / one.results / lock.FOLDER / "predictors.csv" for one in every)
+    if not any(table.is_file() for table in tables):
+        return 0
+    for script in ANALYSIS:
+        print(f"\n── {script} ──", flush=True)
+        # The registered script does not note what it reads: another world would be passed over.
+        words = ["--study", str(template.path), "--outroot", outroot, "--force"]
+        status = subprocess.run([sys.executable, str(SCRIPTS / script), *words]).returncode
+        if status:
+            return status
+    return 0

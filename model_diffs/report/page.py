@@ -220,7 +220,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _hash(text: str) -> str:
+def policy_hash(text: str) -> str:
+    """How a content security policy names an inline style or script that it allows."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
@@ -243,8 +244,8 @@ def _context(signature: Signature, image: bytes) -> dict[str, Any]:
     return {
         # Images from files: figures that the page has no room for lie beside it.
         "policy": (
-            f"default-src 'none'; img-src data: 'self'; style-src {_hash(style)}; "
-            f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; img-src data: 'self'; style-src {policy_hash(style)}; "
+            f"script-src {policy_hash(script)}; base-uri 'none'; form-action 'none'"
         ),
         # Both are files of this package, not values: nothing in them comes from outside.
         "style": Markup(style),
