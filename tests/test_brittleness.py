@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from model_diffs.brittleness import analysis, choosing, measures, placing, power, tables
 from model_diffs.brittleness.analysis import Settings
 from model_diffs.brittleness.table import TARGET
+from model_diffs.core.errors import BadInput
 
 P0 = ("start_accuracy", "forget_nll", "rate_sum", "relative_change")
 SETTINGS = Settings(("a", "b", "c"), P0, resamples=300, permutations=999)
@@ -247,6 +248,14 @@ def test_with_few_models_the_interval_is_infinite() -> None:
     more = more[more["part"] == "development"].iloc[:19]
     found = placing.place(more, more.iloc[[0]], SETTINGS)
     assert found.high - found.predicted == pytest.approx(placing.errors(more, SETTINGS).max())
+
+
+def test_a_model_is_not_placed_among_families_or_worlds_that_nothing_else_predicts() -> None:
+    rows = planted("signature", families=6)
+    known = rows[rows["part"] == "development"]
+    for few in (known[known["world"] == 1], known[known["model"] == "f3"], known.iloc[:0]):
+        with pytest.raises(BadInput, match="another family in another world"):
+            placing.place(few, known.iloc[[0]], SETTINGS)
 
 
 def test_errors_are_of_fits_that_saw_neither_family_nor_world() -> None:

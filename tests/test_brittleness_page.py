@@ -97,3 +97,15 @@ def test_without_a_prediction_one_line_says_what_to_run(source: Path) -> None:
     (source / "measures.csv").unlink()
     with pytest.raises(BadInput, match=r"measures.csv: no such table; run predict_brittleness.py"):
         written(source)
+
+
+def test_a_table_that_is_not_whole_is_refused(source: Path) -> None:
+    for name, column, lost in (("primary", "statistic", "gain"), ("states", "status", None)):
+        path = source / f"{name}.csv"
+        table = pd.read_csv(path)
+        kept = table.drop(columns=column) if lost is None else table[table[column] != lost]
+        kept.to_csv(path, index=False)
+        with pytest.raises(BadInput, match=f"{name}.csv has no .*{lost or column}"):
+            written(source)
+        table.to_csv(path, index=False)
+    assert "0.0001" in written(source)

@@ -1,6 +1,7 @@
 """Studies of several worlds, their stages, and the lock."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +119,35 @@ def test_the_analysis_follows_once_a_world_has_predictors(
     assert worlds.analyse(template, "out") == 3 and len(ran) == 3
 
 
+def test_the_analysis_is_made_again_only_where_a_world_has_something_newer(
+    template: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced: list[list[bool]] = []
+
+    def run(words: list[str]) -> SimpleNamespace:
+        if Path(words[1]).name == worlds.ANALYSIS[0]:
+            forced.append([])
+        forced[-1].append("--force" in words)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(worlds.subprocess, "run", run)
+    predictors, made = Path("out/b/w1/predictors"), Path("out", worlds.PREDICTION, "run.json")
+    records = [predictors / "run.json", Path("out/b/w1/relearning/npo/run.json"), template.path]
+    for path in (predictors / "predictors.csv", *records[:2], made):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    for path in (*records, made):
+        os.utime(path, (1000, 1000))
+    worlds.analyse(template, "out")
+    for path in records:
+        os.utime(path, (2000, 2000))
+        worlds.analyse(template, "out")
+        os.utime(path, (1000, 1000))
+    made.unlink()
+    worlds.analyse(template, "out")
+    assert forced == [[False, False], *[[True, False]] * 4]
+
+
 # ── the lock ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -161,6 +191,9 @@ def test_no_attack_reads_a_locked_world_before_its_time(template: Study) -> None
     lock.check(options().questions, options().outroot, ["npo"])
     with pytest.raises(BadInput, match="has no row of rmu"):
         lock.check(options().questions, options().outroot, ["npo", "rmu"])
+    Path("out/predictors/predictors.csv").write_bytes(b"\xff\xfe no table")
+    with pytest.raises(BadInput, match="has no row of npo"):
+        lock.check(options().questions, options().outroot, ["npo"])
 
 
 def test_every_attacked_model_but_the_base_needs_its_row(

@@ -89,7 +89,7 @@ def check(questions: str | None, outroot: str, models: Iterable[str] = ()) -> No
             f"{questions}: the world is locked until its predictors are written to {folder}: run "
             "write_predictors.py"
         )
-    with table.open(encoding="utf-8", newline="") as file:
+    with table.open(encoding="utf-8", errors="replace", newline="") as file:
         known = {row.get("model") for row in csv.DictReader(file)}
     if lacking := [model for model in models if model not in known]:
         raise BadInput(

@@ -8,6 +8,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from model_diffs.core.errors import BadInput
 from model_diffs.core.tables import read_table
 from model_diffs.report import page as report_page
 from model_diffs.report.formatting import NO_VALUE, number
@@ -22,11 +23,12 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
     """The tables of a result of `predict_brittleness.py`. BadInput where one is missing or
     damaged; without `states`, which a table of all models does not have, it is empty."""
     ends = ["value", "low", "high", "p", "p_family", "worlds", "models"]
+    names: dict[str, tuple[str, ...]] = {"target": (), "statistic": (), "part": ()}
     rhos = ["rho", "partial_rho", "partial_rho_low", "partial_rho_high"]
     others = ["z_reseeded", "z_benign", "auroc_deep"]
     found = {
         "primary": read_table(
-            folder / "primary.csv", ADVICE, [], ends, {"target": (), "statistic": (), "part": ()}
+            folder / "primary.csv", ADVICE, [], ends, names
         ),
         "measures": read_table(
             folder / "measures.csv", ADVICE, ["models", "informative"], [*rhos, *others],
@@ -34,13 +36,22 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
         ),
         "states": pd.DataFrame(columns=["world", "model", "status"]),
     }  # fmt: skip
+    primary = found["primary"]
+    own = {*primary.loc[primary["target"] == primary["target"].iloc[0], "statistic"]}
+    if lacking := sorted({"rho", "rho_baseline", "gain"} - own):
+        raise BadInput(f"{folder / 'primary.csv'} has no {', '.join(lacking)}; {ADVICE}")
     if (folder / "states.csv").is_file():
-        found["states"] = pd.read_csv(folder / "states.csv", keep_default_na=False)
+        whose: dict[str, tuple[str, ...]] = {"model": (), "status": ()}
+        found["states"] = read_table(folder / "states.csv", ADVICE, ["world"], [], whose)
     return found
 
 
-def _text(value: float, unit: str = "share") -> str:
-    return NO_VALUE if pd.isna(value) else number(float(value), unit)[0]
+def _text(value: float) -> str:
+    return NO_VALUE if pd.isna(value) else number(float(value), "share")[0]
+
+
+def _p(value: float) -> str:
+    return NO_VALUE if pd.isna(value) else f"{value:.4f}"
 
 
 def _interval(low: float, high: float) -> str:
@@ -70,7 +81,7 @@ def _primary_rows(primary: pd.DataFrame) -> list[dict[str, Any]]:
     rows: list[Any] = primary[primary["statistic"] != "confirmed"].to_dict("records")
     return [
         {**one, "value": _text(one["value"]), "interval": _interval(one["low"], one["high"]),
-         "p": _text(one["p"], "nats"), "p_family": _text(one["p_family"], "nats"),
+         "p": _p(one["p"]), "p_family": _p(one["p_family"]),
          "worlds": f"{one['worlds']:.0f}", "models": f"{one['models']:.0f}"}
         for one in rows
     ]  # fmt: skip

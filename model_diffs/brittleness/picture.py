@@ -16,16 +16,21 @@ def draw(rows: pd.DataFrame, title: str) -> Figure:
     families = sorted(rows.loc[rows["role"] == REMOVAL, "model"].unique())
     shades = [f"C{i}" for i in range(10)] + ["#1b9e77", "#66a61e", "#a6761d", "#000000"]
     colours = dict(zip(families, shades, strict=False))
-    for (role, model), own in rows.groupby(["role", "model"]):
+    groups = (
+        rows["model"]
+        .str.removeprefix("miniature-")
+        .where(rows["role"] == REMOVAL, rows["role"].map({CONTROL: "controls", DEEP: "never knew"}))
+    )
+    for (role, name), own in rows.groupby(["role", groups], sort=False):
         removal = role == REMOVAL
         axis.scatter(
             own["predicted"],
             own[TARGET],
             marker=MARKS[str(role)],
             s=34,
-            color=colours.get(str(model), "#888888"),
+            color=colours.get(str(own["model"].iloc[0]), "#888888"),
             facecolor=None if removal else "none",
-            label=str(model).removeprefix("miniature-"),
+            label=str(name),
         )
     ends = rows[["predicted", TARGET]].to_numpy(float)
     low, high = np.nanmin(ends), np.nanmax(ends)
@@ -33,5 +38,5 @@ def draw(rows: pd.DataFrame, title: str) -> Figure:
     axis.set_xlabel("predicted before the attack")
     axis.set_ylabel("recovered area over the scrambled model's")
     axis.set_title(title, fontsize=10)
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure

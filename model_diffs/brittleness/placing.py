@@ -14,6 +14,7 @@ from model_diffs.brittleness.analysis import (
     out_of_family,
 )
 from model_diffs.brittleness.table import TARGET
+from model_diffs.core.errors import BadInput
 
 
 class Placed(NamedTuple):
@@ -54,10 +55,20 @@ def place(known: pd.DataFrame, own: pd.DataFrame, settings: Settings) -> Placed:
 
     Half of its width is the ⌈0.95 (n + 1)⌉-th smallest of n absolute errors, as in split conformal
     prediction. Each error is of another fit and a family's errors are alike, so that 95 % is no
-    guarantee.
+    guarantee. Raises BadInput where one of `known` has no other family in another world.
     """
     columns = [*settings.predictors]
     known = complete(known, columns)
+    others = [
+        ((known["world"] != one["world"]) & (known["model"] != one["model"])).any()
+        for one in known[["world", "model"]].to_dict("records")
+    ]
+    if not others or not all(others):
+        raise BadInput(
+            "to place a model, each development world needs removals of another family in another "
+            f"world, with a target and all of {', '.join(columns)}: there are {len(known)} "
+            f"removals in {known['world'].nunique()} worlds"
+        )
     ordered = np.sort(errors(known, settings))
     rank = math.ceil(0.95 * (len(ordered) + 1))
     half = float(ordered[rank - 1]) if rank <= len(ordered) else math.inf

@@ -286,7 +286,8 @@ def main() -> None:
         statuses.append(_act(stage.study, replace(chosen, steps=stage.steps)))
         if statuses[-1] == INTERRUPTED:
             sys.exit(INTERRUPTED)
-    if not (chosen.steps or chosen.dry_run or chosen.status or chosen.cancel):
+    partly = chosen.steps or chosen.all_methods
+    if not (partly or chosen.dry_run or chosen.status or chosen.cancel):
         statuses.append(worlds.analyse(study, Settings.of(os.environ).outroot))
     sys.exit(max(statuses))
 

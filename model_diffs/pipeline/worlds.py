@@ -6,7 +6,7 @@ predicts the attacks is written; only then are models attacked.
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,10 @@ from model_diffs.pipeline.units import PREDICTORS, UNLEARN
 
 ANALYSIS = ("predict_brittleness.py", "report_brittleness.py")
 """What follows when the last world is over."""
+
+
+PREDICTION = "brittleness/prediction"
+"""Where the first of them writes, under the outroot."""
 
 
 class Stage(NamedTuple):
@@ -94,19 +98,30 @@ def stages(template: Study, words: str, steps: str) -> Iterator[Stage]:
             yield Stage(world, study, part)
 
 
+def _newer(template: Study, places: Iterable[Path], made: Path) -> bool:
+    """Whether a result of the worlds, or the study itself, is younger than the analysis."""
+    if not made.is_file():
+        return True
+    read = (record for place in places for record in place.rglob("run.json"))
+    then = made.stat().st_mtime_ns
+    return any(one.stat().st_mtime_ns > then for one in (template.path, *read))
+
+
 def analyse(template: Study, outroot: str) -> int:
     """Analyse what the worlds gave and write the page; the exit status. Nothing before a world has
     predictors."""
     worlds = template.worlds
     assert worlds is not None
     every = (of_world(template, world) for world in (*worlds.development, *worlds.locked))
-    tables = (Path(outroot) / one.results / lock.FOLDER / "predictors.csv" for one in every)
-    if not any(table.is_file() for table in tables):
+    places = [Path(outroot) / one.results for one in every]
+    if not any((place / lock.FOLDER / "predictors.csv").is_file() for place in places):
         return 0
+    # The registered script does not note what it reads: another world would be passed over.
+    again = _newer(template, places, Path(outroot) / PREDICTION / "run.json")
     for script in ANALYSIS:
         print(f"\n── {script} ──", flush=True)
-        # The registered script does not note what it reads: another world would be passed over.
-        words = ["--study", str(template.path), "--outroot", outroot, "--force"]
+        words = ["--study", str(template.path), "--outroot", outroot]
+        words += ["--force"] if again and script == ANALYSIS[0] else []
         status = subprocess.run([sys.executable, str(SCRIPTS / script), *words]).returncode
         if status:
             return status
