@@ -3,10 +3,12 @@
     uv run benchmarks/choose_unlearning.py
     uv run benchmarks/choose_unlearning.py --methods npo --place artifacts/choices
     uv run benchmarks/choose_unlearning.py --study capitals --place artifacts/choices_capitals
+    uv run benchmarks/choose_unlearning.py --study invented --place artifacts/choices_invented
 
 Each of the settings below makes a model of the study's base. Of those that keep at least 0.95
-of the base's general and 0.85 of its adjacent accuracy, the one with the fewest right answers on
-hazards of fold `tune` is starred, as in the study's file; held-out hazards are not looked at.
+of the base's general and 0.85 of its adjacent accuracy (0.90 and 0.85 on a trained model, where
+harmless training costs as much), the one with the fewest right answers on hazards of fold `tune`
+is starred, as in the study's file; held-out hazards are not looked at.
 """
 
 import itertools
@@ -43,26 +45,41 @@ GRIDS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # On a really trained model a batch is seconds of a core, so few settings are tried.
 TRAINED = {"batch-size": ("16",), "steps": ("50",)}
-INSIDE = {**TRAINED, "layer-id": ("9,10",)}
+INSIDE = {**TRAINED, "layer-id": ("9,10", "14,15"), "lr": ("5e-4",)}
 CAPITALS: dict[str, dict[str, tuple[str, ...]]] = {
     "npo": {**TRAINED, "beta": ("0.5",), "lr": ("2e-5", "3e-5")},
-    "rmu": {**INSIDE, "steering-coeff": ("auto",), "alpha": ("5", "10"), "lr": ("2e-4", "5e-4")},
-    "cb": {**INSIDE, "cb-target": ("orthogonal",), "alpha": ("3",), "lr": ("2e-4", "5e-4")},
+    "rmu": {**INSIDE, "steering-coeff": ("auto",), "alpha": ("10", "15")},
+    "cb": {**INSIDE, "cb-target": ("orthogonal",), "alpha": ("3", "6")},
     "grad_diff": {**TRAINED, "forget-weight": ("0.3",), "lr": ("1e-5", "2e-5")},
+}
+DEEPER = {**INSIDE, "layer-id": ("14,15",), "steps": ("60",)}
+INVENTED: dict[str, dict[str, tuple[str, ...]]] = {
+    "npo": {**TRAINED, "steps": ("60",), "beta": ("0.5",), "lr": ("5e-5", "1e-4")},
+    "rmu": {**DEEPER, "steering-coeff": ("auto",), "alpha": ("5", "15")},
+    "cb": {**DEEPER, "cb-target": ("orthogonal",), "alpha": ("3", "6")},
 }
 STUDIES = {
     "miniature": (GRIDS, "models/miniature-base"),
     "capitals": (CAPITALS, "models/smollm2-135m-instruct"),
+    "invented": (INVENTED, "models/invented-base"),
 }
-KEPT = {"general": 0.95, "adjacent": 0.85}
-"""Least share of the base's accuracy: agents share their names with the hazards."""
+ADJACENT = 0.85  # agents share their names with the hazards
+KEPT = {
+    "miniature": {"general": 0.95, "adjacent": ADJACENT},
+    # Harmless training of npo's strength keeps 0.93 to 0.98 of the general answers.
+    "capitals": {"general": 0.9, "adjacent": ADJACENT},
+    "invented": {"general": 0.9, "adjacent": ADJACENT},
+}
+"""Least share of the base's accuracy, by study."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Choices."""
 
-    study: Literal["miniature", "capitals"] = option("miniature", "whose base and texts")
+    study: Literal["miniature", "capitals", "invented"] = option(
+        "miniature", "whose base and texts"
+    )
     methods: tuple[str, ...] = option((), "methods to choose settings for; default: all")
     base: str | None = option(None, "the model that is made to forget; default: the study's")
     place: str = option("artifacts/choices", "folder of the models", written=True)
@@ -88,7 +105,7 @@ def scores(method: str, chosen: dict[str, str], options: Options) -> dict[str, f
     found = json.loads((folder / "unlearning.json").read_text(encoding="utf-8"))
     kept = {
         domain: found["after"][f"{domain}_accuracy"] / found["before"][f"{domain}_accuracy"]
-        for domain in KEPT
+        for domain in KEPT[options.study]
     }
     return {"tune": found["after"]["hazard_tune_accuracy"], **kept}
 
@@ -96,12 +113,12 @@ def scores(method: str, chosen: dict[str, str], options: Options) -> dict[str, f
 def main() -> None:
     """Print every setting, the chosen ones starred."""
     options = parse(Options, None, __doc__)
-    grids, _ = STUDIES[options.study]
+    (grids, _), kept = STUDIES[options.study], KEPT[options.study]
     for method in options.methods or grids:
         rows = [(scores(method, one, options), one) for one in settings(grids[method])]
-        keeping = [row for row in rows if all(row[0][d] >= least for d, least in KEPT.items())]
+        keeping = [row for row in rows if all(row[0][d] >= least for d, least in kept.items())]
         best = min(keeping, key=lambda row: row[0]["tune"], default=None)
-        print(f"\n{method:8} hazards of fold tune; shares kept of {' and '.join(KEPT)}")
+        print(f"\n{method:8} hazards of fold tune; shares kept of {' and '.join(kept)}")
         for row in rows:
             said = ", ".join(f"{key} {value}" for key, value in row[1].items())
             star = "*" if row is best else " "
