@@ -1,13 +1,14 @@
 """Do capitals that the attacker never had come back? Every country held out once, by turns.
 
     uv run benchmarks/countries_attack.py --models unlearned_models/smollm2-135m-instruct__npo
-    uv run benchmarks/countries_attack.py --arm facts retain permuted --turns 3 --models …
+    uv run benchmarks/countries_attack.py --arm facts retain --steps 20 --models MINE MINE__seed43
 
 The study `capitals` holds out a dozen countries, and the attack there ends as soon as attacked
 facts are known, which on a trained model takes a few steps. Here the countries are dealt into as
 many parts as there are turns; each part is held out once while the attacker trains on the others,
 for all of --steps. Per model and arm: accuracy on held-out capitals before and after, and the share
-of what was lost that comes back, with intervals that resample countries.
+of what was lost that comes back, with intervals that resample countries. Models whose folders
+differ in `__seedN` alone are one method: a country's accuracy is the mean over them.
 """
 
 import json
@@ -97,8 +98,9 @@ def attacked(options: Options, model: str, folder: Path) -> pd.DataFrame:
 
 
 def row(model: str, arm: str, step: int, answers: pd.DataFrame, seed: int) -> dict[str, object]:
-    """Held-out capitals before and after, over all turns, countries resampled."""
-    held = answers[answers["group"] == "heldout"]
+    """Held-out capitals before and after, over all turns and seeds, countries resampled."""
+    # One rate is tried, so that nothing is chosen on the part of them that relearn.py calls tune.
+    held = answers[answers["group"].isin(["heldout", "tune"])]
     sides = [
         held[held["step"] == at].groupby("entity")["correct"].mean().sort_index()
         for at in (0, step)
@@ -114,6 +116,7 @@ def row(model: str, arm: str, step: int, answers: pd.DataFrame, seed: int) -> di
         "model": model,
         "arm": arm,
         "step": step,
+        "seeds": answers["label"].nunique(),
         "countries": len(before),
         "before": before.mean(),
         "after": after.mean(),
@@ -128,15 +131,17 @@ def main() -> None:
     """Attack every model by turns, and print and write the table."""
     options = parse(Options, None, __doc__)
     folders, rows = dealt(options), []
-    for model in options.models:
-        found = pd.concat([attacked(options, model, folder) for folder in folders])
-        label = naming.model_label(model)
-        for (arm, step), own in found[found["arm"] != "before"].groupby(
-            ["arm", "step"], sort=False
-        ):
-            start = found[(found["arm"] == arm) & (found["step"] == 0)]
-            if step:
-                rows.append(row(label, arm, step, pd.concat([start, own]), options.seed))
+    every = pd.concat(
+        attacked(options, model, folder).assign(label=naming.model_label(model))
+        for model in options.models
+        for folder in folders
+    )
+    every["method"] = every["label"].str.replace(r"__seed\d+$", "", regex=True)
+    after = every[(every["arm"] != "before") & (every["step"] > 0)]
+    for (method, arm, step), own in after.groupby(["method", "arm", "step"], sort=False):
+        of = (every["method"] == method) & (every["arm"] == arm)
+        start = every[of & (every["step"] == 0)]
+        rows.append(row(method, arm, step, pd.concat([start, own]), options.seed))
     table = pd.DataFrame(rows)
     table.to_csv(Path(options.place, f"seed{options.seed}", "table.csv"), index=False)
     print(table.round(3).to_string(index=False))
