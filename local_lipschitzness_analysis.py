@@ -66,7 +66,7 @@ STEP = Step(
     memory="model_diffs.diagnostics.memory:SENSITIVITY",
     processes=True,
     needs=("forget", "retain"),
-    version=4,
+    version=5,
     tables=(Table("lipschitzness_summary"), Table("per_text")),
     figures=(Figure("lipschitzness_analysis", "Sensitivity by text kind", "stability"),),
     measures=tuple(
@@ -152,7 +152,7 @@ class Options(Comparison, Reading, Figures):
     jacobian_samples: int | None = option(
         None,
         "texts per split whose Jacobian, gradient and loss are measured, drawn from those of "
-        "--lipschitz-samples; default: a quarter of them, 16 to 64; 0 = all: narrower intervals",
+        "--lipschitz-samples; default: a fifth of them, 12 to 64; 0 = all: narrower intervals",
         check=not_one,
     )
     tol: float = option(1e-2, "relative change that ends the search for a norm", check=positive)

@@ -3,8 +3,8 @@
 Makes a pair of models of Pythia-160M's shapes with random weights, and texts as long as lines of
 WikiText-2, in a scratch folder; runs step 12 on them as a process, its start and loading included;
 and times, in the same run, one pass of both trunks over both splits in batches of 16: the floor.
-CPU seconds, since a shared machine's clock is noisy. A quarter of the texts have a Jacobian, as by
-the step's default for 64 texts.
+CPU seconds, since a shared machine's clock is noisy. As many of the texts have a Jacobian as by the
+step's default for 64 texts, 12 in 64.
 
     uv run benchmarks/step12.py
     uv run benchmarks/step12.py --texts 16 -- --num-perturbations 10 --tol 1e-3
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=TEXTS, help="per split")
     parser.add_argument("rest", nargs="*", help="further options of the step, after --")
     options = parser.parse_args()
-    derivatives = max(2, options.texts // 4)
+    derivatives = max(2, options.texts * 12 // 64)
     with tempfile.TemporaryDirectory() as folder:
         pair = random_pair.make_models(Path(folder), random_pair.PYTHIA_160M)
         files = random_pair.make_texts(Path(folder), options.texts)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from model_diffs.core.script import execute
 from model_diffs.core.step import SCRIPTS, load_script
 from model_diffs.data.texts import read_splits
 from model_diffs.diagnostics.activation_norms import norm_table
+from model_diffs.models import loading
 
 TEXTS = {
     "forget": ["The river at Ava is wide.", "Nets are mended.", "Seven weavers kept a ledger."],
@@ -115,6 +117,26 @@ def test_a_model_in_memory_is_not_loaded_again(
     monkeypatch.setattr("model_diffs.models.loading.load_model", None)  # would fail
     found = passes.of_splits(chosen, [a], model)[0]
     assert {start for one in found for start in one.tokens.starts} == {1}
+
+
+def test_beginnings_of_a_few_texts_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows in a text, and further texts, do not matter and are not read."""
+    a, read = planted(tmp_path / "a"), []
+    plain = loading.stream_states
+
+    def stream(anatomy: Any, batch: Any, *rest: Any, **named: Any) -> None:
+        read.append(tuple(batch.input_ids.shape))
+        plain(anatomy, batch, *rest, **named)
+
+    monkeypatch.setattr(loading, "stream_states", stream)
+    monkeypatch.setattr(sinks, "POSITIONS", 6)
+    monkeypatch.setattr(sinks, "SAMPLED", 2)
+    chosen = options(tmp_path)
+    splits = read_splits(chosen.forget_text, chosen.retain_text, 0)
+    assert without_sinks(chosen, a, splits).skip_first == 1
+    assert sum(texts for texts, _ in read) == 4 and max(length for _, length in read) == 6
 
 
 def test_what_was_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 SINK = 10.0
 """A first position with a norm this many times larger than the others' is an attention sink."""
-SAMPLED = 32
-"""Texts of each split that are looked at."""
+SAMPLED, POSITIONS = 16, 32
+"""Texts of each split that are looked at, and how many of their first positions."""
 T = TypeVar("T")
 _found: dict[Path, tuple[PlannedRun, float]] = {}
 """What this process measured, by the place where `keep` writes it."""
@@ -94,7 +94,10 @@ def ratio_to_others(norms: "torch.Tensor", counted: "torch.Tensor") -> float:
 
 
 def _largest_ratio(options: Any, base: str, splits: Sequence[Split], loaded: Any) -> float:
-    """The largest ratio over the base's states, on the first texts of the splits."""
+    """The largest ratio over the base's states, on the first texts of the splits.
+
+    A state does not depend on later positions, so that beginnings of texts are enough.
+    """
     import torch
 
     from model_diffs.activations.skeleton import states_of
@@ -105,7 +108,8 @@ def _largest_ratio(options: Any, base: str, splits: Sequence[Split], loaded: Any
 
     tokenizer = loading.load_tokenizer(base, options.trust_remote_code)
     texts = [text for split in splits for text in split.texts[:SAMPLED]]
-    tokens = tokenise(tokenizer, texts, options.max_length, options.keep_bos, 0)
+    most = min(options.max_length, POSITIONS)
+    tokens = tokenise(tokenizer, texts, most, options.keep_bos, 0)
     if loaded is None:
         read = states_of(options, base, getattr(options, "device_map", None))
     else:

@@ -9,8 +9,8 @@ FEWEST = 4
 
 
 def asked(total: int, count: int | None) -> int:
-    """How many of `total` texts `count` stands for: 0 all of them, None a quarter, 16 to 64."""
-    return min(total, max(16, min(64, total // 4)) if count is None else count or total)
+    """How many of `total` texts `count` stands for: 0 all of them, None a fifth, 12 to 64."""
+    return min(total, max(12, min(64, total // 5)) if count is None else count or total)
 
 
 def drawn(total: int, count: int | None, seed: int) -> list[int]:
