@@ -11,7 +11,7 @@ import torch
 
 from model_diffs.core.errors import BadInput
 from model_diffs.data.questions import Question, load_questions
-from model_diffs.evaluation import scoring
+from model_diffs.evaluation import logit_lens, scoring
 from model_diffs.stats.intervals import entity_interval
 
 CPU = torch.device("cpu")
@@ -126,15 +126,45 @@ def test_what_the_choices_share_is_read_once():
     assert reads.contexts == [[5, 6, 7]] and reads.needed == [{2}]
     longer = [q._replace(choices=("1 1", "1 2", "3", "4 1"), prompt="5") for q in questions[:1]]
     reads = scoring.what_to_read(Words(), longer)
-    assert reads.contexts == [[5, 1], [5], [5, 4]] and reads.needed == [{0, 1}, {0}, {0, 1}]
-    assert reads.terms[1] == [(0, 0, 1), (0, 1, 2)]
+    assert reads.contexts == [[5, 1], [5], [5, 4]] and reads.needed == [{0, 1}, set(), {1}]
+    assert reads.terms[1:] == [[(0, 0, 1), (0, 1, 2)], [(0, 0, 3)], [(0, 0, 4), (2, 1, 1)]]
+
+
+WINDOWS = [(family, None) for family in tiny_models.FAMILIES]
+WINDOWS += [(family, 8) for family in ("mistral", "gemma2", "gemma3")]
+
+
+@pytest.mark.parametrize("family, window", WINDOWS)
+def test_prompts_are_read_once(family, window, monkeypatch):
+    """Answers, and those of every state, are the same as where each choice is read whole."""
+    model, tokenizer = tiny_models.build(family, seed=3), tiny_models.tokenizer(family)
+    if window:
+        assert model.config.sliding_window > window
+        model.config.sliding_window = window
+        model = type(model)(model.config).eval()
+    asked = [q._replace(prompt=f"In old gardens: {q.prompt}") for q in make_questions()]
+    begun, plain = [], scoring.beginning
+
+    def beginning(*given):
+        begun.append(plain(*given))
+        return begun[-1]
+
+    read = []
+    for kept in (beginning, lambda *_: scoring.Beginning(None, 0)):
+        monkeypatch.setattr(scoring, "beginning", kept)
+        own = scoring.score(model, tokenizer, asked, batch_size=20)
+        read.append([own, *logit_lens.answers_by_layer(model, tokenizer, asked, 20)])
+    assert begun and all(one.length > 5 and one.past is not None for one in begun)
+    for shared, whole in zip(*read, strict=True):
+        margins = [[answer.margin for answer in side] for side in (shared, whole)]
+        np.testing.assert_allclose(*margins, atol=1e-4)
 
 
 def test_a_choice_that_begins_another_is_scored_by_what_follows():
     """All that "1" reads the others read too; its sentence is likelier than each of theirs."""
     question = make_questions(1)[0]._replace(prompt="5", choices=("1", "1 2", "1 3", "1 2 4"))
     reads = scoring.what_to_read(Words(), [question])
-    assert reads.terms == [[], [(1, 1, 2)], [(1, 1, 3)], [(2, 1, 2), (2, 2, 4)]]
+    assert reads.terms == [[], [(1, 1, 2)], [(1, 1, 3)], [(1, 1, 2), (2, 2, 4)]]
     (answer,) = scoring.score(Coin(torch.zeros(6, 6)), Words(), [question])
     assert answer.margin == pytest.approx(math.log(6))
 

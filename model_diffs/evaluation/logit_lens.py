@@ -69,11 +69,13 @@ def answers_by_layer(
 
     def read_batch(batch: loading.Batch, places: tuple[Tensor, Tensor]) -> list[Tensor]:
         found: list[Tensor] = []
+        begun = scoring.beginning(anatomy.trunk, batch, places)
+        at = places[0], places[1] - begun.length
 
         def receive(state: int, hidden: Tensor) -> None:
-            found.append(_logits(model, anatomy, state, hidden[places]))
+            found.append(_logits(model, anatomy, state, hidden[at]))
 
-        loading.stream_states(anatomy, batch, receive)
+        loading.stream_states(anatomy, begun.rest(batch), receive)
         return found
 
     return scoring.read_answers(model, tokenizer, questions, batch_size, read_batch, shared)

@@ -61,7 +61,8 @@ class Reads(NamedTuple):
     """What has to be read to compare the choices of questions.
 
     What the sentences of a question have in common is as likely in each of them, and a sentence's
-    last token is only predicted: so sentences that differ in it are one context, read once.
+    last token is only predicted: so sentences that differ in it are one context, read once. What
+    follows tokens that several sentences begin with is read in the first of them.
     """
 
     contexts: list[list[int]]
@@ -88,6 +89,7 @@ def what_to_read(tokenizer: Any, questions: Sequence[Question]) -> Reads:
             raise BadInput(f"the question {sentence[:60]!r} has a single token: nothing to score")
     ids_of = dict(zip(distinct, encoded, strict=True))
     place: dict[tuple[int, ...], int] = {}
+    first: dict[tuple[int, ...], tuple[int, int]] = {}
     needed: list[set[int]] = []
     terms: list[list[tuple[int, int, int]]] = []
     for question in questions:
@@ -96,10 +98,12 @@ def what_to_read(tokenizer: Any, questions: Sequence[Question]) -> Reads:
         common = next((i for i, one in columns if len(set(one)) > 1), min(map(len, four)))
         for ids in four:
             context = place.setdefault((*ids[:-1],), len(place))
-            needed += [set()] * (context == len(needed))
-            read = range(max(common, 1), len(ids))
-            terms.append([(context, at - 1, ids[at]) for at in read])
-            needed[context] = needed[context] | {at - 1 for at in read}
+            needed += [set() for _ in range(context == len(needed))]
+            terms.append([])
+            for at in range(max(common, 1), len(ids)):
+                where, position = first.setdefault((*ids[:at],), (context, at - 1))
+                needed[where].add(position)
+                terms[-1].append((where, position, ids[at]))
     choices = np.arange(len(terms)).reshape(len(questions), -1)
     return Reads([[*context] for context in place], needed, terms, choices)
 
@@ -163,13 +167,11 @@ def read_answers(
         for context, position, token in terms:
             by_context.setdefault(context, []).append((sentence, position, token))
     sums: NDArray[np.float64] | None = None
-    batches = texts.length_batches([len(ids) for ids in reads.contexts], batch_size)
+    batches = _batches(reads, batch_size)
     own = devices.share(batches) if shared else batches
     for chosen in progress(own, "questions", unit="batch"):
         batch = loading.pad_batch([reads.contexts[i] for i in chosen], pad_id, device)
         places = [(row, at) for row, i in enumerate(chosen) for at in sorted(reads.needed[i])]
-        if not places:
-            continue
         rows, positions = torch.tensor(places, device=device).T
         number = {place: i for i, place in enumerate(places)}
         terms = [
@@ -189,6 +191,56 @@ def read_answers(
     if sums is None:  # every choice reads the same tokens: all are ties
         sums = np.zeros((1, len(reads.terms)))
     return [answers(questions, one[reads.choices]) for one in sums]
+
+
+def _batches(reads: Reads, size: int) -> list[list[int]]:
+    """Contexts that something is read of, in an order in which few tokens are padding or read
+    again: those of a question side by side, beside questions whose choices begin at the same
+    position and are as long."""
+    groups = []
+    for choices in reads.choices:
+        terms = [term for sentence in choices for term in reads.terms[sentence]]
+        if terms:
+            own = sorted({context for context, _, _ in terms})
+            longest = max(len(reads.contexts[i]) for i in own)
+            groups.append((min(position for _, position, _ in terms), longest, own))
+    order = list(dict.fromkeys(i for *_, own in sorted(groups) for i in own))
+    return [order[at : at + size] for at in range(0, len(order), size)]
+
+
+class Beginning(NamedTuple):
+    """Keys and values of the tokens that rows of a batch begin with."""
+
+    past: Any
+    """For transformers, of each row; None where nothing was read before."""
+    length: int
+    """Tokens."""
+
+    def rest(self, batch: loading.Batch) -> dict[str, Any]:
+        """What is left of a batch to read, as a model's arguments: the mask is that of all."""
+        given = {**batch._asdict(), "input_ids": batch.input_ids[:, self.length :]}
+        if self.past is None:
+            return {**given, "use_cache": False}
+        return {**given, "past_key_values": self.past, "use_cache": True}
+
+
+def beginning(run: Callable[..., Any], batch: loading.Batch, places: tuple[Tensor, Tensor]
+) -> Beginning:  # fmt: skip
+    """Read what stands before the first of the places once for rows that begin alike.
+
+    The choices of a question share its prompt, which is most of what would be read. `run` is the
+    model or its trunk. Nothing is read where fewer than half of the rows would be saved, or where
+    the model keeps no keys and values.
+    """
+    length = int(places[1].min())
+    alike, row = torch.unique(batch.input_ids[:, :length], dim=0, return_inverse=True)
+    if length == 0 or 2 * len(alike) > len(row):
+        return Beginning(None, 0)
+    past: Any = getattr(run(input_ids=alike, use_cache=True), "past_key_values", None)
+    if not hasattr(past, "batch_select_indices"):
+        return Beginning(None, 0)
+    past.batch_select_indices(row.cpu())
+    return Beginning(past, length)
 
 
 def _over_processes(sums: NDArray[np.float64] | None, sentences: int) -> NDArray[np.float64] | None:
@@ -213,8 +265,12 @@ def score(
         if head is None:
             return [model(**batch._asdict(), use_cache=False).logits[places]]
         with loading.hooks() as handles:
-            handles.append(head.register_forward_pre_hook(lambda _, args: args[0][places]))
-            return [model(**batch._asdict(), use_cache=False).logits]
+            handles.append(head.register_forward_pre_hook(lambda _, args: args[0][:1, -1:]))
+            begun = beginning(model, batch, places)
+        at = places[0], places[1] - begun.length
+        with loading.hooks() as handles:
+            handles.append(head.register_forward_pre_hook(lambda _, args: args[0][at]))
+            return [model(**begun.rest(batch)).logits]
 
     training = model.training
     model.eval()

@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -228,12 +228,14 @@ def hooks() -> Iterator[list[Any]]:
 
 def stream_states(
     anatomy: Anatomy,
-    batch: Batch,
+    batch: Batch | Mapping[str, Any],
     receive: Callable[[int, Tensor], None],
     last: int | None = None,
     before_norm: bool = False,
 ) -> None:
     """Run the trunk, without its head, and hand over each hidden state as it is computed.
+
+    `batch`: texts, or the trunk's own arguments.
 
     `receive(ℓ, h)` gets h `[texts, positions, hidden]`: state 0 is the input of the first block, ℓ
     the output of block ℓ−1, the last one after the final norm, as in transformers'
@@ -260,7 +262,8 @@ def stream_states(
             )
             handles.append(keep)
         try:
-            output = anatomy.trunk(**batch._asdict(), use_cache=False)
+            given = batch._asdict() if isinstance(batch, Batch) else batch
+            output = anatomy.trunk(**{"use_cache": False, **given})
         except Reached:
             return
     receive(len(anatomy.blocks), output[0])
