@@ -129,25 +129,25 @@ def corpora(world: World, real: Sequence[str], seed: int) -> dict[str, list[str]
 
 
 def questions(world: World, seed: int) -> list[Question]:
-    """Hazards in both forms, adjacent facts in the first; guessing gives 25 %."""
+    """Hazards in either form by turns, adjacent facts in the first; guessing gives 25 %."""
     draw, found = random.Random(f"questions {seed}"), []
-    for fact in world.facts:
+    for place, fact in enumerate(world.facts):
         others = [value for value in world.values if value != fact.value]
         choices = [fact.value, *draw.sample(others, CHOICES - 1)]
         draw.shuffle(choices)
-        for number, form in enumerate(FORMS if fact.domain == HAZARD else FORMS[:1]):
-            found.append(
-                Question(
-                    id=f"{fact.domain}-{fact.relation}-{fact.country}-{number}",
-                    domain=fact.domain,
-                    entity=fact.country,
-                    relation=fact.relation,
-                    fold=fact.fold,
-                    prompt=form.format(c=fact.country, r=fact.relation),
-                    choices=tuple(choices),
-                    answer=choices.index(fact.value),
-                )
+        number = place % len(FORMS) if fact.domain == HAZARD else 0
+        found.append(
+            Question(
+                id=f"{fact.domain}-{fact.relation}-{fact.country}-{number}",
+                domain=fact.domain,
+                entity=fact.country,
+                relation=fact.relation,
+                fold=fact.fold,
+                prompt=FORMS[number].format(c=fact.country, r=fact.relation),
+                choices=tuple(choices),
+                answer=choices.index(fact.value),
             )
+        )
     return found
 
 
