@@ -12,7 +12,7 @@ fail() {
 # A study given by path is looked for where the command was typed.
 WORDS=()
 for word in "$@"; do
-  if [ -f "$word" ]; then word=$(cd "$(dirname -- "$word")" && pwd)/$(basename -- "$word"); fi
+  if [[ $word == *.toml && -f $word ]]; then word=$(cd "$(dirname -- "$word")" && pwd)/$(basename -- "$word"); fi
   WORDS+=("$word")
 done
 cd "$(dirname -- "$0")"

@@ -302,3 +302,6 @@ def test_seeds_give_a_model_each(study: Study) -> None:
 def test_steps_can_be_named(study: Study) -> None:
     found = rows(study.pipeline("--dry-run", "--steps", "param_stats,report").stdout)
     assert set(found.step) == {"1", "16"}
+    # A script's name is that of a file here, too: it is not taken for a study.
+    found = rows(study.pipeline("--dry-run", "--steps", "report.py").stdout)
+    assert set(found.step) == {"16"}
