@@ -11,7 +11,7 @@ import torch
 
 from model_diffs.core.errors import BadInput
 from model_diffs.data.questions import Question, load_questions
-from model_diffs.evaluation import logit_lens, scoring
+from model_diffs.evaluation import contexts, logit_lens, scoring
 from model_diffs.stats.intervals import entity_interval
 
 CPU = torch.device("cpu")
@@ -119,13 +119,13 @@ def test_a_worked_example():
 def test_what_the_choices_share_is_read_once():
     questions = make_questions(4)
     twice = [*questions, *(q._replace(id=q.id + "again") for q in questions)]
-    reads = scoring.what_to_read(tiny_models.tokenizer(), twice)
+    reads = contexts.what_to_read(tiny_models.tokenizer(), twice)
     assert reads.choices.shape == (8, 4)
     single = [q._replace(choices=("1", "2", "3", "4"), prompt="5 6 7") for q in questions]
-    reads = scoring.what_to_read(Words(), single)
+    reads = contexts.what_to_read(Words(), single)
     assert reads.contexts == [[5, 6, 7]] and reads.needed == [{2}]
     longer = [q._replace(choices=("1 1", "1 2", "3", "4 1"), prompt="5") for q in questions[:1]]
-    reads = scoring.what_to_read(Words(), longer)
+    reads = contexts.what_to_read(Words(), longer)
     assert reads.contexts == [[5, 1], [5], [5, 4]] and reads.needed == [{0, 1}, set(), {1}]
     assert reads.terms[1:] == [[(0, 0, 1), (0, 1, 2)], [(0, 0, 3)], [(0, 0, 4), (2, 1, 1)]]
 
@@ -143,15 +143,15 @@ def test_prompts_are_read_once(family, window, monkeypatch):
         model.config.sliding_window = window
         model = type(model)(model.config).eval()
     asked = [q._replace(prompt=f"In old gardens: {q.prompt}") for q in make_questions()]
-    begun, plain = [], scoring.beginning
+    begun, plain = [], contexts.beginning
 
     def beginning(*given):
         begun.append(plain(*given))
         return begun[-1]
 
     read = []
-    for kept in (beginning, lambda *_: scoring.Beginning(None, 0)):
-        monkeypatch.setattr(scoring, "beginning", kept)
+    for kept in (beginning, lambda *_: contexts.Beginning(None, 0)):
+        monkeypatch.setattr(contexts, "beginning", kept)
         own = scoring.score(model, tokenizer, asked, batch_size=20)
         read.append([own, *logit_lens.answers_by_layer(model, tokenizer, asked, 20)])
     assert begun and all(one.length > 5 and one.past is not None for one in begun)
@@ -163,7 +163,7 @@ def test_prompts_are_read_once(family, window, monkeypatch):
 def test_a_choice_that_begins_another_is_scored_by_what_follows():
     """All that "1" reads the others read too; its sentence is likelier than each of theirs."""
     question = make_questions(1)[0]._replace(prompt="5", choices=("1", "1 2", "1 3", "1 2 4"))
-    reads = scoring.what_to_read(Words(), [question])
+    reads = contexts.what_to_read(Words(), [question])
     assert reads.terms == [[], [(1, 1, 2)], [(1, 1, 3)], [(1, 1, 2), (2, 2, 4)]]
     (answer,) = scoring.score(Coin(torch.zeros(6, 6)), Words(), [question])
     assert answer.margin == pytest.approx(math.log(6))
@@ -193,7 +193,7 @@ def test_choices_that_read_the_same_are_ties():
 def test_a_sentence_of_one_token_is_refused():
     question = make_questions(1)[0]._replace(prompt=" ", choices=("1", "2", "3", "4"))
     with pytest.raises(BadInput, match="single token"):
-        scoring.what_to_read(Words(), [question])
+        contexts.what_to_read(Words(), [question])
 
 
 def test_the_model_is_in_evaluation_mode_while_it_is_read():

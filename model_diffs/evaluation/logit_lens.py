@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model_diffs.data.questions import CHOICES, Question
-from model_diffs.evaluation import scoring
+from model_diffs.evaluation import contexts, scoring
 from model_diffs.evaluation.scoring import Answer
 from model_diffs.models import loading
 from model_diffs.models.anatomy import Anatomy, locate
@@ -69,7 +69,7 @@ def answers_by_layer(
 
     def read_batch(batch: loading.Batch, places: tuple[Tensor, Tensor]) -> list[Tensor]:
         found: list[Tensor] = []
-        begun = scoring.beginning(anatomy.trunk, batch, places)
+        begun = contexts.beginning(anatomy.trunk, batch, places)
         at = places[0], places[1] - begun.length
 
         def receive(state: int, hidden: Tensor) -> None:

@@ -5,7 +5,6 @@ the model's answer. There is no sampling and no parsing of output.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 
 from model_diffs.core.errors import BadInput
 from model_diffs.core.progress import progress
-from model_diffs.data import texts
 from model_diffs.data.questions import Question
+from model_diffs.evaluation import contexts
 from model_diffs.models import devices, loading
 from model_diffs.stats import intervals
 
@@ -55,61 +54,6 @@ class Accuracy(NamedTuple):
 
 
 # ── scores ────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Reads(NamedTuple):
-    """What has to be read to compare the choices of questions.
-
-    What the sentences of a question have in common is as likely in each of them, and a sentence's
-    last token is only predicted: so sentences that differ in it are one context, read once. What
-    follows tokens that several sentences begin with is read in the first of them.
-    """
-
-    contexts: list[list[int]]
-    """Token ids of every distinct sentence without its last token."""
-    needed: list[set[int]]
-    """Positions of each context whose prediction is read."""
-    terms: list[list[tuple[int, int, int]]]
-    """Of each sentence: context, position and predicted token, where its question's differ."""
-    choices: NDArray[np.int64]
-    """`[questions, choices]`: the sentence of each choice."""
-
-
-def what_to_read(tokenizer: Any, questions: Sequence[Question]) -> Reads:
-    """Encode the completed sentences of the questions.
-
-    Raises BadInput for a sentence longer than the model takes, which would be scored without its
-    choice if it were cut, and for one of a single token.
-    """
-    sentences = [sentence for question in questions for sentence in question.sentences()]
-    distinct = list(dict.fromkeys(sentences))
-    encoded = texts.encode(tokenizer, distinct, max_length=2**30)
-    for sentence, ids in zip(distinct, encoded, strict=True):
-        if len(ids) < 2:
-            raise BadInput(f"the question {sentence[:60]!r} has a single token: nothing to score")
-    ids_of = dict(zip(distinct, encoded, strict=True))
-    place: dict[tuple[int, ...], int] = {}
-    first: dict[tuple[int, ...], tuple[int, int]] = {}
-    needed: list[set[int]] = []
-    terms: list[list[tuple[int, int, int]]] = []
-    for question in questions:
-        four = [ids_of[sentence] for sentence in question.sentences()]
-        columns = enumerate(zip(*four, strict=False))
-        common = next((i for i, one in columns if len(set(one)) > 1), min(map(len, four)))
-        for ids in four:
-            context = place.setdefault((*ids[:-1],), len(place))
-            needed += [set() for _ in range(context == len(needed))]
-            terms.append([])
-            for at in range(max(common, 1), len(ids)):
-                where, position = first.setdefault((*ids[:at],), (context, at - 1))
-                needed[where].add(position)
-                terms[-1].append((where, position, ids[at]))
-    choices = np.arange(len(terms)).reshape(len(questions), -1)
-    return Reads([[*context] for context in place], needed, terms, choices)
-
-
-# A model that is trained or attacked is asked the same questions again and again.
-_again = lru_cache(maxsize=2)(what_to_read)
 
 
 def answers(questions: Sequence[Question], scores: NDArray[np.float64]) -> list[Answer]:
@@ -159,7 +103,7 @@ def read_answers(
     `batch_size` counts sequences and affects speed and memory only. Padding on the right is behind
     every place that is read. With `shared`, processes share the batches and all get all answers.
     """
-    reads = _again(tokenizer, tuple(questions))
+    reads = contexts.again(tokenizer, tuple(questions))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     device = next(model.parameters()).device
     by_context: dict[int, list[tuple[int, int, int]]] = {}
@@ -167,7 +111,7 @@ def read_answers(
         for context, position, token in terms:
             by_context.setdefault(context, []).append((sentence, position, token))
     sums: NDArray[np.float64] | None = None
-    batches = _batches(reads, batch_size)
+    batches = contexts.batches(reads, batch_size)
     own = devices.share(batches) if shared else batches
     for chosen in progress(own, "questions", unit="batch"):
         batch = loading.pad_batch([reads.contexts[i] for i in chosen], pad_id, device)
@@ -193,56 +137,6 @@ def read_answers(
     return [answers(questions, one[reads.choices]) for one in sums]
 
 
-def _batches(reads: Reads, size: int) -> list[list[int]]:
-    """Contexts that something is read of, in an order in which few tokens are padding or read
-    again: those of a question side by side, beside questions whose choices begin at the same
-    position and are as long."""
-    groups = []
-    for choices in reads.choices:
-        terms = [term for sentence in choices for term in reads.terms[sentence]]
-        if terms:
-            own = sorted({context for context, _, _ in terms})
-            longest = max(len(reads.contexts[i]) for i in own)
-            groups.append((min(position for _, position, _ in terms), longest, own))
-    order = list(dict.fromkeys(i for *_, own in sorted(groups) for i in own))
-    return [order[at : at + size] for at in range(0, len(order), size)]
-
-
-class Beginning(NamedTuple):
-    """Keys and values of the tokens that rows of a batch begin with."""
-
-    past: Any
-    """For transformers, of each row; None where nothing was read before."""
-    length: int
-    """Tokens."""
-
-    def rest(self, batch: loading.Batch) -> dict[str, Any]:
-        """What is left of a batch to read, as a model's arguments: the mask is that of all."""
-        given = {**batch._asdict(), "input_ids": batch.input_ids[:, self.length :]}
-        if self.past is None:
-            return {**given, "use_cache": False}
-        return {**given, "past_key_values": self.past, "use_cache": True}
-
-
-def beginning(run: Callable[..., Any], batch: loading.Batch, places: tuple[Tensor, Tensor]
-) -> Beginning:  # fmt: skip
-    """Read what stands before the first of the places once for rows that begin alike.
-
-    The choices of a question share its prompt, which is most of what would be read. `run` is the
-    model or its trunk. Nothing is read where fewer than half of the rows would be saved, or where
-    the model keeps no keys and values.
-    """
-    length = int(places[1].min())
-    alike, row = torch.unique(batch.input_ids[:, :length], dim=0, return_inverse=True)
-    if length == 0 or 2 * len(alike) > len(row):
-        return Beginning(None, 0)
-    past: Any = getattr(run(input_ids=alike, use_cache=True), "past_key_values", None)
-    if not hasattr(past, "batch_select_indices"):
-        return Beginning(None, 0)
-    past.batch_select_indices(row.cpu())
-    return Beginning(past, length)
-
-
 def _over_processes(sums: NDArray[np.float64] | None, sentences: int) -> NDArray[np.float64] | None:
     """The sums `[readings, sentences]` of all processes; None where none has any."""
     readings = max(devices.gather_over_processes([0 if sums is None else len(sums)]))
@@ -266,7 +160,7 @@ def score(
             return [model(**batch._asdict(), use_cache=False).logits[places]]
         with loading.hooks() as handles:
             handles.append(head.register_forward_pre_hook(lambda _, args: args[0][:1, -1:]))
-            begun = beginning(model, batch, places)
+            begun = contexts.beginning(model, batch, places)
         at = places[0], places[1] - begun.length
         with loading.hooks() as handles:
             handles.append(head.register_forward_pre_hook(lambda _, args: args[0][at]))
