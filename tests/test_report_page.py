@@ -164,7 +164,7 @@ def test_numbers_at_a_glance_are_the_table_numbers(browser: Any, written: Path) 
         # A conclusion stands below its model's name, its numbers apart.
         assert opened.texts(".finding .claim")[4].startswith("Moved <img")
         roles = opened.texts(".finding h3 small:not(.once)")
-        assert roles == ["never learned: the reference", "control: trained without unlearning"]
+        assert roles == ["never learned: the reference", "control: changed without unlearning"]
 
 
 def test_what_is_not_told_apart_from_harmless_training_is_grey(browser: Any, written: Path) -> None:

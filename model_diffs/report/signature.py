@@ -25,7 +25,7 @@ class Comparison(NamedTuple):
     short: str
     """The changed model's name without the base's, for headings."""
     role: Role = "unlearned"
-    """`filtered` never learned and is the reference; a `control` is trained without unlearning."""
+    """`filtered` never learned and is the reference; a `control` is changed without unlearning."""
     harmless: bool = False
     """A control made by training the base on harmless texts, as strongly as an unlearned model."""
 
