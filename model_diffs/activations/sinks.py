@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SINK = 10.0
 """A first position with a norm this many times larger than the others' is an attention sink."""
-SAMPLED, POSITIONS = 16, 32
+SAMPLED, POSITIONS = 8, 32
 """Texts of each split that are looked at, and how many of their first positions."""
 T = TypeVar("T")
 _found: dict[Path, tuple[PlannedRun, float]] = {}
