@@ -21,6 +21,7 @@ import pandas as pd
 
 from model_diffs.core import naming
 from model_diffs.core.command_line import parse
+from model_diffs.core.errors import BadInput
 from model_diffs.core.options import natural, option, positive
 from model_diffs.core.script import execute, run_script
 from model_diffs.core.step import SCRIPTS, load_script
@@ -51,7 +52,11 @@ class Options:
 def dealt(options: Options) -> list[Path]:
     """Folders with the texts and questions of each turn."""
     source, folders = Path(options.data), []
-    lines = (source / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    try:
+        lines = (source / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        why = f"{error.strerror}: run create_capitals.py"
+        raise BadInput(f"{source}/questions.jsonl: {why}") from None
     asked = [json.loads(line) for line in lines]
     facts = {
         one["entity"]: Fact(HAZARD, CAPITAL, one["entity"], one["choices"][one["answer"]], ())
