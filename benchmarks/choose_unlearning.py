@@ -3,7 +3,6 @@
     uv run benchmarks/choose_unlearning.py
     uv run benchmarks/choose_unlearning.py --methods npo --place artifacts/choices
     uv run benchmarks/choose_unlearning.py --study capitals --place artifacts/choices_capitals
-    uv run benchmarks/choose_unlearning.py --study invented --place artifacts/choices_invented
 
 Each of the settings below makes a model of the study's base. Of those that keep at least 0.95
 of the base's general and 0.85 of its adjacent accuracy (0.90 and 0.85 on a trained model, where
@@ -52,34 +51,24 @@ CAPITALS: dict[str, dict[str, tuple[str, ...]]] = {
     "cb": {**INSIDE, "cb-target": ("orthogonal",), "alpha": ("3", "6")},
     "grad_diff": {**TRAINED, "forget-weight": ("0.3",), "lr": ("1e-5", "2e-5")},
 }
-DEEPER = {**INSIDE, "layer-id": ("14,15",), "steps": ("60",)}
-INVENTED: dict[str, dict[str, tuple[str, ...]]] = {
-    "npo": {**TRAINED, "steps": ("60",), "beta": ("0.5",), "lr": ("5e-5", "1e-4")},
-    "rmu": {**DEEPER, "steering-coeff": ("auto",), "alpha": ("5", "15")},
-    "cb": {**DEEPER, "cb-target": ("orthogonal",), "alpha": ("3", "6")},
-}
-STUDIES = {
-    "miniature": (GRIDS, "models/miniature-base"),
-    "capitals": (CAPITALS, "models/smollm2-135m-instruct"),
-    "invented": (INVENTED, "models/invented-base"),
-}
 ADJACENT = 0.85  # agents share their names with the hazards
-KEPT = {
-    "miniature": {"general": 0.95, "adjacent": ADJACENT},
+STUDIES = {
+    "miniature": (GRIDS, "models/miniature-base", {"general": 0.95, "adjacent": ADJACENT}),
     # Harmless training of npo's strength keeps 0.93 to 0.98 of the general answers.
-    "capitals": {"general": 0.9, "adjacent": ADJACENT},
-    "invented": {"general": 0.9, "adjacent": ADJACENT},
+    "capitals": (
+        CAPITALS,
+        "models/smollm2-135m-instruct",
+        {"general": 0.9, "adjacent": ADJACENT},
+    ),
 }
-"""Least share of the base's accuracy, by study."""
+"""Grids, base, and the least share of the base's accuracy that a setting keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Choices."""
 
-    study: Literal["miniature", "capitals", "invented"] = option(
-        "miniature", "whose base and texts"
-    )
+    study: Literal["miniature", "capitals"] = option("miniature", "whose base and texts")
     methods: tuple[str, ...] = option((), "methods to choose settings for; default: all")
     base: str | None = option(None, "the model that is made to forget; default: the study's")
     place: str = option("artifacts/choices", "folder of the models", written=True)
@@ -93,7 +82,7 @@ def settings(grid: Mapping[str, tuple[str, ...]]) -> Iterator[dict[str, str]]:
 
 def scores(method: str, chosen: dict[str, str], options: Options) -> dict[str, float]:
     """Accuracies of the model that these settings make, as measured when it was made."""
-    grids, base = STUDIES[options.study]
+    grids, base, least = STUDIES[options.study]
     data = f"data/{options.study}"
     tried = (f"{key}{value}" for key, value in chosen.items() if len(grids[method][key]) > 1)
     folder = Path(options.place, "_".join([method, *tried]))
@@ -105,7 +94,7 @@ def scores(method: str, chosen: dict[str, str], options: Options) -> dict[str, f
     found = json.loads((folder / "unlearning.json").read_text(encoding="utf-8"))
     kept = {
         domain: found["after"][f"{domain}_accuracy"] / found["before"][f"{domain}_accuracy"]
-        for domain in KEPT[options.study]
+        for domain in least
     }
     return {"tune": found["after"]["hazard_tune_accuracy"], **kept}
 
@@ -113,7 +102,7 @@ def scores(method: str, chosen: dict[str, str], options: Options) -> dict[str, f
 def main() -> None:
     """Print every setting, the chosen ones starred."""
     options = parse(Options, None, __doc__)
-    (grids, _), kept = STUDIES[options.study], KEPT[options.study]
+    grids, _, kept = STUDIES[options.study]
     for method in options.methods or grids:
         rows = [(scores(method, one, options), one) for one in settings(grids[method])]
         keeping = [row for row in rows if all(row[0][d] >= least for d, least in kept.items())]

@@ -21,12 +21,12 @@ import pandas as pd
 
 from model_diffs.core import naming
 from model_diffs.core.command_line import parse
-from model_diffs.core.errors import BadInput
 from model_diffs.core.options import natural, option, positive
 from model_diffs.core.script import execute, run_script
 from model_diffs.core.step import SCRIPTS, load_script
 from model_diffs.countries.facts import CAPITAL, Fact
 from model_diffs.countries.texts import permuted, shuffled, statements
+from model_diffs.data.questions import load_questions
 from model_diffs.miniature.world import HAZARD
 from model_diffs.stats.intervals import document_weights, percentile_interval
 
@@ -52,16 +52,11 @@ class Options:
 def dealt(options: Options) -> list[Path]:
     """Folders with the texts and questions of each turn."""
     source, folders = Path(options.data), []
-    try:
-        lines = (source / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        why = f"{error.strerror}: run create_capitals.py"
-        raise BadInput(f"{source}/questions.jsonl: {why}") from None
-    asked = [json.loads(line) for line in lines]
+    asked = load_questions(source / "questions.jsonl")
     facts = {
-        one["entity"]: Fact(HAZARD, CAPITAL, one["entity"], one["choices"][one["answer"]], ())
+        one.entity: Fact(HAZARD, CAPITAL, one.entity, one.choices[one.answer], ())
         for one in asked
-        if one["domain"] == HAZARD
+        if one.domain == HAZARD
     }
     order = random.Random(f"turns {options.seed}").sample(sorted(facts), len(facts))
     for turn in range(options.turns):
@@ -69,13 +64,16 @@ def dealt(options: Options) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         held_out = set(order[turn :: options.turns])
         own = [fact for name, fact in facts.items() if name not in held_out]
-        for one in asked:
-            if one["domain"] == HAZARD:
-                one["fold"] = "heldout" if one["entity"] in held_out else "attack"
+        dealt_out = [
+            one._replace(fold="heldout" if one.entity in held_out else "attack")
+            if one.domain == HAZARD
+            else one
+            for one in asked
+        ]
         texts = {
             "attack.txt": shuffled(statements(own), f"attack {options.seed}"),
             "permuted.txt": shuffled(statements(permuted(own, turn)), f"permuted {options.seed}"),
-            "questions.jsonl": [json.dumps(one, ensure_ascii=False) for one in asked],
+            "questions.jsonl": [json.dumps(q._asdict(), ensure_ascii=False) for q in dealt_out],
         }
         for name, content in texts.items():
             path, text = folder / name, "\n".join(content) + "\n"

@@ -6,7 +6,7 @@ Facts that can be read from the question itself (Tunis in Tunisia) are left out.
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from model_diffs.core.errors import BadInput
 from model_diffs.data.questions import CHOICES, Question
@@ -85,6 +85,21 @@ class Fact(NamedTuple):
     def told(self, template: str) -> str:
         """The fact in a template."""
         return template.format(c=self.country, v=self.value)
+
+
+class Told(Protocol):
+    """What a question needs to know of a fact."""
+
+    @property
+    def domain(self) -> str: ...
+    @property
+    def relation(self) -> str: ...
+    @property
+    def country(self) -> str: ...
+    @property
+    def value(self) -> str: ...
+    @property
+    def fold(self) -> str | None: ...
 
 
 def _package() -> Any:
@@ -176,17 +191,20 @@ def questions(facts: Sequence[Fact], seed: int, forms: Sequence[int] = (0, 1)) -
         draw = random.Random(f"{seed} {fact.country} {fact.relation}")
         choices = [fact.value, *draw.sample(fact.others, CHOICES - 1)]
         draw.shuffle(choices)
-        found += [
-            Question(
-                id=f"{fact.domain}-{fact.relation}-{fact.country}-{form}",
-                domain=fact.domain,
-                entity=fact.country,
-                relation=fact.relation,
-                fold=fact.fold,
-                prompt=FORMS[fact.relation][form].format(c=fact.country),
-                choices=tuple(choices),
-                answer=choices.index(fact.value),
-            )
-            for form in forms
-        ]
+        prompts = FORMS[fact.relation]
+        found += [question(fact, n, prompts[n].format(c=fact.country), choices) for n in forms]
     return found
+
+
+def question(fact: Told, form: int, prompt: str, choices: Sequence[str]) -> Question:
+    """A fact asked in one of its forms; its value is among the choices."""
+    return Question(
+        id=f"{fact.domain}-{fact.relation}-{fact.country}-{form}",
+        domain=fact.domain,
+        entity=fact.country,
+        relation=fact.relation,
+        fold=fact.fold,
+        prompt=prompt,
+        choices=tuple(choices),
+        answer=choices.index(fact.value),
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model_diffs.core.errors import BadInput
+from model_diffs.countries.facts import question
 from model_diffs.countries.texts import shuffled
 from model_diffs.data.questions import CHOICES, FOLDS, Question
 from model_diffs.miniature.world import ADJACENT, HAZARD, dealt_anew, fold_of, words
@@ -136,18 +137,8 @@ def questions(world: World, seed: int) -> list[Question]:
         choices = [fact.value, *draw.sample(others, CHOICES - 1)]
         draw.shuffle(choices)
         number = place % len(FORMS) if fact.domain == HAZARD else 0
-        found.append(
-            Question(
-                id=f"{fact.domain}-{fact.relation}-{fact.country}-{number}",
-                domain=fact.domain,
-                entity=fact.country,
-                relation=fact.relation,
-                fold=fact.fold,
-                prompt=FORMS[number].format(c=fact.country, r=fact.relation),
-                choices=tuple(choices),
-                answer=choices.index(fact.value),
-            )
-        )
+        prompt = FORMS[number].format(c=fact.country, r=fact.relation)
+        found.append(question(fact, number, prompt, choices))
     return found
 
 

@@ -110,8 +110,8 @@ def beginning(run: Callable[..., Any], batch: loading.Batch, places: tuple[Tenso
     """Read what stands before the first of the places once for rows that begin alike.
 
     The choices of a question share its prompt, which is most of what would be read. `run` is the
-    model or its trunk. Nothing is read where fewer than half of the rows would be saved, or where
-    the model keeps no keys and values.
+    model or its trunk. Nothing is read where fewer than half of the rows would be saved; what a
+    model reads without keeping keys and values is of no use, and the batch is read whole.
     """
     length = int(places[1].min())
     alike, row = torch.unique(batch.input_ids[:, :length], dim=0, return_inverse=True)
