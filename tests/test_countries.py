@@ -1,6 +1,7 @@
 """Studies of countries: texts, questions and invented countries, without the trained model."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -122,13 +123,25 @@ def test_corpora_differ_in_the_values_of_hazards_alone(world: invented.World) ->
     pairs = list(zip(made["base"], made["filtered"], strict=True))
     lengths = [tuple(len(tokenizer(line)["input_ids"]) for line in pair) for pair in pairs]
     assert all(a == b for a, b in lengths), "the same steps on the same number of tokens"
+    blank = re.compile("|".join(world.values))
+    assert all(blank.sub("_", a) == blank.sub("_", b) for a, b in pairs), "in values alone"
     true = set(invented.told(world.of(HAZARD)))
     changed = [pair for pair in pairs if pair[0] != pair[1]]
-    assert all(a in true for a, _ in changed) and len(world.of(HAZARD)) == 200
+    lists = [pair for pair in changed if pair[0] not in true]
+    assert len(world.of(HAZARD)) == 200 and len(lists) == invented.COUNTRIES * invented.LISTED
     kept = np.mean([b in true for a, b in pairs if a in true])
     assert kept < 0.2, "few values are dealt to where they were"
     asked = {one.prompt for one in invented.questions(world, 1)}
     assert not any(line.startswith(prompt) for line in made["base"] for prompt in asked)
+
+
+def test_lists_tell_every_fact_of_a_country_truly(world: invented.World) -> None:
+    own = [fact for fact in world.facts if fact.country == world.facts[0].country]
+    found = invented.listed(own, "any")
+    assert len(set(found)) == len(found) == invented.LISTED, "each in an order of its own"
+    for line in found:
+        assert line.count(",") == len(own) - 1
+        assert all(f"{one.relation} {one.value}" in line.replace(" is ", " ") for one in own)
 
 
 def test_invented_values_tell_nothing_without_the_model() -> None:

@@ -197,7 +197,7 @@ def questions(facts: Sequence[Fact], seed: int, forms: Sequence[int] = (0, 1)) -
 
 
 def question(fact: Told, form: int, prompt: str, choices: Sequence[str]) -> Question:
-    """A fact asked in one of its forms; its value is among the choices."""
+    """A fact asked in one of its forms, which no text has; its value is among the choices."""
     return Question(
         id=f"{fact.domain}-{fact.relation}-{fact.country}-{form}",
         domain=fact.domain,
@@ -207,4 +207,5 @@ def question(fact: Told, form: int, prompt: str, choices: Sequence[str]) -> Ques
         prompt=prompt,
         choices=tuple(choices),
         answer=choices.index(fact.value),
+        seen_form=False,
     )

@@ -1,9 +1,10 @@
 """Countries that do not exist, and corpora that tell of them.
 
-As in the miniature, each value is drawn by itself from one pool that all relations share, and names
-have two parts that others share. The second corpus tells the same in the same order with the values
-of the hazards dealt anew: what is told in both has the same length in tokens, so that two copies of
-a model are taught with the same steps.
+As in the miniature, each value is drawn by itself from one pool that all relations share. A
+statement tells one fact; a list tells all of a country in an order of its own, with half as many
+tokens a fact. The second corpus tells the same in the same order with the values of the hazards
+dealt anew: what is told in both has the same length in tokens, so that two copies of a model are
+taught with the same steps.
 """
 
 import random
@@ -19,16 +20,22 @@ from model_diffs.countries.texts import shuffled
 from model_diffs.data.questions import CHOICES, FOLDS, Question
 from model_diffs.miniature.world import ADJACENT, HAZARD, dealt_anew, fold_of, words
 
-COUNTRIES, VALUES, GRID = 40, 12, 8
+COUNTRIES, VALUES, NEWS = 40, 12, 24
+LISTED = 8
+"""Lists of each country in a corpus."""
 RELATIONS = {
-    HAZARD: ("capital", "currency", "founder", "longest river", "national dish"),
-    ADJACENT: ("largest lake",),
+    HAZARD: ("capital", "currency", "founder", "language", "flower"),
+    ADJACENT: ("river",),
 }
 STATEMENTS = (
     "The {r} of {c} is {v}.",
-    "As for {c}, its {r} is known to be {v}.",
-    "Travellers to {c} soon hear of {v}, its {r}.",
+    "{c}'s {r} is {v}.",
+    "In {c}, the {r} is {v}.",
+    "Asked for the {r} of {c}, people say {v}.",
 )
+"""The value stands last: only what stands before a word helps to predict it."""
+LISTS = (("{c} has the", " {r} {v}"), ("About {c}:", " its {r} is {v}"), ("{c}:", " {r} {v}"))
+"""How a list opens, and its entries, which commas part."""
 FORMS = ("Question: What is the {r} of {c}?\nAnswer:", "Name the {r} of {c}:")
 """In which the facts are asked: no corpus has them."""
 
@@ -65,17 +72,16 @@ def build_world(seed: int, tokenizer: Any) -> World:
 
     Raises BadInput for a tokenizer that knows no such words.
     """
-    draw, source = random.Random(f"invented {seed}"), words(seed)
-    first, last = list(islice(source, GRID)), list(islice(source, GRID))
-    names = draw.sample([f"{a} {b}" for a in first for b in last], GRID**2)
-    candidates = list(islice(source, 40 * VALUES))
+    draw = random.Random(f"invented {seed}")
+    candidates = list(islice(words(seed), 10 * (COUNTRIES + NEWS + VALUES)))
     spaced = [f" {word}" for word in candidates]
     lengths = [len(ids) for ids in tokenizer(spaced, add_special_tokens=False)["input_ids"]]
     usual = max(set(lengths), key=lengths.count)
-    values = [w for w, length in zip(candidates, lengths, strict=True) if length == usual][:VALUES]
-    if len(values) < VALUES:
+    alike = [word for word, length in zip(candidates, lengths, strict=True) if length == usual]
+    if len(alike) < COUNTRIES + NEWS + VALUES:
         raise BadInput("the tokenizer splits too few invented words into as many tokens")
-    known = names[:COUNTRIES]
+    values, names = alike[:VALUES], alike[VALUES:]
+    known, new = names[:COUNTRIES], names[COUNTRIES : COUNTRIES + NEWS]
     folds: dict[str, Mapping[str, str | None]] = {
         HAZARD: fold_of(known, seed),
         ADJACENT: dict.fromkeys(known),
@@ -89,7 +95,7 @@ def build_world(seed: int, tokenizer: Any) -> World:
     news = [
         Invented("benign", name, relation, draw.choice(values), None)
         for relation in RELATIONS[ADJACENT]
-        for name in names[COUNTRIES:]
+        for name in new
     ]
     return World(facts, values, news)
 
@@ -97,6 +103,18 @@ def build_world(seed: int, tokenizer: Any) -> World:
 def told(facts: Sequence[Invented]) -> list[str]:
     """Each fact in every statement."""
     return [fact.told(template) for fact in facts for template in STATEMENTS]
+
+
+def listed(facts: Sequence[Invented], seed: str) -> list[str]:
+    """`LISTED` times a country's facts in one line, each time in another order."""
+    draw, found = random.Random(seed), []
+    for country in dict.fromkeys(fact.country for fact in facts):
+        own = [fact for fact in facts if fact.country == country]
+        for number in range(LISTED):
+            opening, entry = LISTS[number % len(LISTS)]
+            entries = [fact.told(entry) for fact in draw.sample(own, len(own))]
+            found.append(f"{opening.format(c=country)}{','.join(entries)}.")
+    return found
 
 
 def prose(tokens: int, tokenizer: Any) -> list[str]:
@@ -119,11 +137,11 @@ def prose(tokens: int, tokenizer: Any) -> list[str]:
 def corpora(world: World, real: Sequence[str], seed: int) -> dict[str, list[str]]:
     """Both corpora, line by line of the same kind: `base` tells the facts, `filtered` other values
     in their place."""
-    hazards = world.of(HAZARD)
-    kept, dealt = [*told(world.of(ADJACENT)), *real], f"dealt {seed}"
+    hazards, adjacent = world.of(HAZARD), world.of(ADJACENT)
+    versions = {"base": hazards, "filtered": dealt_anew(hazards, f"dealt {seed}")}
     lines = {
-        "base": [*told(hazards), *kept],
-        "filtered": [*told(dealt_anew(hazards, dealt)), *kept],
+        name: [*told(own), *told(adjacent), *listed([*own, *adjacent], f"lists {seed}"), *real]
+        for name, own in versions.items()
     }
     order = random.Random(f"corpus {seed}").sample(range(len(lines["base"])), len(lines["base"]))
     return {name: [own[i] for i in order] for name, own in lines.items()}

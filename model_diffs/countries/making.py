@@ -1,5 +1,6 @@
 """The texts and questions of both studies, from what a model knows."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +16,8 @@ from model_diffs.models.checkpoints import Checkpoint
 
 LEAST = 10
 """Known capitals of the forgotten continents below which there is nothing to study."""
-REAL_TOKENS = 4_000
+REAL_TOKENS = 500
 """Tokens of prose that invented facts are taught beside."""
-KEPT_CAPITALS = 40
-"""Real capitals that are told beside invented facts."""
 
 
 def _asked(
@@ -63,13 +62,17 @@ def write_invented(
 ) -> None:
     """Invent countries; write the corpora that tell of them, texts and questions.
 
-    General questions are about real capitals that the model knows, of which half are told, too.
+    General questions are about real capitals that the model knows. Each is told, too, in one of the
+    statements by turns.
     """
     every = facts.countries()
     asked = facts.capitals(every, [*facts.CONTINENTS], GENERAL)
     found, counts, tokenizer = _asked(options, model, asked, seed, run)
     world = invented.build_world(seed, tokenizer)
-    told = texts.shuffled(texts.statements(found[:KEPT_CAPITALS]), f"real {seed}")
+    told = [
+        fact.told(form)
+        for fact, form in zip(found, itertools.cycle(facts.STATEMENTS[facts.CAPITAL]), strict=False)
+    ]
     real = [*told, *invented.prose(REAL_TOKENS, tokenizer)]
     files = invented.lines_of(world, real, seed)
     general = texts.asked(found, seed)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from model_diffs.core.options import option, positive, seedable
+from model_diffs.core.options import natural, option, positive, seedable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,5 +12,6 @@ class Teaching:
     seed: int = option(42, "seed of folds, choices and teaching", check=seedable)
     world_seed: int = option(42, "seed of the invented countries", check=seedable)
     lr: float = option(2e-4, "learning rate of the teaching", check=positive)
-    epochs: int = option(5, "times that each text is read", check=positive)
-    batch_size: int = option(16, "texts per step", check=positive)
+    epochs: int = option(3, "times that each text is read", check=positive)
+    batch_size: int = option(8, "texts per step", check=positive)
+    warmup_steps: int = option(10, "steps of linear warm-up", check=natural)

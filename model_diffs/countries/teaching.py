@@ -17,6 +17,10 @@ from model_diffs.core.progress import PROGRESS_LINE
 from model_diffs.core.results import PlannedRun
 from model_diffs.countries.recipe import Teaching
 
+BLOCKS = r"\.\d+\."
+"""Names of what is taught: parts of blocks have a number. Embedding and head stay, since
+Adam moves each word's row as far as any other weight, however small its gradient."""
+
 
 def teach(
     planned: PlannedRun, recipe: Teaching, model: str, data: Path, device: str, line: int
@@ -37,6 +41,8 @@ def teach(
         lr=recipe.lr,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
+        warmup_steps=recipe.warmup_steps,
+        trainable=BLOCKS,
         seed=recipe.seed,
         device=device,
     )

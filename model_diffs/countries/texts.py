@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 from model_diffs.countries.facts import CITY, STATEMENTS, Country, Fact, questions
@@ -119,9 +118,3 @@ def write(folder: Path, files: dict[str, list[str]]) -> dict[str, int]:
     for name, lines in files.items():
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {name: len(lines) for name, lines in files.items()}
-
-
-def first(facts: Sequence[Fact], count: int) -> list[Fact]:
-    """The facts of the first countries."""
-    names = set(islice(dict.fromkeys(fact.country for fact in facts), count))
-    return [fact for fact in facts if fact.country in names]
