@@ -51,6 +51,11 @@ CAPITALS: dict[str, dict[str, tuple[str, ...]]] = {
     "cb": {**INSIDE, "cb-target": ("orthogonal",), "alpha": ("3", "6")},
     "grad_diff": {**TRAINED, "forget-weight": ("0.3",), "lr": ("1e-5", "2e-5")},
 }
+INVENTED: dict[str, dict[str, tuple[str, ...]]] = {
+    "npo": {**TRAINED, "beta": ("0.5",), "lr": ("2e-5", "4e-5")},
+    "rmu": {**INSIDE, "steering-coeff": ("auto",), "alpha": ("15",)},
+    "cb": {**INSIDE, "cb-target": ("orthogonal",), "alpha": ("3",)},
+}
 ADJACENT = 0.85  # agents share their names with the hazards
 STUDIES = {
     "miniature": (GRIDS, "models/miniature-base", {"general": 0.95, "adjacent": ADJACENT}),
@@ -60,6 +65,7 @@ STUDIES = {
         "models/smollm2-135m-instruct",
         {"general": 0.9, "adjacent": ADJACENT},
     ),
+    "invented": (INVENTED, "models/invented-base", {"general": 0.9, "adjacent": ADJACENT}),
 }
 """Grids, base, and the least share of the base's accuracy that a setting keeps."""
 
@@ -68,7 +74,7 @@ STUDIES = {
 class Options:
     """Choices."""
 
-    study: Literal["miniature", "capitals"] = option("miniature", "whose base and texts")
+    study: Literal["miniature", "capitals", "invented"] = option("miniature", "its base and texts")
     methods: tuple[str, ...] = option((), "methods to choose settings for; default: all")
     base: str | None = option(None, "the model that is made to forget; default: the study's")
     place: str = option("artifacts/choices", "folder of the models", written=True)
