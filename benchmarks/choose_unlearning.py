@@ -53,8 +53,8 @@ CAPITALS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 INVENTED: dict[str, dict[str, tuple[str, ...]]] = {
     "npo": {**TRAINED, "beta": ("0.5",), "lr": ("2e-5", "4e-5")},
-    "rmu": {**INSIDE, "steering-coeff": ("auto",), "alpha": ("15",)},
-    "cb": {**INSIDE, "cb-target": ("orthogonal",), "alpha": ("3",)},
+    "rmu": {**INSIDE, "layer-id": ("9,10",), "steering-coeff": ("auto",), "alpha": ("10", "15")},
+    "cb": {**INSIDE, "layer-id": ("9,10",), "cb-target": ("orthogonal",), "alpha": ("3",)},
 }
 ADJACENT = 0.85  # agents share their names with the hazards
 STUDIES = {
