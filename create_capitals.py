@@ -32,6 +32,7 @@ STEP = Step(
     question="What does an intervention change in a model that was really trained?",
     memory="model_diffs.countries.memory:ASKED",
     scope="other",
+    version=2,  # other invented facts and corpora; questions are marked as of unseen form
 )
 OWN = "./models/smollm2-135m-instruct"
 

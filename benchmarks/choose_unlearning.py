@@ -3,6 +3,7 @@
     uv run benchmarks/choose_unlearning.py
     uv run benchmarks/choose_unlearning.py --methods npo --place artifacts/choices
     uv run benchmarks/choose_unlearning.py --study capitals --place artifacts/choices_capitals
+    uv run benchmarks/choose_unlearning.py --study invented --place artifacts/choices_invented
 
 Each of the settings below makes a model of the study's base. Of those that keep at least 0.95
 of the base's general and 0.85 of its adjacent accuracy (0.90 and 0.85 on a trained model, where

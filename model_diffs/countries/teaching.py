@@ -18,8 +18,8 @@ from model_diffs.core.results import PlannedRun
 from model_diffs.countries.recipe import Teaching
 
 BLOCKS = r"\.\d+\."
-"""Names of what is taught: parts of blocks have a number. Embedding and head stay, since
-Adam moves each word's row as far as any other weight, however small its gradient."""
+"""Names of what is taught: parts of blocks have a number. Embedding and head stay:
+Adam would move each word's row as far as any other weight, however small its gradient."""
 
 
 def teach(
