@@ -6,8 +6,8 @@ per layer, read through the final norm and the head: topic and knowledge are not
 at a time; states come from step 4's pass and are made where they are missing.
 
     uv run linear_probe_analysis.py --model ./models/miniature-base ./models/miniature-filtered \\
-        --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt \\
-        --questions data/miniature/questions.jsonl
+        --base ./models/miniature-base --questions data/miniature/questions.jsonl \\
+        --forget-text data/miniature/forget.txt --retain-text data/miniature/retain.txt
     uv run linear_probe_analysis.py --model EleutherAI/deep-ignorance-unfiltered --max-samples 100
 
 Writes <outroot>/<model>/linear_probes/ with probe_results.csv, auc_resamples.csv,
@@ -158,6 +158,9 @@ class Options(Models, Pass, Figures):
     no_standardize: bool = option(False, "use states as they are")
     folds: int = option(5, "folds of documents, of whole entities where known", check=positive)
     questions: str | None = option(None, "JSONL file of four-choice questions")
+    base: str | None = option(
+        None, "the model that decides for all whether a first position is left out; none: each"
+    )
 
 
 def probe(
@@ -264,6 +267,7 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     from model_diffs.activations import store
     from model_diffs.data import texts
     from model_diffs.data.questions import load_questions
+    from model_diffs.models import files
     from model_diffs.stats import cross_validation
 
     if options.questions and options.device_map:
@@ -271,13 +275,16 @@ def main(options: Options, todo: list[PlannedRun]) -> None:
     splits = texts.read_splits(options.forget_text, options.retain_text, options.max_samples)
     cross_validation.check_splits(splits, options.folds)
     questions = load_questions(options.questions) if options.questions else []
-    found = store.statistics(options, [planned.model_a for planned in todo])
+    models = [planned.model_a for planned in todo]
+    found = store.statistics(options, models, base=options.base)
     for planned in todo:
         with open_run(planned) as run:
             facts = probe(run, found, questions, options)
             if options.questions:
                 run.reads(options.questions)
                 facts |= answer(run, questions, options)
+            if options.base:
+                run.reads(*files.content_files(options.base))
             run.document("summary", facts)
             store.describe(run, found)
 

@@ -78,6 +78,19 @@ def test_without_a_sink_every_position_counts(
     assert "left out of all" not in capsys.readouterr().err
 
 
+def test_the_base_decides_for_models_taken_one_at_a_time(tmp_path: Path) -> None:
+    """Otherwise two models' probes would be of other tokens, and could not be compared."""
+    a, b = planted(tmp_path / "a"), str(tiny_models.save("gpt2", tmp_path / "b", seed=1))
+
+    def tokens(**given: str) -> list[object]:
+        found = store.statistics(options(tmp_path), [a, b], **given)
+        return [found.models["forget", model].record()["tokens"] for model in (a, b)]
+
+    plain, first = tokens(), len(TEXTS["forget"])
+    assert plain[1] - plain[0] == first
+    assert tokens(base=a) == [plain[0]] * 2 and tokens(base=b) == [plain[1]] * 2
+
+
 def test_a_sink_would_drown_the_norms(tmp_path: Path) -> None:
     a, b = planted(tmp_path / "a"), planted(tmp_path / "b", seed=1)
 

@@ -27,20 +27,21 @@ def statistics(
     models: Iterable[str] = (),
     differences: Iterable[tuple[str, str]] = (),
     fresh: bool = False,
+    base: str | None = None,
 ) -> Statistics:
     """Statistics of `models` and of the changes A → B: read where saved, else made in one pass.
 
-    With `fresh` all are made anew. Raises BadInput for splits that cannot be read or share lines,
-    and what loading a model raises.
+    With `fresh` all are made anew. The tokens of a change are those that A decides, of other models
+    those that `base` decides, or without it each for itself. Raises BadInput for splits that cannot
+    be read or share lines, and what loading a model raises.
     """
     splits = read_splits(options.forget_text, options.retain_text, options.max_samples)
     models, differences = [*models], [*differences]
     wanted = [(model, "") for model in dict.fromkeys(models)] + [*dict.fromkeys(differences)]
-    # A change is measured on the tokens that its base decides.
-    base_of = {model: a for a, b in differences for model in (a, b)}
-    bases = dict.fromkeys(base_of.get(a, a) for a, _ in wanted)
-    decided = {base: without_sinks(options, base, splits) for base in bases}
-    own = {a: decided[base_of.get(a, a)] for a, _ in wanted}
+    of_change = {model: a for a, b in differences for model in (a, b)}
+    decisive = {a: of_change.get(a, base or a) for a, _ in wanted}
+    decided = {one: without_sinks(options, one, splits) for one in dict.fromkeys(decisive.values())}
+    own = {a: decided[one] for a, one in decisive.items()}
     found = [entry(own[a], split, a, b) for a, b in wanted for split in splits]
     # Two names of the same content share an entry.
     missing = {one.planned.folder: one for one in found if fresh or not one.complete()}
