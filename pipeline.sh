@@ -24,8 +24,9 @@ VENV=${UV_PROJECT_ENVIRONMENT:-.venv}
 if [ ! -d "$VENV" ]; then echo "setting up the environment (.venv) with uv, once …"; fi
 if [ -z "${UV_NO_SYNC:-}" ]; then
   SYNC=(--quiet --inexact)
-  # Of torch the build that is offered locally, though the registry may have a newer version.
-  if [ -d "${UV_FIND_LINKS:-}" ]; then
+  # Of torch the build that is offered locally, though the registry may have a newer version; where
+  # versions are locked already, those.
+  if [ -d "${UV_FIND_LINKS:-}" ] && [ ! -f uv.lock ]; then
     build=$(find "$UV_FIND_LINKS" -name 'torch-[0-9]*.whl' | sort -V | tail -n 1)
     build=$(sed -nE 's|.*/torch-([0-9.]+[0-9]).*|\1|p' <<< "$build")
     if [ -n "$build" ]; then SYNC+=(--upgrade-package "torch==$build"); fi
