@@ -84,6 +84,13 @@ def test_a_changed_argument_makes_it_stale_and_is_named(tmp_path: Path) -> None:
     assert found == ("stale", "--tol was 0.001, is 0.01")
 
 
+@pytest.mark.parametrize(("was", "now"), [(["one"], ["one", "two"]), (None, "one"), ("one", None)])
+def test_a_longer_list_of_models_makes_it_stale(tmp_path: Path, was: object, now: object) -> None:
+    write(plan(tmp_path / "step", models=was))
+    found = results.state(plan(tmp_path / "step", models=now))
+    assert found == ("stale", f"--models was {was}, is {now}")
+
+
 def test_a_changed_input_or_a_lost_output_makes_it_stale(tmp_path: Path) -> None:
     source = tmp_path / "input.txt"
     source.write_text("one")

@@ -96,13 +96,12 @@ def _changed_argument(planned: PlannedRun, record: Mapping[str, Any]) -> str:
     old, new = record["arguments"], _jsonable(planned.arguments)
     for key in sorted({*old, *new}, key=lambda key: (not key.startswith("model"), key)):
         was, now = old.get(key), new.get(key)
-        if not (key.startswith("model") and key in old and key in new):
-            if was != now:
-                return f"{options.flag(key)} was {was}, is {now}"
-        elif isinstance(was, str) and isinstance(now, str):
+        if key.startswith("model") and isinstance(was, str) and isinstance(now, str):
             same = os.path.realpath(was) == os.path.realpath(now)  # one folder in two spellings
             if not same and not _moved(planned.folder, record, was, now):
                 return f"it is of {was}, not of {now}"
+        elif was != now:
+            return f"{options.flag(key)} was {was}, is {now}"
     return ""
 
 
