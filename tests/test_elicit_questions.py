@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from elicit_study import margins
 
-from model_diffs.attacks import registry
+from model_diffs.attacks import elicitation, registry
 from model_diffs.attacks.eliciting import few_shot, soft_prompt
 from model_diffs.attacks.victim import NotApplicable, Victim
 from model_diffs.evaluation import scoring
@@ -75,3 +75,19 @@ def test_the_lens_reads_an_inner_block_in_one_pass(tmp_path: Path) -> None:
     assert len(passes) == 2 * once, "one pass for both blocks, one for the model's own answers"
     with pytest.raises(NotApplicable, match="2 inner blocks"):
         margins(victim, "lens", "block2")
+
+
+def test_the_lens_reads_only_the_blocks_that_are_asked_for(tmp_path: Path) -> None:
+    """The head is most of the cost, and a study may name a few of many blocks."""
+    folder = tiny_models.save("llama", tmp_path / "model")
+    victim = elicit_study.victim(folder, tmp_path)
+    attack, read = registry.load("lens"), list[int]()
+    every = {one.strength: one for one in elicitation._tries(victim, attack, {}, [])}
+    victim.model.get_output_embeddings().register_forward_hook(lambda *_: read.append(1))
+    (only,) = elicitation._tries(victim, attack, {"lens": ("block1",)}, [])
+    asked = len(read)
+    assert [*only.correct] == [*every["block1"].correct]
+    for group, correct in only.correct.items():
+        np.testing.assert_array_equal(correct, every["block1"].correct[group])
+    [*elicitation._tries(victim, attack, {}, [])]
+    assert len(read) - asked == 2 * asked

@@ -78,7 +78,7 @@ def _tries(
 ) -> Iterator[Tried]:
     victim.forget_kept()
     try:
-        every = attack.strengths(victim, strengths)
+        every = victim.strengths = attack.strengths(victim, strengths)
     except NotApplicable as reason:
         skipped.append(f"{attack.name}: {reason}")
         return

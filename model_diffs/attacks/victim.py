@@ -72,6 +72,8 @@ class Victim:
         self.anatomy: Anatomy = locate(self.model)
         self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
         self._kept: dict[str, Any] = {}
+        self.strengths: tuple[str, ...] = ()
+        """Of the attack under way, all that will be tried, where that is known."""
 
     @property
     def checkpoints(self) -> dict[str, Checkpoint]:
@@ -107,8 +109,9 @@ class Victim:
         return found
 
     def forget_kept(self) -> None:
-        """Release what was kept."""
+        """Release what was kept: another attack begins."""
         self._kept.clear()
+        self.strengths = ()
 
     def sample(self) -> list[SplitPass]:
         """The forget and the retain set in this model's tokens."""

@@ -5,7 +5,7 @@ there (nostalgebraist 2020, "interpreting GPT: the logit lens"). Sentences are s
 `scoring`; all layers come from one pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,11 +59,13 @@ def answers_by_layer(
     questions: Sequence[Question],
     batch_size: int = 64,
     shared: bool = False,
+    states: Collection[int] | None = None,
 ) -> list[list[Answer]]:
     """The answers read from each state; those of the last are the model's own.
 
-    `batch_size` counts sequences. The model is in evaluation mode; only what is read goes through
-    its head. With `shared`, processes share the batches and all get all answers.
+    With `states`, of those alone, in their order in the model: the head takes far longer than a
+    block. `batch_size` counts sequences. The model is in evaluation mode; only what is read goes
+    through its head. With `shared`, processes share the batches and all get all answers.
     """
     anatomy = locate(model)
 
@@ -73,7 +75,8 @@ def answers_by_layer(
         at = places[0], places[1] - begun.length
 
         def receive(state: int, hidden: Tensor) -> None:
-            found.append(_logits(model, anatomy, state, hidden[at]))
+            if states is None or state in states:
+                found.append(_logits(model, anatomy, state, hidden[at]))
 
         loading.stream_states(anatomy, begun.rest(batch), receive)
         return found

@@ -30,19 +30,23 @@ ATTACK = Declaration(
 
 @contextmanager
 def attacked(victim: Victim, strength: str) -> Iterator[Opened]:
-    """The model as it is; one pass reads all blocks."""
-    block = int(strength.removeprefix("block"))
-    if block >= victim.blocks - 1:
+    """The model as it is; one pass reads all blocks that will be asked for."""
+    # State 0 is the embedding's output, state i + 1 that of block i.
+    state = int(strength.removeprefix("block")) + 1
+    if state >= victim.blocks:
         raise NotApplicable(f"the model has {victim.blocks - 1} inner blocks")
+    every = victim.strengths or strengths(victim)
+    states = sorted({int(one.removeprefix("block")) + 1 for one in every})
 
     def ask(questions: Questions) -> list[Answer]:
         key = " ".join(one.id for one in questions)
         model, size = victim.model, 4 * victim.options.batch_size
 
-        def every_layer() -> list[list[Answer]]:
-            return logit_lens.answers_by_layer(model, victim.tokenizer, questions, size)
+        def read() -> list[list[Answer]]:
+            return logit_lens.answers_by_layer(
+                model, victim.tokenizer, questions, size, states=states
+            )
 
-        # State 0 is the embedding's output, state i + 1 that of block i.
-        return victim.once(key, every_layer)[block + 1]
+        return victim.once(key, read)[states.index(state)]
 
     yield Opened(ask)
