@@ -130,7 +130,7 @@ def row(
     sides = [np.einsum("rs,sc,rc->r", seeds_drawn, one, drawn) for one in held]
     lost = sides[0] - sides[1]
     share = (end.mean() - start.mean()) / (known.mean() - start.mean())
-    # On a resample where nothing is lost there is no share.
+    # Where nothing is lost there is no share: one such resample leaves its interval empty.
     back = (sides[2] - sides[1]) / np.where(lost > 0, lost, np.nan)
     gains = (end - start).mean(1)
     return {
